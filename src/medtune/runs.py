@@ -224,16 +224,10 @@ def _execute(step: Step, label: str, notebooks: Path, out: Path) -> None:
 
     source, part, problem = notebooks / f"{step.notebook}.ipynb", out / f"{step.notebook}.failed.ipynb", None
     bar = {"desc": label, "bar_format": "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} cells, {elapsed}"}
+    how = {"kernel_name": "python3", "language": "python", "cwd": str(notebooks), "progress_bar": bar}
+    how["extra_arguments"] = ["--log-level=ERROR"]  # or each kernel warns that it listens on a local port
     try:  # papermill writes after every cell: the file is called failed until the notebook has finished
-        executed = execute_notebook(
-            str(source),
-            str(part),
-            step.changed,
-            kernel_name="python3",
-            language="python",
-            cwd=str(notebooks),
-            progress_bar=bar,
-        )
+        executed = execute_notebook(str(source), str(part), step.changed, **how)
         json.loads((out / step.notebook / "summary.json").read_text("utf-8"))
     except PapermillExecutionError as error:
         problem = f"failed in cell [{error.exec_count}]: " + " ".join(f"{error.ename}: {error.evalue}".split())[:500]

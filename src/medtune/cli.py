@@ -1,0 +1,264 @@
+"""The ``medtune`` command: each subcommand calls one function of the package and prints what it returns.
+
+What a user can put right (ValueError, OSError, ImportError) is one line on stderr and exit code 1; with ``--debug``
+before the subcommand it is a traceback.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import __version__
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+
+Run = Annotated[str, typer.Argument(help="Folder in papermill_runs/, such as tiny-cpu.")]
+Root = Annotated[Path | None, typer.Option(help="The clone with notebooks/ and papermill_runs/; found from here.")]
+Source = Annotated[str, typer.Argument(help="'sample', a parquet file, a table, a folder, DICOM, or a hub id.")]
+Limit = Annotated[int | None, typer.Option(help="Take the first rows only.")]
+Config = Annotated[str | None, typer.Option(help="Configuration of a hub data set, such as 25M_demo.")]
+Split = Annotated[str | None, typer.Option(help="Take this split only.")]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; always leaves by SystemExit.
+
+    Examples
+    --------
+    >>> try:
+    ...     main(["run", "no/such/run"])
+    ... except SystemExit as end:
+    ...     end.code
+    1
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        app(arguments)
+    except (ValueError, OSError, ImportError) as error:
+        if arguments[:1] == ["--debug"]:
+            raise
+        text = f"{error.strerror}: {error.filename}" if getattr(error, "filename", None) else str(error)
+        print("medtune: " + " ".join((text or type(error).__name__).split()), file=sys.stderr)
+        sys.exit(1)
+
+
+@app.callback()
+def _options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
+    """Fine-tune multimodal language models on medical images, and check what they learned."""
+
+
+@app.command()
+def version() -> None:
+    """Print the versions that matter in a bug report."""
+    import platform
+    from importlib import metadata
+
+    names = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "deepspeed", "papermill")
+    numbers = {"medtune": __version__, "python": platform.python_version()} | {n: metadata.version(n) for n in names}
+    _table([{"package": name, "version": number} for name, number in numbers.items()])
+
+
+@app.command()
+def run(
+    name: Run,
+    changes: Annotated[list[str] | None, typer.Option("--set", help="[NOTEBOOK.]KEY=VALUE; may be repeated.")] = None,
+    new_name: Annotated[str | None, typer.Option("--name", help="Name of the new run that --set makes.")] = None,
+    root: Root = None,
+) -> None:
+    """Execute the notebooks of a run; a second start continues, and a change starts again where it matters."""
+    from . import runs
+
+    if wrong := [change for change in changes or [] if not change.partition("=")[1]]:
+        raise ValueError(f"--set takes KEY=VALUE, not {wrong[0]!r}")
+    overrides = dict(change.split("=", 1) for change in changes or [])
+    try:
+        summary = runs.run(name, overrides=overrides, new_name=new_name, root=root)
+    except KeyboardInterrupt:
+        print(f"\nmedtune: stopped; 'medtune run {new_name or name}' continues", file=sys.stderr)
+        raise typer.Exit(130) from None
+    minutes = summary["timing"]
+    _table([{"notebook": n, "minutes": minutes[n], "results": _results(s)} for n, s in summary["notebooks"].items()])
+    print(f"{sum(minutes.values()):.1f} minutes. Executed notebooks and results: papermill_runs/{summary['run']}/out/")
+
+
+@app.command("list")
+def list_runs(root: Root = None) -> None:
+    """List the runs: what is finished, the minutes, and what went wrong."""
+    from . import runs
+
+    _table(runs.list_runs(root))
+
+
+@app.command()
+def params(name: Run, root: Root = None) -> None:
+    """Show every parameter of a run, its value, type and meaning; change one with 'medtune run --set'."""
+    from . import runs
+
+    root = runs.find_root(root)
+    for notebook, values in runs.read_params(name, root=root).items():
+        declared = runs.declared_parameters(root / "notebooks" / f"{notebook}.ipynb")
+        print(f"\n{notebook}")
+        rows = [(k, repr(v), declared[k]) for k, v in values.items()]
+        _table([{"key": k, "value": v, "type": d.annotation, "meaning": d.help} for k, v, d in rows])
+
+
+@app.command()
+def reference(name: Run, root: Root = None) -> None:
+    """Keep a small executed copy of a finished run in papermill_runs/reference/."""
+    from . import runs
+
+    print(runs.write_reference(name, root=root))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def sample(context: typer.Context, root: Root = None) -> None:
+    """Build the sample set in data/sample/; options go to data/build_sample.py."""
+    import subprocess
+
+    from . import runs
+
+    script = runs.find_root(root) / "data" / "build_sample.py"
+    raise typer.Exit(subprocess.run([sys.executable, script, *context.args]).returncode)
+
+
+@app.command()
+def convert(
+    source: Source,
+    out: Annotated[Path, typer.Argument(help="Folder to write: pictures, one JSONL a split, dataset_info.json.")],
+    dialect: Annotated[str, typer.Option(help="prompt-completion (TRL), messages or sharegpt.")] = "prompt-completion",
+    question: Annotated[list[str] | None, typer.Option(help="The question; several are drawn from by id.")] = None,
+    language: Annotated[str, typer.Option(help="Of the captions: en or zh.")] = "en",
+    seed: int = 0,
+    workers: Annotated[int | None, typer.Option(help="Processes; the result does not depend on them.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first bad pair.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a conversion with other settings.")] = False,
+    config: Config = None,
+    split: Split = None,
+    limit: Limit = None,
+) -> None:
+    """Write pairs as pictures and training records."""
+    from . import convert, data
+
+    pairs = data.load_pairs(source, config=config, split=split, limit=limit) if config or split or limit else source
+    options = {"dialect": dialect, "questions": question, "language": language, "seed": seed, "workers": workers}
+    _json(convert.convert_pairs(pairs, out, **options, strict=strict, overwrite=overwrite))
+
+
+@app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="A converted folder.")],
+    model: Annotated[str | None, typer.Option(help="Count tokens with this model's processor.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Report the records that are longer than this.")] = None,
+) -> None:
+    """Check a converted folder: does it conform, and what is wrong where?"""
+    from . import convert, models
+
+    processor = models.load_processor(model) if model else None
+    _json(convert.check_folder(folder, processor=processor, max_length=max_length))
+
+
+@app.command()
+def audit(
+    source: Source,
+    column: Annotated[str | None, typer.Option(help="Column that names the patient.")] = None,
+    id_pattern: Annotated[
+        str | None, typer.Option(help="Regular expression: its group in the id is the patient.")
+    ] = None,
+    seed: int = 0,
+    config: Config = None,
+    split: Split = None,
+    limit: Limit = None,
+) -> None:
+    """Look for duplicates and for patients on both sides of the split; without a split, make one by patient."""
+    from . import audit, data
+
+    pairs = data.load_pairs(source, config=config, split=split, limit=limit)
+    groups = audit.assign_groups(pairs, column=column, id_pattern=id_pattern)
+    splits = pairs["split"] if "split" in pairs.column_names else audit.split_by_group(groups, seed=seed)
+    _json(audit.audit_split(pairs, groups, splits))
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="JSONL with answer, reference and, for intervals, group.")],
+    scores: Annotated[list[str] | None, typer.Option("--score", help="llamafactory, standard, finding; all.")] = None,
+) -> None:
+    """Score answers against references."""
+    from . import metrics
+
+    rows = _predictions(predictions)
+    answers, references = [row["answer"] for row in rows], [row["reference"] for row in rows]
+    groups = [row["group"] for row in rows] if all(row.get("group") for row in rows) else None
+    _json({name: score(answers, references, groups=groups) for name, score in _scores(metrics, scores).items()})
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="JSONL of answers, such as the tuned model's.")],
+    b: Annotated[Path, typer.Argument(help="Answers of another model to the same ids.")],
+    scores: Annotated[list[str] | None, typer.Option("--score", help="llamafactory, standard, finding; all.")] = None,
+    seed: int = 0,
+) -> None:
+    """Compare two models' answers to the same samples: the difference a minus b of each score, and its interval."""
+    from . import metrics
+
+    one, two = ({row["id"]: row for row in _predictions(path)} for path in (a, b))
+    if one.keys() != two.keys():
+        raise ValueError(f"{a} and {b} answer different ids ({len(one.keys() ^ two.keys())} are in one only)")
+    groups = [row.get("group") or row["id"] for row in one.values()]
+    references = [row["reference"] for row in one.values()]
+    rows = []
+    for name, score in _scores(metrics, scores).items():
+        per_a, per_b = (score([side[key]["answer"] for key in one], references, per_sample=True) for side in (one, two))
+        for column in per_a:
+            if isinstance(per_a[column][0], float):  # rows of counts have no difference of their own
+                result = metrics.paired_bootstrap(per_a[column], per_b[column], groups, seed=seed)
+                shown = {key: result[key] for key in ("difference", "low", "high", "label")}
+                rows.append({"score": f"{name} {column}", **shown})
+    _table(rows)
+
+
+def _predictions(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            row["id"], row["answer"], row["reference"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: needs JSON with id, answer and reference ({error!r})") from None
+        rows.append(row)
+    return rows
+
+
+def _scores(metrics: Any, names: list[str] | None) -> dict[str, Any]:
+    known = {n: getattr(metrics, f"{n}_scores") for n in ("llamafactory", "standard", "finding")}
+    if unknown := set(names or []) - known.keys():
+        raise ValueError(f"there is no score {sorted(unknown)[0]!r}; there are {', '.join(known)}")
+    return {name: known[name] for name in names or known}
+
+
+def _results(summary: dict[str, Any]) -> str:
+    """The numbers of a summary in one cell: those in its mapping ``results``, or else its first six."""
+    numbers = [(k, v) for k, v in summary.get("results", summary).items() if type(v) in (int, float) and k != "seed"]
+    return ", ".join(f"{key} {value:.4g}" for key, value in (numbers if "results" in summary else numbers[:6]))
+
+
+def _json(result: Any) -> None:
+    print(json.dumps(result, indent=1, ensure_ascii=False, default=str))
+
+
+def _table(rows: list[dict[str, Any]]) -> None:
+    """Print rows under their keys, aligned."""
+    lines = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)] if rows else [["(none)"]]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
