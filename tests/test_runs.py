@@ -186,6 +186,8 @@ def test_an_override_goes_to_every_notebook_that_declares_it(root):
     assert (params["01_look"]["learning_rate"], params["02_train"]["learning_rate"]) == (1e-3, 5e-5)
     assert params["01_look"]["data"] == "123"  # a text stays a text
     assert runs.read_params("small", root=root)["01_look"]["steps"] == 5
+    written = yaml.safe_load((root / "papermill_runs" / "new" / "params.yaml").read_text())
+    assert written["shared"] == {"steps": 7, "data": "123"} and written["02_train"] == {"learning_rate": 5e-5}
 
 
 def test_override_values_follow_the_declared_type(root):
@@ -200,7 +202,8 @@ def test_override_values_follow_the_declared_type(root):
         ({"rank": "4"}, "--set rank: small has no parameter 'rank'"),
         ({"step": "4"}, "did you mean 'steps'?"),
         ({"02_train.rank": "4"}, "02_train has no parameter 'rank'"),
-        ({"09.steps": "4"}, "09 has no parameter 'steps'"),
+        ({"09.steps": "4"}, "'09' begins 0 of the notebooks 01_look, 02_train"),
+        ({"0.steps": "4"}, "'0' begins 2 of the notebooks 01_look, 02_train"),
         ({"steps": "many"}, "--set steps must be int, not 'many' (str)"),
         ({"learning_rate": "0.1"}, "say which one, 01_look.learning_rate or 02_train.learning_rate"),
         ({"run_dir": "x"}, "run_dir follows from the run's name"),

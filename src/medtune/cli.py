@@ -42,7 +42,8 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError, ImportError) as error:
         if arguments[:1] == ["--debug"]:
             raise
-        text = f"{error.strerror}: {error.filename}" if getattr(error, "filename", None) else str(error)
+        named = isinstance(error, OSError) and error.filename
+        text = f"{error.strerror}: {error.filename}" if named else str(error)
         print("medtune: " + " ".join((text or type(error).__name__).split()), file=sys.stderr)
         sys.exit(1)
 

@@ -18,16 +18,15 @@ import re
 import shutil
 import time
 import tokenize
-import typing
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-TYPES = {t.__name__: t for t in (int, float, str, bool, list, dict)} | {"Literal": typing.Literal}
+TYPES = {t.__name__: t for t in (int, float, str, bool, list, dict)} | {"Literal": Literal}
 
 
 class Parameter(NamedTuple):
-    """One line of a notebook's parameters cell: the annotation, the type it names, the default, the comment."""
+    """One line of a notebook's parameters cell."""
 
     annotation: str
     type: Any
@@ -57,10 +56,7 @@ def find_root(root: str | Path | None = None) -> Path:
 def declared_parameters(notebook: str | Path) -> dict[str, Parameter]:
     """What a notebook declares in its one cell tagged ``parameters``, read without running it.
 
-    Raises
-    ------
-    ValueError
-        If there is not exactly one such cell, or a line in it is not ``name: type = literal``.
+    Raises ValueError if there is not exactly one such cell, or a line in it is not ``name: type = literal``.
 
     Examples
     --------
@@ -100,8 +96,7 @@ def read_params(name: str, *, root: str | Path | None = None) -> dict[str, dict[
 
     Raises FileNotFoundError or ValueError if a file is missing, a key is not declared, or a value has the wrong type.
     """
-    root = find_root(root)
-    return _resolve(*_load(name, root), name)
+    return _resolve(*_load(name, find_root(root)), name)
 
 
 def run(
@@ -121,15 +116,8 @@ def run(
     new_name
         Copy the parameters, with the overrides, to a run of this name and execute that one.
 
-    Returns
-    -------
-    dict
-        What ``out/summary.json`` holds: ``run``, ``notebooks`` (the summary of each) and ``timing`` (minutes).
-
-    Raises
-    ------
-    ValueError, OSError
-        If a parameter is wrong, a notebook fails, the run is in progress already, or the disk is full.
+    Returns what ``out/summary.json`` holds: ``run``, ``notebooks`` (the summary of each) and ``timing`` (minutes).
+    Raises ValueError or OSError if a parameter is wrong, a notebook fails, the run is in progress, or the disk is full.
     """
     import filelock
 
@@ -138,21 +126,21 @@ def run(
         raise ValueError("changed parameters need a run of their own: give it a name with --name")
     if new_name:
         _copy(name, new_name, overrides or {}, root)
-    name = new_name or name
-    plan, out = _plan(name, root), root / "papermill_runs" / name / "out"
+        name = new_name
+    read_params(name, root=root)  # complains before anything is written
+    out = root / "papermill_runs" / name / "out"
     out.mkdir(exist_ok=True)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # the notebooks' processes inherit both
     os.environ.setdefault("PYTHONHASHSEED", "0")
     try:
         with filelock.FileLock(out / ".lock", timeout=0):
-            _execute_all(plan, root / "notebooks", out)
+            timing = _execute_all(_plan(name, root), root / "notebooks", out)
+            summaries = {n: json.loads((out / n / "summary.json").read_text("utf-8")) for n in timing}
+            summary = {"run": name, "notebooks": summaries, "timing": timing}
+            _write(out / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False))
+            return summary
     except filelock.Timeout:
         raise ValueError(f"run {name!r} is already in progress in papermill_runs/{name}/out") from None
-    plan = _plan(name, root)
-    summaries = {step.notebook: json.loads((out / step.notebook / "summary.json").read_text("utf-8")) for step in plan}
-    summary = {"run": name, "notebooks": summaries, "timing": {s.notebook: s.record["minutes"] for s in plan}}
-    _write(out / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False))
-    return summary
 
 
 def list_runs(root: str | Path | None = None) -> list[dict[str, str]]:
@@ -172,9 +160,9 @@ def list_runs(root: str | Path | None = None) -> list[dict[str, str]]:
 
 
 def write_reference(name: str, *, root: str | Path | None = None, max_mb: float = 3.0) -> Path:
-    """Copy a finished run's notebooks and summary to ``papermill_runs/reference/``, without this machine's paths.
+    """Copy a finished run's notebooks and summary, `max_mb` (10^6 bytes) at most, to ``papermill_runs/reference/``.
 
-    Raises ValueError if the run is not finished, or its files are larger than `max_mb` (10^6 bytes) together.
+    Paths of this machine are taken out. Raises ValueError if the run is not finished or takes more.
     """
     root = find_root(root)
     plan, out, texts = _plan(name, root), root / "papermill_runs" / name / "out", {}
@@ -192,23 +180,21 @@ def write_reference(name: str, *, root: str | Path | None = None, max_mb: float 
     return target
 
 
-def _execute_all(plan: list[Step], notebooks: Path, out: Path) -> None:
-    first = sum(step.finished for step in plan)
-    state = {step.notebook: step.record for step in plan[:first]}
-    for step in plan[first:]:  # nothing of an older version may stand beside the new results
+def _execute_all(plan: list[Step], notebooks: Path, out: Path) -> dict[str, float]:
+    state = {step.notebook: step.record for step in plan if step.finished}
+    for step in plan[len(state) :]:  # nothing of an older version may stand beside the new results
         for file in (out / f"{step.notebook}.ipynb", out / f"{step.notebook}.failed.ipynb", out / "summary.json"):
             file.unlink(missing_ok=True)
-        if step.record.get("fingerprint") != step.fingerprint:
+        if step.record.get("fingerprint") != step.fingerprint or "minutes" in step.record:
             shutil.rmtree(out / step.notebook, ignore_errors=True)
-    for i, step in enumerate(plan):
-        label = f"{step.notebook} ({i + 1}/{len(plan)})"
+    for i, step in enumerate(plan, 1):
+        label, start = f"{step.notebook} ({i}/{len(plan)})", time.monotonic()
         if step.finished:
             print(f"{label}: finished before and unchanged")
             continue
         record = {"fingerprint": step.fingerprint, "error": f"{step.notebook} is running, or was stopped"}
         state[step.notebook] = record
         _write(out / "state.json", json.dumps(state, indent=1))
-        start = time.monotonic()
         try:
             _execute(step, label, notebooks, out)
             record |= {"minutes": round((time.monotonic() - start) / 60, 2), "error": ""}
@@ -217,6 +203,7 @@ def _execute_all(plan: list[Step], notebooks: Path, out: Path) -> None:
             raise
         finally:
             _write(out / "state.json", json.dumps(state, indent=1))
+    return {notebook: record["minutes"] for notebook, record in state.items()}
 
 
 def _execute(step: Step, label: str, notebooks: Path, out: Path) -> None:
@@ -327,14 +314,18 @@ def _copy(name: str, new_name: str, overrides: dict[str, Any], root: Path) -> No
     resolved = _resolve(raw, declared, name)
     for given, value in overrides.items():
         section, _, key = given.rpartition(".")
-        among = [n for n in declared if n.startswith(section)]
-        among = [section] if section in among else among
+        among = [n for n in declared if n == section] or [n for n in declared if n.startswith(section)]
+        if section and len(among) != 1:
+            raise ValueError(f"--set {given}: {section!r} begins {len(among)} of the notebooks {', '.join(declared)}")
         _known(key, {k: p for n in among for k, p in declared[n].items()}, f"--set {given}: {section or name}")
         owners = [n for n in among if key in declared[n]]
         if len({json.dumps(resolved[n][key]) for n in owners}) > 1:
             raise ValueError(f"--set {given}: say which one, {' or '.join(f'{n}.{key}' for n in owners)}")
         for owner in owners:
-            raw[owner] = (raw.get(owner) or {}) | {key: _read(value, declared[owner][key], f"--set {given}", root)}
+            raw[owner] = {k: v for k, v in (raw.get(owner) or {}).items() if k != key}
+            home = "shared" if len(owners) > 1 else owner
+            raw[home] = (raw.get(home) or {}) | {key: _read(value, declared[owner][key], f"--set {given}", root)}
+    raw = {section: values for section, values in raw.items() if values}
     _resolve(raw, declared, new_name)
     target = root / "papermill_runs" / _safe(new_name) / "params.yaml"
     if not target.exists():
