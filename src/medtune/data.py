@@ -1,0 +1,479 @@
+"""Load image-text pairs from whatever holds them, and judge a single pair.
+
+A *pair* is a row with `image`, `id` and `caption`, plus whatever else the source knows (`group`, `split`, `roi`, ...).
+A picture stays the bytes or the file that the source holds and is decoded when you read `row["image"]`; see the bytes
+themselves with `dataset.cast_column("image", datasets.Image(decode=False))`.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import itertools
+import json
+import os
+import re
+import secrets
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import datasets
+    from PIL import Image
+
+ALIASES = {  # our name -> the names that published sets give the same thing, best first
+    "image": ("image_path", "file_name", "filename", "path", "images"),
+    "id": ("image_id", "uid"),
+    "caption": ("text", "report", "findings", "description"),
+}
+PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+TABLES = {".csv", ".tsv", ".json", ".jsonl"}
+DICOM = {".dcm", ".dicom", ".ima"}
+NO_TABLES = {"dataset_info.json", "rejected.jsonl", "convert.json", "check.json", "summary.json"}
+TURNS = {"messages", "conversations", "prompt", "completion", "instruction", "output", "history", "system"}
+SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
+ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "model": "assistant"}
+
+
+def load_pairs(
+    source: str | os.PathLike,
+    *,
+    config: str | None = None,
+    split: str | None = None,
+    streaming: bool = False,
+    limit: int | None = None,
+    window: Any = None,
+    columns: dict[str, str] | None = None,
+    captions: str | os.PathLike | None = None,
+    image_root: str | os.PathLike | None = None,
+    allow_empty_captions: bool = False,
+    salt: str | None = None,
+    strict: bool = True,
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Load pairs from a parquet shard, a folder, a table, ShareGPT JSON, DICOM files or the hub.
+
+    Parameters
+    ----------
+    source : "sample" (the built sample set), a hub id such as "UCSC-VLAA/MedTrinity-25M", or a path: a parquet file, a
+        CSV, TSV, JSON or JSONL of captions or dialogues (messages, conversations, prompt/completion), a DICOM file, or
+        a folder of any of these.
+    config : configuration of a hub set, such as "25M_demo".
+    split : keep this split only: by the column `split`, by file names such as `test-00000.parquet` or `test.jsonl`,
+        or by the hub's split (there the default is "train").
+    streaming : return an IterableDataset that reads as you go; memory and disk stay flat.
+    limit : the first rows only, held in memory, without reading or downloading the rest.
+    window : CT window for DICOM, see `medtune.dicom.WINDOWS`.
+    columns : our name -> the source's name where they differ: `{"caption": "impression"}`. Common names are recognised.
+    captions : the table of captions, where the folder holds several or it lies elsewhere.
+    image_root : folder that picture names are relative to and may not leave (default: the table's folder).
+    allow_empty_captions : load pictures or DICOM files that have no table of captions, with the caption "".
+    salt : secret that makes hashed DICOM groups agree between calls; without it they are numbered by first appearance.
+    strict : raise on the first bad row of a table. If False, it becomes a row whose column `problem` says why and which
+        `reject_reason` reports, so that the rest goes on and nothing is lost silently.
+
+    Raises
+    ------
+    FileNotFoundError, PermissionError, ConnectionError, ValueError : one line: what, where, and what to do.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile, PIL.Image
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> PIL.Image.new("L", (8, 8)).save(folder / "a.png")
+    >>> _ = (folder / "captions.csv").write_text("image,caption\\na.png,A black square.\\n")
+    >>> load_pairs(folder)[0]["caption"]
+    'A black square.'
+    """
+    name, path, columns = str(source), Path(source).expanduser(), columns or {}
+    if name == "sample":
+        path = _find_sample()
+    if not path.exists():
+        if path.suffix in TABLES | DICOM | {".parquet"} or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+            raise FileNotFoundError(f"no such file or folder: {name}")
+        load = dict(path=name, name=config, split=split or "train")
+        return _from_library(name, load, streaming, limit, columns)
+    shards = sorted(path.rglob("*.parquet")) if path.is_dir() else [path] * (path.suffix == ".parquet")
+    if shards and not captions:
+        named = [f for f in shards if split and _split_of(f) == split]
+        files = _whole(named or shards, columns, None if named else split)
+        load = dict(path="parquet", data_files=files, split="train", batch_size=128)
+        if split and not named:  # done by the parquet reader, before any picture is touched
+            load["filters"] = [("split", "==", split)]
+        return _from_library(name, load, streaming, limit, columns)
+    tables = [Path(captions)] if captions else _find_tables(path)
+    root = Path(image_root or (path if path.is_dir() else path.parent)).expanduser().resolve()
+    if not tables:
+        found = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
+        found = [str(f.absolute()) for f in found if f.suffix.lower() in PICTURES or is_dicom(f)]
+        if found and not allow_empty_captions:
+            raise ValueError(f"{name} holds {len(found)} pictures and no table of captions: give captions=FILE.csv "
+                             "(columns image, caption) or allow_empty_captions=True")  # fmt: skip
+        tables = [found]
+    plan = dict(root=str(root), columns=columns, strict=strict, window=window, salt=salt, split=split)
+    return _from_rows(name, tables, plan, streaming, limit)
+
+
+def _find_sample() -> Path:
+    here, named = Path.cwd(), os.environ.get("MEDTUNE_SAMPLE")
+    above = [here, *here.parents, *Path(__file__).resolve().parents]
+    for path in [Path(named)] if named else [folder / "data/sample/sample.parquet" for folder in above]:
+        if path.is_file():
+            return path
+    raise FileNotFoundError("the sample set is not built: run `make sample` in medtune's folder, or set MEDTUNE_SAMPLE")
+
+
+# --- parquet and the hub, through the datasets library ------------------------------------------------------------
+
+
+def _from_library(name, load, streaming, limit, columns):
+    import datasets
+
+    try:
+        pairs = datasets.load_dataset(**load, streaming=streaming or limit is not None)
+        names = _renamed(pairs.column_names, columns, name, need=tuple(ALIASES))
+        pairs = pairs.select_columns(list(names)).rename_columns({a: b for a, b in names.items() if a != b})
+        types = {"image": datasets.Image(), "id": datasets.Value("string"), "caption": datasets.Value("string")}
+        for column, feature in types.items():
+            if pairs.features[column] != feature:
+                pairs = pairs.cast_column(column, feature)
+        some = pairs
+        if streaming or limit is not None:
+            pairs = pairs if limit is None else pairs.take(limit)
+            # undecoded; one row at least, so that a refusal shows here and not in the middle of a run
+            some = list(pairs.cast_column("image", datasets.Image(decode=False)).take(1 if streaming else limit))
+        if some and not streaming and limit is not None:
+            pairs = datasets.Dataset.from_list(some, features=pairs.features)
+    except Exception as error:  # the hub client, pyarrow and datasets raise dozens of kinds
+        raise _explained(name, load["path"] != "parquet", error) from None
+    if not len(some):
+        raise ValueError(f"{name} holds no pairs of this split")
+    return pairs
+
+
+def _renamed(available, columns: dict[str, str], where, need=()) -> dict[str, str]:
+    """Map the source's names to ours; `columns` and then `ALIASES` say which is which."""
+    names = {name: name for name in available if name not in columns} | {v: k for k, v in columns.items()}
+    for ours, others in ALIASES.items():
+        if ours not in names.values() and (alias := next((o for o in others if names.get(o) == o), None)):
+            names[alias] = ours
+    if missing := [n for n in columns.values() if n not in available] + [n for n in need if n not in names.values()]:
+        raise ValueError(f"{where} has no column {' or '.join(missing)}, only {', '.join(available)}: "
+                         "say which is which, columns={'caption': 'NAME'}")  # fmt: skip
+    return names
+
+
+def _whole(shards: list[Path], columns, split) -> list[str]:
+    """Read the footers, the part that a shard from a broken download lacks."""
+    import pyarrow.parquet as pq
+
+    rows = 0
+    for shard in shards:
+        try:
+            footer = pq.read_metadata(shard)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{shard} is cut off or no parquet file, fetch it again ({_line(error)})") from None
+        present = footer.schema.to_arrow_schema().names
+        _renamed(present, columns, shard, need=tuple(ALIASES))
+        if split and "split" not in present:
+            raise ValueError(f"{shard} has no column split: leave split out, or make one with medtune.audit")
+        rows += footer.num_rows
+    if not rows:
+        raise ValueError(f"{shards[0]} holds no pairs")
+    return [str(shard) for shard in shards]
+
+
+def _explained(name: str, hub: bool, error: BaseException) -> Exception:
+    """Put the many ways in which a set cannot be loaded into one line and one of four built-in errors."""
+    chain = [error]
+    while len(chain) < 9 and (cause := chain[-1].__cause__ or chain[-1].__context__):
+        chain.append(cause)
+    kinds, text = {type(e).__name__ for e in chain}, " ".join(map(_line, chain))
+    missing = "DatasetNotFoundError" in kinds and "gated" not in text
+    if hub and not missing and re.search(r"GatedRepoError|gated dataset|\b40[13]\b", text + str(kinds)):
+        page = f"https://huggingface.co/datasets/{name}"
+        return PermissionError(f"the hub refuses {name}: request access at {page}, then run `hf auth login`")
+    if hub and missing:
+        return FileNotFoundError(f"no path {name} here and no such hub data set (a private one needs `hf auth login`)")
+    if hub and re.search(r"ConnectionError|OfflineMode|ConnectError|Timeout", str(kinds)):
+        return ConnectionError(f"no path {name} here, and no hub in reach (offline?); HF_ENDPOINT can name a mirror")
+    if "corresponds to no data" in text:
+        return ValueError(f"{name} holds no pairs of this split")
+    line = _line(error.__cause__ or error).split(" Example of usage")[0]
+    return ValueError(line if name in line else f"cannot load {name}: {line}")
+
+
+# --- tables, dialogues, pictures and DICOM files ------------------------------------------------------------------
+
+
+def _from_rows(name, tables, plan, streaming, limit):
+    import datasets
+    import pyarrow as pa
+
+    rows = list(itertools.islice(_rows(tables, plan), limit if limit is not None or not streaming else 256))
+    if not rows:
+        raise ValueError(f"{name} holds no pairs" + (f" of split {plan['split']}" if plan["split"] else ""))
+    table = {key: [row.get(key) for row in rows] for key in dict.fromkeys(key for row in rows for key in row)}
+    for key, values in table.items():
+        try:
+            pa.array(values)
+        except (ValueError, TypeError, OverflowError):  # values of several kinds: keep them as JSON text
+            table[key] = [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]
+    text = datasets.Value("string")
+    features = datasets.Dataset.from_dict({k: v for k, v in table.items() if k != "image"}).features
+    features = {k: text if f == datasets.Value("null") else f for k, f in features.items()}
+    features = datasets.Features({"image": datasets.Image()} | features | ({} if plan["strict"] else {"problem": text}))
+    if not streaming:
+        table = {key: table.get(key, [None] * len(rows)) for key in features}
+        return datasets.Dataset.from_dict(table, features=features)
+    arguments = dict(tables=tables, plan=plan, keys=tuple(features))
+    pairs = datasets.IterableDataset.from_generator(_rows, features=features, gen_kwargs=arguments)
+    return pairs if limit is None else pairs.take(limit)
+
+
+def _rows(tables: list, plan: dict, keys: tuple = ()) -> Iterator[dict]:
+    """Yield the pairs of all tables in order; `tables` is a list so that `datasets` can spread it over workers."""
+    taken: dict[str, int] = {}
+    groups: dict[str, str] = {}
+    salt = plan["salt"] or secrets.token_hex(16)
+    for table in tables:
+        table_split = None if isinstance(table, list) else _split_of(table)
+        for where, record in _records(table):
+            try:
+                made = list(_pairs(record, plan, salt))
+            except (ValueError, OSError, TypeError, AttributeError) as error:
+                reason = f"{where}: {_line(error)}"
+                if plan["strict"]:
+                    raise (FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError)(reason) from None
+                made = [{"id": where, "image": None, "caption": None, "problem": reason}]
+            for row in made:
+                if (group := row.pop("dicom_group", None)) and not row.get("group"):
+                    number = groups.setdefault(group, f"dicom-{len(groups) + 1:04d}")
+                    row["group"] = group if plan["salt"] else number  # hashes of a salt that nobody knows say nothing
+                if not row.pop("named", False) or len(made) > 1:  # ids that we make up or repeat get a number
+                    taken[row["id"]] = taken.get(row["id"], 0) + 1
+                    row["id"] += f"-{taken[row['id']]}" if taken[row["id"]] > 1 else ""
+                if len(tables) > 1:
+                    row.setdefault("split", table_split)
+                if not plan["split"] or row.get("split", table_split) == plan["split"]:
+                    yield {key: row.get(key) for key in keys or row}
+
+
+def _records(table: Path | list[str]) -> Iterator[tuple[str, Any]]:
+    """Yield (where, record or error) of a table; bytes that are no UTF-8 come out as lone surrogates."""
+    if isinstance(table, list):
+        yield from ((Path(file).name, {"image": file, "caption": ""}) for file in table)
+        return
+    with open(table, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+        if table.suffix in (".csv", ".tsv"):
+            csv.field_size_limit(1 << 30)  # a caption of 50,000 words is for reject_reason to judge
+            head = text.readline()
+            text.seek(0)
+            reader = csv.DictReader(text, delimiter=max(",\t;", key=head.count))
+            yield from ((f"{table.name}:{reader.line_num}", record) for record in reader)
+        elif table.suffix == ".jsonl":
+            for number, line in enumerate(text, 1):
+                if line.strip():
+                    yield f"{table.name}:{number}", line
+        else:
+            try:
+                records = json.load(text)
+            except ValueError as error:
+                raise ValueError(f"{table} is not JSON ({error}): cut off, or JSON Lines named .json?") from None
+            if isinstance(records, dict):  # {"a.png": "its caption", ...}
+                records = [{"image": image, "caption": caption} for image, caption in records.items()]
+            yield from ((f"{table.name}:{number}", record) for number, record in enumerate(records, 1))
+
+
+def _pairs(record: Any, plan: dict, salt: str) -> Iterator[dict]:
+    """Turn one record, plain or a dialogue, into a pair a picture and answer."""
+    try:
+        record = json.loads(record) if isinstance(record, str) else record
+    except ValueError as error:
+        raise ValueError(f"not JSON ({error})") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"a record is a JSON object, not {type(record).__name__}")
+    turns = next((record[key] for key in ("messages", "conversations") if record.get(key)), None)
+    if "completion" in record:
+        asked, said = record.get("prompt"), record["completion"]  # lists of messages, or plain text
+        said = said if isinstance(said, list) else [{"role": "assistant", "content": said}]
+        turns = [*(asked if isinstance(asked, list) else [{"role": "user", "content": asked}]), *said]
+    names = _renamed(record, {k: v for k, v in plan["columns"].items() if v in record}, "the record",
+                     need=("image", "caption") if turns is None else ())  # fmt: skip
+    extra = {names[k]: _clean(v) for k, v in record.items() if k in names and k not in TURNS}
+    images, caption, name, _ = (extra.pop(key, None) for key in ("image", "caption", "id", "images"))
+    answers = [(caption, {})] if turns is None else list(_answers(turns))
+    if turns is not None and not images:
+        return  # a dialogue without a picture is no pair
+    for image in images if isinstance(images, list) else [images]:
+        for cell, own, more in _pictures(_located(image, Path(plan["root"])), plan["window"], salt):
+            for text, question in answers:
+                made = {"image": cell, "id": own if name is None else str(name), "caption": text}
+                yield made | more | extra | question | {"named": name is not None}
+
+
+def _answers(turns) -> Iterator[tuple[str, dict]]:
+    question = []
+    for turn in turns:
+        role, said = (turn.get("role") or turn.get("from"), turn.get("content") or turn.get("value") or "")
+        if not isinstance(said, str):
+            said = " ".join(part.get("text") or "" for part in said)
+        said = _clean(said.replace("<image>", "").strip())
+        if ROLES.get(role) == "assistant":
+            yield said, {"question": "\n".join(question)}
+            question = []
+        elif ROLES.get(role) == "user":
+            question.append(said)
+
+
+def _pictures(file: Path, window, salt: str) -> Iterator[tuple[dict, str, dict]]:
+    """Yield (cell, made-up id, what else is known) of a picture, or of each frame of a DICOM file or folder of them."""
+    if file.is_file() and not is_dicom(file):
+        yield {"bytes": None, "path": str(file)}, file.stem, {}
+        return
+    from . import dicom
+
+    for part in [file] if file.is_file() else sorted(f for f in file.iterdir() if is_dicom(f)):
+        known = dicom.describe(part, salt=salt)
+        more = {"dicom_group": known.get("group"), "modality": known.get("modality")}
+        own = "dicom-" + hashlib.sha256(part.read_bytes()).hexdigest()[:16]  # a file name may name the patient
+        for frame in dicom.read_frames(part, window=window):
+            frame.save(buffer := io.BytesIO(), "PNG")
+            yield {"bytes": buffer.getvalue(), "path": None}, own, more
+
+
+def _located(name: Any, root: Path) -> Path:
+    """Find a picture that a table names, inside the folder and nowhere else."""
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise ValueError(f"{name!r} is no picture name")
+    for path in (root / name, root / "images" / name):
+        if not path.resolve().is_relative_to(root):
+            raise ValueError(f"picture {name} lies outside the folder (a link or '..'): give image_root=FOLDER")
+        if path.exists():
+            return path.resolve()
+    raise FileNotFoundError(f"picture {name} is missing")
+
+
+def _find_tables(folder: Path) -> list[Path]:
+    if folder.is_file():
+        return [folder] * (folder.suffix in TABLES)
+    files = [f for f in sorted(folder.iterdir()) if f.suffix in TABLES and f.name not in NO_TABLES and f.name[0] != "."]
+    files = [f for f in files if f.stem in SPLITS] or [f for f in files if f.stem in ("captions", "metadata")] or files
+    if len(files) > 1 and files[0].stem not in SPLITS:
+        raise ValueError(f"{folder} holds several tables ({', '.join(f.name for f in files)}): give captions=FILE")
+    return files
+
+
+def is_dicom(file: Path) -> bool:
+    """Say whether a file is DICOM, by its suffix or by the mark that the standard puts at byte 128."""
+    if file.suffix.lower() in DICOM or file.suffix:
+        return file.suffix.lower() in DICOM
+    with open(file, "rb") as stream:
+        return stream.read(132)[128:] == b"DICM"
+
+
+def _split_of(file: Path) -> str | None:
+    return SPLITS.get(re.split(r"[-_.]", file.name)[0])
+
+
+def _clean(value: Any) -> Any:
+    """Replace lone surrogates, which Arrow cannot hold, by the sign that `reject_reason` looks for."""
+    return re.sub(r"[\ud800-\udfff]", "\ufffd", value) if isinstance(value, str) else value
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+# --- one pair -----------------------------------------------------------------------------------------------------
+
+
+def picture_bytes(cell: Any) -> bytes:
+    """Give the bytes of a picture cell, as the source holds them: `{"bytes", "path"}`, bytes or a path."""
+    if isinstance(cell, dict):
+        cell = cell.get("bytes") if cell.get("bytes") is not None else cell.get("path")
+    if cell is None:
+        raise ValueError("there is no picture")
+    return cell if isinstance(cell, bytes) else Path(cell).read_bytes()
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Make any picture an upright RGB one.
+
+    The first frame of an animation; EXIF rotation applied; 16-bit and float values stretched from the picture's darkest
+    to its brightest to 0..255 (absolute values are lost: window DICOM files instead); transparency over black, the
+    background of a radiograph; palette, grey, CMYK and the rest converted.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> to_rgb(Image.new("RGBA", (2, 2), (255, 255, 255, 0))).getpixel((0, 0))
+    (0, 0, 0)
+    """
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    if getattr(image, "n_frames", 1) > 1:
+        image.seek(0)
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        low, high = values.min(), values.max()
+        image = Image.fromarray(((values - low) * (255 / max(high - low, 1e-12)) + 0.5).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    return image.convert("RGB")
+
+
+def reject_reason(row: dict, *, max_pixels: int = 50_000_000, max_words: int = 2_000) -> str | None:
+    """Say why a pair must not be trained on, in one line that starts with the column, or None when it is fine.
+
+    `row["image"]` is a cell as `datasets.Image(decode=False)` gives it, bytes, a path, or a PIL image. The picture is
+    decoded to the end, a JPEG at 1/8 of its size, which finds a cut one at a fraction of the cost.
+
+    Examples
+    --------
+    >>> reject_reason({"id": "a", "caption": " ", "image": b""})
+    'caption: is empty'
+    >>> reject_reason({"id": "../a", "caption": "A liver.", "image": b""})
+    "id: '../a' would leave a folder; use letters, digits, '.', '_' and '-'"
+    """
+    from PIL import Image
+
+    if row.get("problem"):
+        return row["problem"]
+    name, caption = row.get("id"), row.get("caption")
+    if not isinstance(name, str) or not name.strip():
+        return "id: is empty"
+    if len(name) > 200:
+        return f"id: has {len(name)} characters, more than 200"
+    if re.search(r"[\x00-\x1f\x7f\ud800-\udfff\ufffd]", name):
+        return f"id: {name!r} holds a control character or one that is not valid Unicode"
+    if re.search(r"[/\\]|^\.", name):
+        return f"id: {name!r} would leave a folder; use letters, digits, '.', '_' and '-'"
+    if not isinstance(caption, str) or not caption.strip():
+        return "caption: is empty"
+    if re.search("[\x00\ud800-\udfff\ufffd]", caption):
+        return "caption: holds characters that are not valid Unicode (surrogates, U+FFFD or NUL)"
+    words = len(re.findall(r"[\u3400-\u9fff]|[^\s\u3400-\u9fff]+", caption))
+    if words > max_words:
+        return f"caption: has {words} words, more than {max_words}"
+    try:
+        image = row.get("image")
+        if not hasattr(image, "mode"):
+            data = picture_bytes(image)
+            if not data:
+                return "image: has zero bytes"
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit comes next
+                image = Image.open(io.BytesIO(data))
+        if image.width * image.height > max_pixels:
+            return f"image: {image.width} x {image.height} pixels, more than {max_pixels} (a decompression bomb?)"
+        image.draft("L", (max(1, image.width // 8), max(1, image.height // 8)))
+        image.load()
+    except Exception as error:  # decoders raise many kinds
+        return f"image: cannot be decoded ({_line(error)})"
+    return None
