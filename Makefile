@@ -74,7 +74,7 @@ $(VENV)/.all: pyproject.toml constraints.txt | $(BIN)/pip
 test-latest: sample | .venv-latest/bin/pip ## run the tests without the pins and name what broke
 	.venv-latest/bin/python -m pip install -q --upgrade --upgrade-strategy eager '$(TORCH)' -e '.[$(EXTRAS)]'
 	.venv-latest/bin/python -m pip install -q --no-deps $(CT)
-	@.venv-latest/bin/python -m pip freeze --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//' > .venv-latest/versions.txt
+	@.venv-latest/bin/python -m pip freeze --all --exclude pip --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//' > .venv-latest/versions.txt
 	@echo "Pinned (<) and newest (>) where they differ:"; diff <(grep -v '^#' constraints.txt) .venv-latest/versions.txt | grep '^[<>]' || echo "nothing"
 	@OMP_NUM_THREADS=1 .venv-latest/bin/python -m pytest -q -n $(JOBS) --dist loadfile -rfE --tb=line $(PYTEST_ARGS) \
 	  && echo "Nothing broke." || { echo "These broke with the newest versions: the FAILED and ERROR lines above."; exit 1; }
@@ -85,7 +85,7 @@ constraints: ## resolve constraints.txt anew, over all extras at once
 	.venv-constraints/bin/python -m pip install -q $(TORCH) -e '.[$(EXTRAS)]'
 	@{ echo "# Written by 'make constraints': everything that pyproject.toml asks for, resolved over all extras at once, but"; \
 	  echo "# without [gpu], which needs a CUDA build of torch. On Linux with CUDA torch brings its own nvidia-* pins."; \
-	  .venv-constraints/bin/python -m pip freeze --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//'; } > .venv-constraints/constraints.txt
+	  .venv-constraints/bin/python -m pip freeze --all --exclude pip --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//'; } > .venv-constraints/constraints.txt
 	mv .venv-constraints/constraints.txt constraints.txt
 	rm -rf .venv-constraints
 

@@ -1,0 +1,238 @@
+"""The house: what is installed agrees with what is written, importing is cheap, modules are small and point one way."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import medtune
+
+REPO = Path(__file__).parents[1]
+MODULES = sorted((REPO / "src" / "medtune").glob("*.py"))
+HEAVY = [
+    *(
+        "accelerate",
+        "bitsandbytes",
+        "cv2",
+        "datasets",
+        "deepspeed",
+        "evaluate",
+        "gradio",
+        "jieba",
+        "matplotlib",
+        "nltk",
+    ),
+    *("openai", "optuna", "pandas", "papermill", "peft", "scipy", "sentence_transformers", "sklearn", "torch"),
+    *("transformers", "trl"),
+]
+TARGETS = ["tutorial", "test", "test-fast", "test-latest", "lab", "sample", "reference", "lint", "constraints", "clean"]
+PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text("utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+COVERED = sorted(set(EXTRAS) - {"gpu"})  # [gpu] cannot be resolved beside a CPU build of torch
+
+
+def pins() -> dict[str, str]:
+    """Canonical name to version, from constraints.txt."""
+    lines = [line for line in (REPO / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.!]+", line) for line in lines), "exact versions only, from no special place"
+    found = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+    assert len(found) == len(lines)
+    return found
+
+
+def requirements(*extras: str) -> list[Requirement]:
+    """What pyproject.toml asks for."""
+    return [Requirement(text) for text in [*PROJECT["dependencies"], *(t for e in extras for t in EXTRAS[e])]]
+
+
+def tracked() -> list[Path]:
+    """Files that are or would be in git."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [REPO / name for name in names if (REPO / name).is_file()]
+
+
+def make(*arguments: str, path: str | None = None) -> subprocess.CompletedProcess:
+    environment = {"PATH": path if path is not None else os.environ["PATH"], "HOME": os.environ.get("HOME", "/")}
+    command = [shutil.which("make"), *arguments]
+    return subprocess.run(command, cwd=REPO, capture_output=True, text=True, env=environment)
+
+
+def test_every_requirement_is_pinned_within_its_range():
+    pinned = pins()
+    for requirement in requirements(*COVERED):
+        version = pinned.get(canonicalize_name(requirement.name))
+        assert version, f"{requirement.name} is missing: run 'make constraints'"
+        assert requirement.specifier.contains(version), f"{requirement} is pinned to {version}"
+
+
+def test_the_pins_are_complete():
+    """Whatever a pinned package asks for is pinned too (for those that are installed as pinned)."""
+    pinned, environment = pins(), {"extra": ""}
+    todo = [(canonicalize_name(r.name), r.extras) for r in requirements(*COVERED)]
+    seen = set()
+    while todo:
+        name, extras = todo.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        assert name in pinned, f"{name} is not pinned: run 'make constraints'"
+        if metadata.version(name).split("+")[0] != pinned[name]:
+            continue
+        for text in metadata.requires(name) or []:
+            needed = Requirement(text)
+            if not needed.marker or any(needed.marker.evaluate({"extra": e}) for e in extras or {environment["extra"]}):
+                todo.append((canonicalize_name(needed.name), needed.extras))
+    assert len(seen) > 100
+
+
+def test_no_package_under_the_gpl_and_no_gpu_pins():
+    assert not {"pylibjpeg-libjpeg", "torchvision", "liger-kernel"} & pins().keys()
+    assert pins()["torch"] == "2.13.0"
+
+
+def test_the_conda_environment_is_the_same():
+    environment = yaml.safe_load((REPO / "environment.yml").read_text())
+    assert environment["name"] == "medtune"
+    conda = dict(line.partition("=")[::2] for line in environment["dependencies"] if isinstance(line, str))
+    assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains(conda["python"] + ".0")
+    (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    assert "pip" in conda and "-c constraints.txt" in pip
+    (install,) = [line for line in pip if line.startswith("-e")]
+    assert sorted(re.fullmatch(r"-e \.\[(.*)\]", install).group(1).split(",")) == COVERED
+    ranges = {r.name: r.specifier for r in requirements()}
+    exact = [line.split("==") for line in pip if "==" in line]
+    assert ["torch", "2.13.0"] in exact
+    for name, version in exact:
+        assert pins()[name] == version and ranges[name].contains(version)
+
+
+def test_make_installs_what_the_pins_cover():
+    text = (REPO / "Makefile").read_text()
+    assert sorted(re.search(r"^EXTRAS := (.*)$", text, re.M).group(1).split(",")) == COVERED
+    assert re.search(r"^TORCH := (.*)$", text, re.M).group(1) == f"torch=={pins()['torch']}"
+
+
+def test_make_lists_its_targets_and_knows_what_to_do():
+    listed = make().stdout
+    for target in TARGETS:
+        assert re.search(rf"^{target} +\w", listed, re.M), target
+    plan = make("-n", "tutorial", "VENV=/nowhere/venv").stdout
+    assert plan.index("-m venv") < plan.index("-c constraints.txt") < plan.index("medtune run tiny-cpu")
+    assert "--ip=127.0.0.1" in make("-n", "lab").stdout
+
+
+def test_make_installs_again_only_after_a_change(tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "pip").touch()
+    for stamp in (".core", ".all"):
+        (tmp_path / stamp).touch()
+    same = make("-n", "test", f"VENV={tmp_path}").stdout
+    assert "pip install" not in same and "pytest" in same
+    for changed in ("pyproject.toml", "constraints.txt"):
+        assert "pip install" in make("-n", "test", f"VENV={tmp_path}", "-W", changed).stdout
+
+
+def test_make_says_what_is_missing_without_python(tmp_path):
+    done = make(f"{tmp_path}/venv/bin/pip", path=str(tmp_path))
+    assert done.returncode != 0 and "Python 3.11 or newer" in done.stderr and "python3-venv" in done.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_ci_calls_make_test():
+    script = REPO / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    subprocess.run(["bash", "-n", script], check=True)
+    assert script.read_text().rstrip().endswith("make test")
+
+
+def test_the_hooks_use_tools_of_the_environment():
+    config = yaml.safe_load((REPO / ".pre-commit-config.yaml").read_text())
+    hooks = [hook for source in config["repos"] for hook in source["hooks"]]
+    assert {"nbstripout", "ruff"} <= {hook["id"] for hook in hooks}
+    names = {r.name for r in requirements("dev")}
+    assert all(hook["language"] == "system" and hook["entry"].split()[0] in names for hook in hooks)
+
+
+def test_the_package_says_what_it_is():
+    about = metadata.metadata("medtune")
+    assert about["License-Expression"] == "Apache-2.0" == PROJECT["license"]
+    assert metadata.version("medtune") == medtune.__version__
+    assert (REPO / "src" / "medtune" / "py.typed").exists()
+    assert "Apache License" in (REPO / "LICENSE").read_text() and "Unreleased" in (REPO / "CHANGELOG.md").read_text()
+    assert PROJECT["scripts"] == {"medtune": "medtune.cli:main"}
+
+
+@pytest.mark.parametrize("module", [path.stem for path in MODULES])
+def test_importing_a_module_loads_nothing_heavy(module):
+    name = "medtune" if module == "__init__" else f"medtune.{module}"
+    code = f"import sys, {name}; print([m for m in {HEAVY} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_modules_are_small_and_few():
+    lines = {path.stem: len(path.read_text("utf-8").splitlines()) for path in MODULES}
+    assert len(MODULES) <= 18 and sum(lines.values()) <= 4000, lines
+    assert not {name: count for name, count in lines.items() if count > 400}
+
+
+def siblings(path: Path) -> set[str]:
+    """The modules of the package that a module imports, at its top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.level == 1 or (node.module or "").startswith("medtune")):
+            module = (node.module or "").removeprefix("medtune").lstrip(".")
+            found |= {module.split(".")[0]} if module else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("medtune.")}
+    return found & {path.stem for path in MODULES} - {"__init__"}
+
+
+def test_modules_do_not_import_each_other_in_circles():
+    graph = {path.stem: siblings(path) for path in MODULES}
+    assert graph["cli"]
+    while free := [name for name, needs in graph.items() if not needs & graph.keys()]:
+        for name in free:
+            del graph[name]
+    assert not graph, f"a circle among {sorted(graph)}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_public_functions_are_documented(path):
+    tree = ast.parse(path.read_text("utf-8"))
+    assert ast.get_docstring(tree)
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{path.stem}.{node.name} has no docstring"
+
+
+def test_ruff_is_content():
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", "."], cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_clone_stays_small():
+    sizes = {path.relative_to(REPO): path.stat().st_size / 1e6 for path in tracked()}
+    assert sum(sizes.values()) < 40
+    assert not {path: size for path, size in sizes.items() if size > 17}
+
+
+def test_no_file_names_a_place_of_one_machine():
+    """Neither a folder of somebody's machine nor the host of a package registry."""
+    hosts = ["pypi" + ".org", "python" + "hosted", "npm" + "js", "deb." + "debian", "download." + "pytorch"]
+    pattern = re.compile(rf"(?<![\w.])/(?:{'wo'}rk|{'ro'}ot)/|{'|'.join(map(re.escape, hosts))}")
+    for path in tracked():
+        if path.suffix not in {".safetensors", ".parquet", ".png", ".jpg", ".dcm"}:
+            hit = pattern.search(path.read_text("utf-8", errors="ignore"))
+            assert not hit, f"{path.relative_to(REPO)} has {hit.group()!r}"
