@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -78,7 +79,8 @@ def test_every_requirement_is_pinned_within_its_range():
 
 def test_the_pins_are_complete():
     """Whatever a pinned package asks for is pinned too (for those that are installed as pinned)."""
-    pinned, environment = pins(), {"extra": ""}
+    pinned = pins()
+    installed = {canonicalize_name(d.name): d.version.split("+")[0] for d in metadata.distributions()}
     todo = [(canonicalize_name(r.name), r.extras) for r in requirements(*COVERED)]
     seen = set()
     while todo:
@@ -87,11 +89,9 @@ def test_the_pins_are_complete():
             continue
         seen.add(name)
         assert name in pinned, f"{name} is not pinned: run 'make constraints'"
-        if metadata.version(name).split("+")[0] != pinned[name]:
-            continue
-        for text in metadata.requires(name) or []:
+        for text in metadata.requires(name) or [] if installed.get(name) == pinned[name] else []:
             needed = Requirement(text)
-            if not needed.marker or any(needed.marker.evaluate({"extra": e}) for e in extras or {environment["extra"]}):
+            if not needed.marker or any(needed.marker.evaluate({"extra": extra}) for extra in extras or {""}):
                 todo.append((canonicalize_name(needed.name), needed.extras))
     assert len(seen) > 100
 
@@ -171,6 +171,19 @@ def test_the_package_says_what_it_is():
     assert (REPO / "src" / "medtune" / "py.typed").exists()
     assert "Apache License" in (REPO / "LICENSE").read_text() and "Unreleased" in (REPO / "CHANGELOG.md").read_text()
     assert PROJECT["scripts"] == {"medtune": "medtune.cli:main"}
+
+
+def test_the_wheel_carries_the_types_and_the_licence(tmp_path):
+    shutil.copytree(REPO / "src" / "medtune", tmp_path / "src" / "medtune")
+    for name in ("pyproject.toml", "LICENSE"):
+        shutil.copy(REPO / name, tmp_path)
+    (tmp_path / "README.md").write_text("medtune")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation"]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
+    (wheel,) = (tmp_path / "dist").glob("medtune-*-py3-none-any.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {f"medtune/{path.name}" for path in MODULES} | {"medtune/py.typed"} <= set(names)
+    assert any(name.endswith("LICENSE") for name in names) and not any("test" in name for name in names)
 
 
 @pytest.mark.parametrize("module", [path.stem for path in MODULES])
