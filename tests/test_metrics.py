@@ -392,9 +392,12 @@ def test_one_patient_is_cut_into_neighbouring_blocks():
         *(bootstrap_interval(drift, range(40))[k] for k in ("high", "low"))
     )
     assert bootstrap_interval(drift, [f"p{i // 4}" for i in range(40)])["label"] == "over 10 groups"
-    few = bootstrap_interval(drift, [f"block-{i // 10}" for i in range(40)])
-    assert few["low"] is None and few["reason"] == "4 blocks are too few for an interval (5)" and few["value"] == 0.5
+    assert bootstrap_interval(drift, [f"held-out-block-{i // 20}" for i in range(40)]) == one
+    few = bootstrap_interval(drift[:9], ["patient"] * 9)
+    assert few["low"] is None and few["reason"] == "4 blocks are too few for an interval (5)" and few["value"] > 0
     assert bootstrap_interval([1.0], ["patient"])["low"] is None
+    two = bootstrap_interval(drift, ["a"] * 20 + ["b"] * 20)
+    assert two["low"] is None and two["reason"] == "2 groups are too few for an interval (5)"
 
 
 def test_intervals_skip_what_has_no_value():

@@ -317,8 +317,9 @@ def bootstrap_interval(
 ) -> Scores:
     """Percentile bootstrap interval that draws whole groups, because samples of one patient resemble each other.
 
-    One group, or groups named "block-...", are one patient: then blocks of neighbouring samples are drawn (10 of equal
-    size if none are named, in the order given, so sort by slice), and such an interval says nothing of other patients.
+    One group, or groups that are all named like "block-07", are one patient: then blocks of neighbouring slices are
+    drawn, and the interval says nothing about other patients. If there are fewer than `min_groups` blocks, 10 are made
+    of neighbouring samples, in the order given: sort by slice.
 
     Parameters
     ----------
@@ -347,9 +348,9 @@ def bootstrap_interval(
     _check_lengths(values=values, groups=groups)
     rows, score = _array(values), statistic or _mean
     names, codes = np.unique([str(group) for group in groups], return_inverse=True)
-    within = len(names) == 1 or all(name.startswith("block-") for name in names)
-    if len(names) == 1:
-        codes = np.arange(len(rows)) * min(10, len(rows) // 2) // len(rows)
+    within = len(names) == 1 or all("block-" in name for name in names)
+    if within and len(names) < min_groups:
+        codes[np.argsort(codes, kind="stable")] = np.arange(len(rows)) * min(10, len(rows) // 2) // len(rows)
     members = [np.flatnonzero(codes == code) for code in range(codes.max() + 1)]
     value, k = float(score(rows)), len(members)
     result: Scores = {"value": None if math.isnan(value) else value, "low": None, "high": None, "groups": k}
