@@ -43,9 +43,8 @@ reference: sample ## run RUN and keep a small executed copy in papermill_runs/re
 	$(BIN)/medtune run $(RUN)
 	$(BIN)/medtune reference $(RUN)
 
-lint: $(VENV)/.all ## ruff, mypy, and no outputs in the notebooks
+lint: $(VENV)/.all ## ruff, and no outputs in the notebooks
 	$(BIN)/ruff check .
-	$(BIN)/mypy
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
 
 # The stamps make `make` skip the installation until pyproject.toml or constraints.txt changes.
@@ -90,7 +89,7 @@ constraints: ## resolve constraints.txt anew, over all extras at once
 	rm -rf .venv-constraints
 
 clean: ## remove caches and build leftovers, keep data and results
-	rm -rf build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -path './.venv*' -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
 
 clean-all: clean ## remove the environments, the built data and all results too

@@ -140,7 +140,7 @@ def test_ctrl_c_says_how_to_go_on(medtune, root, monkeypatch):
 def test_sample_passes_options_on(root):
     (root / "data").mkdir()
     (root / "data" / "build_sample.py").write_text("import sys; print(sys.argv[1:]); sys.exit(3)")
-    command = [sys.executable, "-m", "medtune.cli", "sample", "--root", root, "--seed", "7"]
+    command = [Path(sys.executable).with_name("medtune"), "sample", "--root", root, "--seed", "7"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (3, "['--seed', '7']\n")
 
@@ -150,15 +150,25 @@ def test_convert_then_check(medtune, pairs, tmp_path_factory):
     code, out, _ = medtune("convert", pairs, folder, "--limit", 5, "--question", "What is shown?")
     assert code == 0 and json.loads(out)["records"] == {"train": 5}
     assert len((folder / "train.jsonl").read_text().splitlines()) == 5
-    code, out, _ = medtune("check", folder)
-    assert code == 0 and isinstance(json.loads(out), dict)
+    assert medtune("check", folder)[0] == 0
+    (folder / "train.jsonl").open("a").write('{"id": "x"}\n')
+    code, out, err = medtune("check", folder)
+    assert code == 1 and "does not conform" in err and err.count("\n") == 1 and len(out.splitlines()) > 2
     code, _, err = medtune("convert", pairs / "none.parquet", folder)
     assert code == 1 and "none.parquet" in err and err.count("\n") == 1
 
 
-def test_audit_reports_a_split_by_patient(medtune, pairs):
+def test_audit_passes_a_split_by_patient_and_fails_one_that_cuts_patients(medtune, pairs):
     code, out, _ = medtune("audit", pairs, "--column", "patient")
-    assert code == 0 and isinstance(json.loads(out), dict)
+    report = json.loads(out)
+    assert code == 0 and report["groups_crossing"] == 0 and sum(report["rows"].values()) == 12
+    table = pairs / "captions.csv"
+    rows = table.read_text().splitlines()
+    lines = [f"{row},{'test' if i < 4 else 'train'}" for i, row in enumerate(rows[1:])]
+    table.write_text("\n".join([f"{rows[0]},split", *lines]))
+    code, out, err = medtune("audit", pairs, "--column", "patient")
+    assert code == 1 and json.loads(out)["groups_crossing"] == 4
+    assert "leaks: 4 groups_crossing" in err and err.count("\n") == 1
 
 
 def test_evaluate_and_compare(medtune, tmp_path):

@@ -128,7 +128,7 @@ def copy_of_the_clone(folder: Path) -> Path:
 
 def medtune(*arguments) -> str:
     """The command as a user starts it; fails with what it complained about."""
-    command = [sys.executable, "-m", "medtune.cli", *map(str, arguments)]
+    command = [Path(sys.executable).with_name("medtune"), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

@@ -160,7 +160,10 @@ def check(
     from . import convert, models
 
     processor = models.load_processor(model) if model else None
-    _json(convert.check_folder(folder, processor=processor, max_length=max_length))
+    report = convert.check_folder(folder, processor=processor, max_length=max_length)
+    _table(report["table"])
+    if not report["ok"]:
+        raise ValueError(f"{folder} does not conform; every error stands in {folder / 'check.json'}")
 
 
 @app.command()
@@ -179,9 +182,15 @@ def audit(
     from . import audit, data
 
     pairs = data.load_pairs(source, config=config, split=split, limit=limit)
-    groups = audit.assign_groups(pairs, column=column, id_pattern=id_pattern)
-    splits = pairs["split"] if "split" in pairs.column_names else audit.split_by_group(groups, seed=seed)
-    _json(audit.audit_split(pairs, groups, splits))
+    marks, given = audit.fingerprint(pairs), "split" in pairs.column_names
+    alike = None if given else audit.near_duplicates(pairs, fingerprints=marks)  # a new split keeps them together
+    groups = audit.assign_groups(pairs, column=column, id_pattern=id_pattern, pairs=alike, fingerprints=marks)
+    splits = pairs["split"] if given else audit.split_by_group(groups, seed=seed)
+    report = audit.audit_split(pairs, groups, splits, fingerprints=marks, raise_on_leak=False)
+    _json(report)
+    kinds = [f"{kind}_crossing" for kind in ("groups", "near_duplicates", "exact_duplicates")]
+    if leaks := [f"{report[kind]} {kind}" for kind in kinds if report[kind]]:
+        raise ValueError(f"the split of {source} leaks: {', '.join(leaks)}")
 
 
 @app.command()
@@ -263,7 +272,3 @@ def _table(rows: list[dict[str, Any]]) -> None:
 
 def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
-
-
-if __name__ == "__main__":
-    main()
