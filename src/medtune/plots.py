@@ -1,0 +1,411 @@
+"""Figures of the course: pictures with boxes, training curves, scores with intervals, answers side by side.
+
+Each function returns a ``matplotlib.figure.Figure``: leave it as the last line of a cell, or call ``savefig``. The
+colours are Okabe and Ito's, which colour-blind readers can tell apart.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import unicodedata
+import warnings
+from collections.abc import Mapping, Sequence
+
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+GREY = "#666666"
+# Fonts with Chinese characters, as the common systems name them; the last one is a Python package of one font.
+CHINESE = ["Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "PingFang SC", "Heiti SC", "Microsoft YaHei"]
+CHINESE += ["SimHei", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Droid Sans Fallback", "Arial Unicode MS"]
+
+
+@functools.cache
+def font_families() -> tuple[str, ...]:
+    """Find fonts for the figures: the usual one, and one with Chinese characters if this machine has any."""
+    import importlib.util
+    from pathlib import Path
+
+    from matplotlib import font_manager
+
+    manager = font_manager.fontManager
+    if not {font.name for font in manager.ttflist} & set(CHINESE) and (
+        package := importlib.util.find_spec("noto_cjk_sans_otc")
+    ):
+        manager.addfont(Path(package.origin).parent / "NotoSansCJK-Regular.ttc")
+    known = {font.name for font in manager.ttflist}
+    chinese = [name for name in CHINESE if name in known][:1]
+    if not chinese:  # one hint instead of a warning for each character
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        warnings.warn("No font for Chinese text in figures: pip install noto-cjk-sans-otc", stacklevel=2)
+    return ("DejaVu Sans", *chinese)
+
+
+def _drawn(function):
+    """Draw with our fonts, and keep pyplot from showing the figure a second time."""
+
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        from matplotlib import pyplot as plt
+
+        style = {"font.family": list(font_families()), "font.size": 10, "axes.grid": False, "figure.dpi": 100}
+        style |= {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "grid.color": "#dddddd"}
+        style |= {"text.parse_math": False, "legend.frameon": False, "axes.axisbelow": True}
+        with plt.rc_context(style):
+            figure = function(*args, **kwargs)
+        plt.close(figure)
+        return figure
+
+    return wrapper
+
+
+def _axes(rows: int, columns: int, width: float, height: float):
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False)
+    return figure, axes.ravel()
+
+
+def _width(text: str) -> int:
+    """Width of a text in Latin letters: a Chinese character takes two."""
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
+
+
+def split_words(text: str) -> list[str]:
+    """Split a text into words with their punctuation; every Chinese character is a word.
+
+    Examples
+    --------
+    >>> split_words("The spleen. 脾脏。")
+    ['The', 'spleen.', '脾', '脏。']
+    """
+    return re.findall(r"[\u3400-\u9fff][，。、；：（）]*|[^\s\u3400-\u9fff]+", text)
+
+
+def same_words(text: str, reference: str) -> list[tuple[str, bool]]:
+    """Mark the words of a text that stand in the same order in the reference.
+
+    Examples
+    --------
+    >>> same_words("the left kidney", "the right kidney.")
+    [('the', True), ('left', False), ('kidney', True)]
+    """
+    import difflib
+
+    words, others = ([word.strip(".,;:，。、；：").lower() for word in split_words(t)] for t in (text, reference))
+    blocks = difflib.SequenceMatcher(a=words, b=others, autojunk=False).get_matching_blocks()
+    same = {index for block in blocks for index in range(block.a, block.a + block.size)}
+    return [(word, index in same) for index, word in enumerate(split_words(text))]
+
+
+def _lines(words: Sequence[tuple[str, bool]], width: int) -> list[list[tuple[str, bool]]]:
+    """Break marked words into lines of at most `width` Latin letters; Chinese words are not spaced."""
+    lines, used = [[]], 0
+    for word, mark in words:
+        word += "" if _width(word) > len(word) else " "
+        if lines[-1] and used + _width(word) > width:
+            lines, used = [*lines, []], 0
+        lines[-1].append((word, mark))
+        used += _width(word)
+    return lines
+
+
+def _wrap(text: str, width: int) -> str:
+    words = [(word, True) for word in split_words(text)]
+    return "\n".join("".join(word for word, _ in line).rstrip() for line in _lines(words, width))
+
+
+def _box(axis, image, box, colour: str, label: str | None = None) -> None:
+    from matplotlib.patches import Rectangle
+
+    width, height = image.size
+    x0, y0, x1, y1 = (edge * size for edge, size in zip(box, (width, height, width, height), strict=True))
+    # pixel edges lie half a pixel before pixel centres
+    axis.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor="white", linewidth=3.5))
+    patch = Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.8, label=label)
+    axis.add_patch(patch)
+
+
+def _show(axis, image) -> None:
+    axis.imshow(image, cmap="gray")
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.spines[:].set_visible(False)
+    axis.set_anchor("S")  # room for long titles
+
+
+@_drawn
+def show_gallery(
+    rows: Sequence[Mapping], *, titles: Sequence[str] | None = None, boxes: Sequence | None = None, columns: int = 4
+):
+    """Show pictures in a grid, with boxes.
+
+    Parameters
+    ----------
+    rows : sequence of mappings
+        Pairs with ``image``; ``images`` of a converted record will do.
+    titles : sequence of str, optional
+        One a picture; by default the ``id``.
+    boxes : sequence, optional
+        For each picture a box (xyxy, 0..1), a mapping of names to boxes, or None; by default the row's
+        ``roi``, unless a box is drawn in the picture already (``has_box``).
+    columns : int
+        Pictures in a row of the grid.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> figure = show_gallery([{"image": Image.new("RGB", (64, 64)), "id": "a", "roi": [0.1, 0.1, 0.5, 0.5]}])
+    >>> len(figure.axes[0].patches)  # the box and its white edge
+    2
+    """
+    columns = max(1, min(columns, len(rows)))
+    lines = math.ceil(len(rows) / columns)
+    names = [_wrap(str(name), 36) for name in (titles if titles is not None else [row.get("id", "") for row in rows])]
+    height = 3.1 + 0.2 * max((name.count("\n") + 1 for name in names), default=0)
+    figure, axes = _axes(lines, columns, 3.0 * columns, height * lines)
+    for number, axis in enumerate(axes):
+        if number >= len(rows):
+            axis.set_visible(False)
+            continue
+        row = rows[number]
+        image = row["image"] if "image" in row else row["images"][0]
+        _show(axis, image)
+        drawn = boxes[number] if boxes is not None else None if row.get("has_box") else row.get("roi")
+        drawn = drawn if isinstance(drawn, Mapping) else {None: drawn}
+        for colour, (name, box) in zip(COLOURS * 9, drawn.items(), strict=False):
+            if box is not None:
+                _box(axis, image, box, colour, name)
+        if any(drawn):
+            axis.legend(loc="lower left", fontsize=8, frameon=True)
+        axis.set_title(names[number], fontsize=9)
+    return figure
+
+
+@_drawn
+def plot_training(log_history: Sequence[Mapping]):
+    """Draw loss and token accuracy over the steps, for training and evaluation.
+
+    Parameters
+    ----------
+    log_history : sequence of mappings
+        ``trainer.state.log_history``, or what was saved of it.
+
+    Examples
+    --------
+    >>> figure = plot_training([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.5}, {"step": 2, "eval_loss": 1.7}])
+    >>> [line.get_label() for line in figure.axes[0].lines]
+    ['training', 'evaluation']
+    """
+    figure, axes = _axes(1, 2, 10, 3.4)
+    panels = {"loss": "loss", "mean_token_accuracy": "token accuracy"}
+    for axis, (key, title) in zip(axes, panels.items(), strict=True):
+        for prefix, label, colour, marker in (("", "training", 0, "."), ("eval_", "evaluation", 1, "o")):
+            points = [(log["step"], log[prefix + key]) for log in log_history if prefix + key in log]
+            if points:
+                axis.plot(*zip(*points, strict=True), color=COLOURS[colour], marker=marker, label=label, linewidth=1.6)
+        axis.set(title=title, xlabel="optimizer step")
+        axis.grid(True)
+        if axis.lines:
+            axis.legend()
+    axes[1].set_ylim(0, 1)
+    return figure
+
+
+def live_plot(every: float = 5.0):
+    """Make a callback for ``SFTTrainer(callbacks=[...])`` that redraws `plot_training` below the cell.
+
+    Parameters
+    ----------
+    every : float
+        Seconds between two drawings at least. Outside a notebook nothing is drawn.
+    """
+    import time
+
+    from IPython import get_ipython
+    from IPython.display import display
+    from transformers import TrainerCallback
+
+    class LivePlot(TrainerCallback):
+        handle, drawn = None, -math.inf
+
+        def on_log(self, args, state, control, **kwargs):
+            shell = get_ipython()
+            if shell is None or not hasattr(shell, "kernel") or time.monotonic() - self.drawn < every:
+                return
+            figure, self.drawn = plot_training(state.log_history), time.monotonic()
+            if self.handle is None:
+                self.handle = display(figure, display_id=True)
+            else:
+                self.handle.update(figure)
+
+        def on_train_end(self, args, state, control, **kwargs):
+            self.drawn = -math.inf
+            self.on_log(args, state, control)
+
+    return LivePlot()
+
+
+@_drawn
+def plot_before_after(scores: Mapping[str, Mapping], *, unit: str = "score"):
+    """Draw scores as points with intervals, one line for each answerer under each score.
+
+    Parameters
+    ----------
+    scores : mapping
+        ``{score: {answerer: value}}``; a value is a number, or a mapping with ``value``, ``low`` and ``high`` (None
+        where there is no interval).
+
+    Examples
+    --------
+    >>> interval = {"value": 0.6, "low": 0.5, "high": 0.7}
+    >>> figure = plot_before_after({"name right": {"base": 0.1, "tuned": interval}})
+    >>> [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    ['name right']
+    """
+    names = list(dict.fromkeys(name for values in scores.values() for name in values))
+    figure, (axis,) = _axes(1, 1, 8, 1.2 + 0.32 * len(scores) * max(2, len(names)))
+    for line, values in enumerate(scores.values()):
+        for name, value in values.items():
+            value = value if isinstance(value, Mapping) else {"value": value}
+            if value["value"] is None:
+                continue
+            index = names.index(name)
+            y, colour = line + (index - (len(names) - 1) / 2) * 0.7 / len(names), COLOURS[index % len(COLOURS)]
+            if value.get("low") is not None:
+                axis.plot([value["low"], value["high"]], [y, y], color=colour, linewidth=3, alpha=0.4)
+            axis.plot(value["value"], y, marker="osD^v*P"[index % 7], color=colour, linestyle="", label=name)
+            end = value["value"] if value.get("high") is None else value["high"]
+            axis.annotate(
+                f"{value['value']:.3g}", (end, y), (6, 0), textcoords="offset points", va="center", fontsize=8
+            )
+    axis.set_yticks(range(len(scores)), labels=[_wrap(score, 28) for score in scores])
+    axis.set_ylim(len(scores) - 0.45, -0.55)
+    axis.margins(x=0.08)
+    axis.grid(True, axis="x")
+    axis.set_xlabel(unit)
+    handles = dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
+    axis.legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
+@_drawn
+def show_answers(rows: Sequence[Mapping], *, width: int = 58):
+    """Show picture, reference and answers side by side; words that the reference lacks are marked.
+
+    Parameters
+    ----------
+    rows : sequence of mappings
+        Each with ``image``, ``reference``, ``answers`` (``{"base": text, "tuned": text}``) and perhaps ``roi``, ``id``.
+    width : int
+        Letters in a line.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> row = {"image": Image.new("RGB", (64, 64)), "reference": "A spleen.", "answers": {"base": "A frame."}}
+    >>> len(show_answers([row]).axes)
+    3
+    """
+    from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea, VPacker
+
+    styles = {True: {"fontsize": 9}, False: {"fontsize": 9, "color": "#A03F00"}}
+    styles[False]["bbox"] = {"facecolor": "#FBE3D2", "edgecolor": "none", "pad": 1}
+    names = list(dict.fromkeys(name for row in rows for name in row["answers"]))
+    texts = [[row["reference"], *(row["answers"].get(name, "") for name in names)] for row in rows]
+    heights = [max(2.2, *(0.4 + 0.2 * (_wrap(text, width).count("\n") + 1) for text in line)) for line in texts]
+    columns = 2 + len(names)
+    figure, axes = _axes(len(rows), columns, 2.6 + 0.066 * width * (columns - 1), sum(heights) + 0.2)
+    axes[0].get_gridspec().set_height_ratios(heights)
+    axes[0].get_gridspec().set_width_ratios([2.6] + [0.066 * width] * (columns - 1))
+    for number, (row, line) in enumerate(zip(rows, texts, strict=True)):
+        picture, *cells = axes[number * columns : (number + 1) * columns]
+        _show(picture, row["image"])
+        if row.get("roi") is not None:
+            _box(picture, row["image"], row["roi"], COLOURS[0])
+        picture.set_title(str(row.get("id", ""))[:18], fontsize=8, color=GREY)
+        for cell, name, text in zip(cells, ["reference", *names], line, strict=True):
+            cell.axis("off")
+            packed = []
+            for words in _lines(same_words(text, line[0]) or [("(empty)", False)], width):
+                parts = [TextArea(word, textprops=styles[same]) for word, same in words]
+                packed.append(HPacker(children=parts, pad=0, sep=0, align="baseline"))
+            title = TextArea(name, textprops={"fontsize": 10, "fontweight": "bold", "color": GREY})
+            block = VPacker(children=[title, *packed], pad=0, sep=3, align="left")
+            cell.add_artist(AnchoredOffsetbox("upper left", child=block, pad=0, borderpad=0.2, frameon=False))
+    return figure
+
+
+@_drawn
+def plot_heatmap(boxes: Sequence, *, title: str = "how often each place is covered", cells: int = 48):
+    """Draw how often boxes (xyxy, 0..1) cover each place of the picture; boxes that are None are left out.
+
+    Examples
+    --------
+    >>> plot_heatmap([[0.0, 0.0, 0.5, 0.5], None]).axes[0].get_title()
+    'how often each place is covered (1 boxes)'
+    """
+    import numpy as np
+
+    known = [box for box in boxes if box is not None]
+    centres = (np.arange(cells) + 0.5) / cells
+    cover = np.zeros((cells, cells))
+    for x0, y0, x1, y1 in known:
+        cover += np.outer((y0 <= centres) & (centres < y1), (x0 <= centres) & (centres < x1))
+    figure, (axis,) = _axes(1, 1, 4.8, 4)
+    shown = axis.imshow(cover / max(len(known), 1), cmap="viridis", vmin=0, extent=(0, 1, 1, 0))
+    figure.colorbar(shown, ax=axis, label="share of the boxes")
+    axis.set(title=f"{title} ({len(known)} boxes)", xticks=[0, 1 / 3, 2 / 3, 1], yticks=[0, 1 / 3, 2 / 3, 1])
+    axis.set_xticklabels(labels := ["0", "1/3", "2/3", "1"])
+    axis.set_yticklabels(labels)
+    axis.grid(True, color="white", alpha=0.4)  # the nine places that captions speak of
+    return figure
+
+
+@_drawn
+def plot_lengths(lengths: Mapping[str, Sequence[int]], *, limit: int | None = None, unit: str = "tokens"):
+    """Draw how long things are, one histogram a name, with an optional limit.
+
+    Examples
+    --------
+    >>> plot_lengths({"answer": [80, 92, 101]}, limit=128).axes[0].get_xlabel()
+    'tokens'
+    """
+    import numpy as np
+
+    figure, (axis,) = _axes(1, 1, 8, 3)
+    highest = max((max(values) for values in lengths.values() if len(values)), default=1)
+    bins = np.linspace(0, max(highest, limit or 0) * 1.02 + 1, 41)
+    for index, (name, values) in enumerate(lengths.items()):
+        label = f"{name}: median {np.median(values):.0f}, longest {max(values)}" if len(values) else f"{name}: none"
+        colour = COLOURS[index % len(COLOURS)]
+        axis.hist(values, bins=bins, histtype="stepfilled", alpha=0.35, color=colour)
+        axis.hist(values, bins=bins, histtype="step", linewidth=1.8, color=colour, label=label)
+    if limit is not None:
+        axis.axvline(limit, color="black", linestyle="--", label=f"limit {limit}")
+    axis.set(xlabel=unit, ylabel="samples")
+    axis.legend()
+    return figure
+
+
+@_drawn
+def plot_bars(counts: Mapping[str, float], *, title: str = "", unit: str = "samples", highest: int = 30):
+    """Draw numbers by name as horizontal bars, largest first; what is beyond the `highest` is summed up.
+
+    Examples
+    --------
+    >>> [text.get_text() for text in plot_bars({"liver": 3, "spleen": 5}).axes[0].get_yticklabels()]
+    ['spleen', 'liver']
+    """
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    if len(ordered) > highest:
+        rest = ordered[highest - 1 :]
+        ordered = [*ordered[: highest - 1], (f"{len(rest)} more", sum(value for _, value in rest))]
+    figure, (axis,) = _axes(1, 1, 7, 0.9 + 0.24 * max(len(ordered), 2))
+    bars = axis.barh(range(len(ordered)), [value for _, value in ordered], color=COLOURS[0])
+    axis.bar_label(bars, fmt="%.4g", padding=3, fontsize=8)
+    axis.set_yticks(range(len(ordered)), labels=[name for name, _ in ordered], fontsize=9)
+    axis.set_ylim(len(ordered) - 0.4, -0.6)
+    axis.margins(x=0.1)
+    axis.set(xlabel=unit, title=title)
+    return figure
