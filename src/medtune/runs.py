@@ -255,16 +255,11 @@ def _environment() -> str:
     return json.dumps([platform.python_version(), versions, code])
 
 
-def _stamp(value: str, root: Path) -> Any:
-    """Tells whether the file or folder that a value names has changed; None if it names neither."""
+def _stamp(value: str, root: Path) -> list[list[Any]]:
+    """Tells whether the file or folder that a value names has changed; empty if it names neither."""
     path = root / "data" / "build_sample.py" if value == "sample" else root / "notebooks" / value
-    try:
-        if path.is_file():
-            return hashlib.sha256(path.read_bytes()).hexdigest()
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if value and path.is_dir() else []
-        return [[str(p.relative_to(path)), p.stat().st_size, p.stat().st_mtime_ns] for p in files] or None
-    except OSError:  # a text that is too long for a path
-        return None
+    paths = sorted([path, *path.rglob("*")]) if value and os.path.exists(path) else []
+    return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in paths if p.is_file()]
 
 
 def _load(name: str, root: Path) -> tuple[dict[str, Any], dict[str, dict[str, Parameter]]]:
