@@ -285,8 +285,8 @@ def write_captions(f: dict) -> tuple[str, str]:
         end, end_zh = "No focal lesion is seen within it.", "其内未见局灶性病变。"
     english = (
         f"The image is a computed tomography (CT) scan of the {f['level']} in axial view, shown with a "
-        f"{f['window']} window. The region of interest, located in the {f['place']} of the image, covers {f['share']} of its area "
-        f"and shows the {f['structure']}. It has {f['density']}{border}. {end}"
+        f"{f['window']} window. The region of interest, located in the {f['place']} of the image, covers "
+        f"{f['share']} of its area and shows the {f['structure']}. It has {f['density']}{border}. {end}"
     )
     chinese = (
         f"图像为{f['level_zh']}的轴位计算机断层扫描（CT），采用{f['window_zh']}显示。感兴趣区域位于图像的{f['place_zh']}，"
@@ -405,31 +405,11 @@ def schema() -> pa.Schema:
     """Return the parquet schema; the metadata tells `datasets` that `image` holds pictures."""
     text, texts = pa.string(), pa.list_(pa.string())
     kinds = {"area_share": pa.float64(), "neighbours": texts, "neighbours_zh": texts, "diameter_mm": pa.int64()}
-    names = [
-        "modality",
-        "level",
-        "level_zh",
-        "window",
-        "window_zh",
-        "structure",
-        "structure_zh",
-        "kind",
-        "place",
-        "place_zh",
-        "area_share",
-        "share",
-        "share_zh",
-        "density",
-        "density_zh",
-        "neighbours",
-        "neighbours_zh",
-        "finding",
-        "finding_zh",
-        "diameter_mm",
-        "finding_place",
-        "finding_place_zh",
-    ]
-    fields = pa.struct([(n, kinds.get(n, text)) for n in names] + [("finding_is_synthetic", pa.bool_())])
+    names = (
+        "modality level level_zh window window_zh structure structure_zh kind place place_zh area_share share share_zh"
+        " density density_zh neighbours neighbours_zh finding finding_zh diameter_mm finding_place finding_place_zh"
+    )
+    fields = pa.struct([(n, kinds.get(n, text)) for n in names.split()] + [("finding_is_synthetic", pa.bool_())])
     columns = [
         ("image", pa.struct([("bytes", pa.binary()), ("path", text)])), ("id", text), ("caption", text),
         ("caption_zh", text), ("group", text), ("split", text), ("roi", pa.list_(pa.float64())),

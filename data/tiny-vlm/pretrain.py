@@ -78,8 +78,8 @@ SHAPES = {
     "odd": ("uneven", "不规则形"),
 }
 SIDES = (
-    ("the far right of the body", "身体最右侧"), ("the right of the body", "身体右侧"), ("the middle of the body", "身体正中"),
-    ("the left of the body", "身体左侧"), ("the far left of the body", "身体最左侧"),
+    ("the far right of the body", "身体最右侧"), ("the right of the body", "身体右侧"),
+    ("the middle of the body", "身体正中"), ("the left of the body", "身体左侧"), ("the far left of the body", "身体最左侧"),
 )  # fmt: skip
 DEPTHS = (
     ("at the front", "最前面"),
@@ -417,7 +417,7 @@ def prefix_ids(tokenizer) -> list[int]:
 
 # ---------------------------------------------------------------- pictures, drawn on the device
 def render(volume: torch.Tensor, b: dict, res: int = 384) -> torch.Tensor:
-    """Draw a batch of pictures, (B, 3, SIDE, SIDE) in 0..1: turn, spot, window, figure, frame, as the processor would."""
+    """Draw a batch of pictures, (B, 3, SIDE, SIDE) in 0..1: turn, spot, window, figure, frame."""
     n, dev = len(b["z"]), volume.device
     step = 512 / res
     axis = (torch.arange(res, device=dev) + 0.5) * step - 0.5
@@ -427,7 +427,8 @@ def render(volume: torch.Tensor, b: dict, res: int = 384) -> torch.Tensor:
     back = torch.linalg.inv(full)[:, :2]
     source = torch.einsum("nij,hwj->nhwi", back, torch.stack([x, y, torch.ones_like(x)], -1))
     hu = F.grid_sample(
-        volume[b["z"]][:, None] + 1024.0, (source + 0.5) / 256 - 1, mode="bilinear", padding_mode="zeros", align_corners=False
+        volume[b["z"]][:, None] + 1024.0, (source + 0.5) / 256 - 1, mode="bilinear", padding_mode="zeros",
+        align_corners=False,
     )[:, 0] - 1024.0  # fmt: skip
     sx, sy, radius, level = b["spot"].T[:, :, None, None]
     disc = torch.clamp(radius + 0.5 - torch.hypot(x - sx, y - sy), 0, 1) * (radius > 0)
@@ -484,7 +485,8 @@ def make_tokenizer(regions: list[dict], vocab_size: int, words_file: Path):
     tok = Tokenizer(models.BPE())
     tok.normalizer = normalizers.NFC()
     split = (  # Qwen's own rule; Qwen2Tokenizer builds the same one when it loads the folder
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     )
     tok.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -501,7 +503,8 @@ def make_tokenizer(regions: list[dict], vocab_size: int, words_file: Path):
     )
     raw = json.loads(tok.to_str())["model"]
     tokenizer = Qwen2Tokenizer(
-        vocab=raw["vocab"], merges=[tuple(m) for m in raw["merges"]], unk_token=None, bos_token=None, eos_token="<|im_end|>",
+        vocab=raw["vocab"], merges=[tuple(m) for m in raw["merges"]], unk_token=None, bos_token=None,
+        eos_token="<|im_end|>",
         pad_token="<|endoftext|>", model_max_length=2048,
         extra_special_tokens={
             "image_token": "<|image_pad|>", "video_token": "<|video_pad|>", "vision_start_token": "<|vision_start|>",
@@ -542,8 +545,9 @@ def make_model(tokenizer, shape: str):
     config = Qwen3VLConfig(
         text_config=dict(
             vocab_size=len(tokenizer), hidden_size=256, intermediate_size=inner, num_hidden_layers=layers,
-            num_attention_heads=4, num_key_value_heads=2, head_dim=64, max_position_embeddings=2048, rope_parameters=rope,
-            eos_token_id=ids("<|im_end|>"), pad_token_id=ids("<|endoftext|>"), bos_token_id=None, tie_word_embeddings=True,
+            num_attention_heads=4, num_key_value_heads=2, head_dim=64, max_position_embeddings=2048,
+            rope_parameters=rope, eos_token_id=ids("<|im_end|>"), pad_token_id=ids("<|endoftext|>"),
+            bos_token_id=None, tie_word_embeddings=True,
         ),
         vision_config=dict(
             depth=depth, hidden_size=width, intermediate_size=4 * width, num_heads=heads, out_hidden_size=256,
@@ -551,7 +555,8 @@ def make_model(tokenizer, shape: str):
             deepstack_visual_indexes=deepstack,
         ),
         image_token_id=ids("<|image_pad|>"), video_token_id=ids("<|video_pad|>"),
-        vision_start_token_id=ids("<|vision_start|>"), vision_end_token_id=ids("<|vision_end|>"), tie_word_embeddings=True,
+        vision_start_token_id=ids("<|vision_start|>"), vision_end_token_id=ids("<|vision_end|>"),
+        tie_word_embeddings=True,
     )  # fmt: skip
     torch.manual_seed(0)
     model = Qwen3VLForConditionalGeneration(config)
@@ -717,12 +722,15 @@ def train(args: argparse.Namespace) -> None:
     model.to(torch.bfloat16).save_pretrained(args.out)
     processor.save_pretrained(args.out)
     facts = {
-        "command": f"python data/tiny-vlm/pretrain.py --shape {args.shape} --batch-size {args.batch_size} --learning-rate {args.learning_rate} --seed {args.seed} --vocab-size {args.vocab_size} --steps {step}",
+        "command": f"python data/tiny-vlm/pretrain.py --out data/tiny-vlm --shape {args.shape} --steps {step}"
+        f" --batch-size {args.batch_size} --learning-rate {args.learning_rate} --vocab-size {args.vocab_size}"
+        f" --seed {args.seed}" + " --compile" * args.compile,
         "parameters": sum(p.numel() for p in model.parameters()), "steps": step, "views": step * args.batch_size,
-        "minutes": round((time.time() - started) / 60, 1), "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "minutes": round((time.time() - started) / 60, 1),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "final_loss": log[-1]["loss"] if log else None,
     }  # fmt: skip
-    (args.out / "pretrain_log.json").write_text(json.dumps(facts | {"log": log}, indent=0) + "\n")
+    (args.out / "pretrain_log.json").write_text(json.dumps(facts | {"log": log}, indent=1) + "\n")
     print(json.dumps(facts), flush=True)
 
 
