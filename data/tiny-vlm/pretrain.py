@@ -79,7 +79,8 @@ SHAPES = {
 }
 SIDES = (
     ("the far right of the body", "身体最右侧"), ("the right of the body", "身体右侧"),
-    ("the middle of the body", "身体正中"), ("the left of the body", "身体左侧"), ("the far left of the body", "身体最左侧"),
+    ("the middle of the body", "身体正中"), ("the left of the body", "身体左侧"),
+    ("the far left of the body", "身体最左侧"),
 )  # fmt: skip
 DEPTHS = (
     ("at the front", "最前面"),
