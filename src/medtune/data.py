@@ -53,25 +53,24 @@ def load_pairs(
     salt: str | None = None,
     strict: bool = True,
 ) -> datasets.Dataset | datasets.IterableDataset:
-    """Load pairs from a parquet shard, a folder, a table, ShareGPT JSON, DICOM files or the hub.
+    """Load pairs from parquet, the hub, a table of captions, ShareGPT JSON, DICOM files, or a folder of any of these.
 
     Parameters
     ----------
-    source : "sample" (the built sample set), a hub id such as "UCSC-VLAA/MedTrinity-25M", or a path: a parquet file, a
-        CSV, TSV, JSON or JSONL of captions or dialogues (messages, conversations, prompt/completion), a DICOM file, or
-        a folder of any of these.
-    config : configuration of a hub set, such as "25M_demo".
-    split : keep this split only: by the column `split`, by file names such as `test-00000.parquet` or `test.jsonl`,
-        or by the hub's split (there the default is "train").
-    streaming : return an IterableDataset that reads as you go; memory and disk stay flat.
+    source : "sample" (the built sample set), a hub id such as "UCSC-VLAA/MedTrinity-25M", or the path of a parquet file
+        of a CSV, TSV, JSON or JSONL of captions or dialogues (messages, conversations, prompt/completion), of a DICOM
+        file, or of a folder: parquet shards, or pictures with one table beside them.
+    config, split : configuration of a hub set, such as "25M_demo"; the split to keep, by the column `split`, by file
+        names such as `test-00000.parquet` or `test.jsonl`, or by the hub's splits (there the default is "train").
+    streaming : return an IterableDataset that reads as you go: memory and disk stay flat.
     limit : the first rows only, held in memory, without reading or downloading the rest.
-    window : CT window for DICOM, see `medtune.dicom.WINDOWS`.
-    columns : our name -> the source's name where they differ: `{"caption": "impression"}`. Common names are recognised.
-    captions : the table of captions, where the folder holds several or it lies elsewhere.
-    image_root : folder that picture names are relative to and may not leave (default: the table's folder).
-    allow_empty_captions : load pictures or DICOM files that have no table of captions, with the caption "".
-    salt : secret that makes hashed DICOM groups agree between calls; without it they are numbered by first appearance.
-    strict : raise on the first bad row of a table. If False, it becomes a row whose column `problem` says why and which
+    window, salt : for DICOM: a CT window, see `medtune.dicom.WINDOWS`; a secret that makes the hashed patient groups
+        agree between calls (without one, groups are numbered as they come).
+    columns : our name -> the source's name, where they differ: `{"caption": "impression"}`. Common names are known.
+    captions, image_root : the table of captions, where it is not the only one in the folder; the folder that picture
+        names are relative to and may not leave.
+    allow_empty_captions : load pictures or DICOM files that have no table, with the caption "".
+    strict : raise on the first bad row of a table. If False, it becomes a row whose column `problem` says why, which
         `reject_reason` reports, so that the rest goes on and nothing is lost silently.
 
     Raises
@@ -239,7 +238,7 @@ def _rows(tables: list, plan: dict, keys: tuple = ()) -> Iterator[dict]:
     groups: dict[str, str] = {}
     salt = plan["salt"] or secrets.token_hex(16)
     for table in tables:
-        table_split = None if isinstance(table, list) else _split_of(table)
+        split = None if isinstance(table, list) else _split_of(table)
         for where, record in _records(table):
             try:
                 made = list(_pairs(record, plan, salt))
@@ -247,22 +246,23 @@ def _rows(tables: list, plan: dict, keys: tuple = ()) -> Iterator[dict]:
                 reason = f"{where}: {_line(error)}"
                 if plan["strict"]:
                     raise (FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError)(reason) from None
-                made = [{"id": where, "image": None, "caption": None, "problem": reason}]
+                yield {"id": where, "image": None, "caption": None, "problem": reason}
+                continue
             for row in made:
-                if (group := row.pop("dicom_group", None)) and not row.get("group"):
-                    number = groups.setdefault(group, f"dicom-{len(groups) + 1:04d}")
-                    row["group"] = group if plan["salt"] else number  # hashes of a salt that nobody knows say nothing
-                if not row.pop("named", False) or len(made) > 1:  # ids that we make up or repeat get a number
+                if (hashed := row.pop("dicom_group", None)) and not row.get("group"):
+                    number = groups.setdefault(hashed, f"dicom-{len(groups) + 1:04d}")
+                    row["group"] = hashed if plan["salt"] else number  # hashes of a salt that nobody knows say nothing
+                if not row.pop("named") or len(made) > 1:  # ids that we make up or repeat get a number
                     taken[row["id"]] = taken.get(row["id"], 0) + 1
                     row["id"] += f"-{taken[row['id']]}" if taken[row["id"]] > 1 else ""
                 if len(tables) > 1:
-                    row.setdefault("split", table_split)
-                if not plan["split"] or row.get("split", table_split) == plan["split"]:
+                    row.setdefault("split", split)
+                if plan["split"] in (None, row.get("split", split)):
                     yield {key: row.get(key) for key in keys or row}
 
 
 def _records(table: Path | list[str]) -> Iterator[tuple[str, Any]]:
-    """Yield (where, record or error) of a table; bytes that are no UTF-8 come out as lone surrogates."""
+    """Yield (where, record or JSON line) of a table; bytes that are no UTF-8 come out as lone surrogates."""
     if isinstance(table, list):
         yield from ((Path(file).name, {"image": file, "caption": ""}) for file in table)
         return
@@ -274,58 +274,51 @@ def _records(table: Path | list[str]) -> Iterator[tuple[str, Any]]:
             reader = csv.DictReader(text, delimiter=max(",\t;", key=head.count))
             yield from ((f"{table.name}:{reader.line_num}", record) for record in reader)
         elif table.suffix == ".jsonl":
-            for number, line in enumerate(text, 1):
-                if line.strip():
-                    yield f"{table.name}:{number}", line
+            yield from ((f"{table.name}:{number}", line) for number, line in enumerate(text, 1) if line.strip())
         else:
             try:
                 records = json.load(text)
             except ValueError as error:
                 raise ValueError(f"{table} is not JSON ({error}): cut off, or JSON Lines named .json?") from None
-            if isinstance(records, dict):  # {"a.png": "its caption", ...}
-                records = [{"image": image, "caption": caption} for image, caption in records.items()]
             yield from ((f"{table.name}:{number}", record) for number, record in enumerate(records, 1))
 
 
 def _pairs(record: Any, plan: dict, salt: str) -> Iterator[dict]:
-    """Turn one record, plain or a dialogue, into a pair a picture and answer."""
-    try:
-        record = json.loads(record) if isinstance(record, str) else record
-    except ValueError as error:
-        raise ValueError(f"not JSON ({error})") from None
+    """Turn one record, plain or a dialogue, into a pair a picture and answer; one without a picture into none."""
+    if isinstance(record, str):
+        try:
+            record = json.loads(record)
+        except ValueError as error:
+            raise ValueError(f"not JSON ({error})") from None
     if not isinstance(record, dict):
         raise ValueError(f"a record is a JSON object, not {type(record).__name__}")
-    turns = next((record[key] for key in ("messages", "conversations") if record.get(key)), None)
-    if "completion" in record:
-        asked, said = record.get("prompt"), record["completion"]  # lists of messages, or plain text
-        said = said if isinstance(said, list) else [{"role": "assistant", "content": said}]
-        turns = [*(asked if isinstance(asked, list) else [{"role": "user", "content": asked}]), *said]
-    names = _renamed(record, {k: v for k, v in plan["columns"].items() if v in record}, "the record",
-                     need=("image", "caption") if turns is None else ())  # fmt: skip
+    turns = record.get("messages") or record.get("conversations")
+    if "completion" in record:  # lists of messages, or plain text
+        said = {"user": record.get("prompt"), "assistant": record["completion"]}
+        turns = [t for k, v in said.items() for t in (v if isinstance(v, list) else [{"role": k, "content": v}])]
+    columns = {ours: theirs for ours, theirs in plan["columns"].items() if theirs in record}
+    names = _renamed(record, columns, "the record", need=() if turns else ("image", "caption"))
     extra = {names[k]: _clean(v) for k, v in record.items() if k in names and k not in TURNS}
     images, caption, name, _ = (extra.pop(key, None) for key in ("image", "caption", "id", "images"))
-    answers = [(caption, {})] if turns is None else list(_answers(turns))
-    if turns is not None and not images:
-        return  # a dialogue without a picture is no pair
+    if turns and not images:
+        return
     for image in images if isinstance(images, list) else [images]:
         for cell, own, more in _pictures(_located(image, Path(plan["root"])), plan["window"], salt):
-            for text, question in answers:
-                made = {"image": cell, "id": own if name is None else str(name), "caption": text}
-                yield made | more | extra | question | {"named": name is not None}
+            for text, question in _answers(turns) if turns else [(caption, {})]:
+                row = {"image": cell, "id": own if name is None else str(name), "caption": text}
+                yield row | more | extra | question | {"named": name is not None}
 
 
-def _answers(turns) -> Iterator[tuple[str, dict]]:
+def _answers(turns: list[dict]) -> Iterator[tuple[str, dict]]:
     question = []
     for turn in turns:
-        role, said = (turn.get("role") or turn.get("from"), turn.get("content") or turn.get("value") or "")
+        role, said = ROLES.get(turn.get("role") or turn.get("from")), turn.get("content") or turn.get("value") or ""
         if not isinstance(said, str):
             said = " ".join(part.get("text") or "" for part in said)
         said = _clean(said.replace("<image>", "").strip())
-        if ROLES.get(role) == "assistant":
+        if role == "assistant":
             yield said, {"question": "\n".join(question)}
-            question = []
-        elif ROLES.get(role) == "user":
-            question.append(said)
+        question = [] if role == "assistant" else question + [said] * (role == "user")
 
 
 def _pictures(file: Path, window, salt: str) -> Iterator[tuple[dict, str, dict]]:
@@ -337,11 +330,11 @@ def _pictures(file: Path, window, salt: str) -> Iterator[tuple[dict, str, dict]]
 
     for part in [file] if file.is_file() else sorted(f for f in file.iterdir() if is_dicom(f)):
         known = dicom.describe(part, salt=salt)
-        more = {"dicom_group": known.get("group"), "modality": known.get("modality")}
         own = "dicom-" + hashlib.sha256(part.read_bytes()).hexdigest()[:16]  # a file name may name the patient
         for frame in dicom.read_frames(part, window=window):
             frame.save(buffer := io.BytesIO(), "PNG")
-            yield {"bytes": buffer.getvalue(), "path": None}, own, more
+            cell = {"bytes": buffer.getvalue(), "path": None}
+            yield cell, own, {"dicom_group": known.get("group"), "modality": known.get("modality")}
 
 
 def _located(name: Any, root: Path) -> Path:
@@ -367,8 +360,8 @@ def _find_tables(folder: Path) -> list[Path]:
 
 
 def is_dicom(file: Path) -> bool:
-    """Say whether a file is DICOM, by its suffix or by the mark that the standard puts at byte 128."""
-    if file.suffix.lower() in DICOM or file.suffix:
+    """Say whether a file is DICOM: by its suffix or, if it has none, by the mark that the standard puts at byte 128."""
+    if file.suffix:
         return file.suffix.lower() in DICOM
     with open(file, "rb") as stream:
         return stream.read(132)[128:] == b"DICM"
@@ -391,7 +384,7 @@ def _line(error: BaseException) -> str:
 
 
 def picture_bytes(cell: Any) -> bytes:
-    """Give the bytes of a picture cell, as the source holds them: `{"bytes", "path"}`, bytes or a path."""
+    """Give the bytes of a picture as the source holds them; `cell` is `{"bytes", "path"}`, bytes or a path."""
     if isinstance(cell, dict):
         cell = cell.get("bytes") if cell.get("bytes") is not None else cell.get("path")
     if cell is None:
@@ -448,8 +441,8 @@ def reject_reason(row: dict, *, max_pixels: int = 50_000_000, max_words: int = 2
     name, caption = row.get("id"), row.get("caption")
     if not isinstance(name, str) or not name.strip():
         return "id: is empty"
-    if len(name) > 200:
-        return f"id: has {len(name)} characters, more than 200"
+    if len(name.encode("utf-8", "replace")) > 200:
+        return f"id: has {len(name)} characters, more than 200 bytes"
     if re.search(r"[\x00-\x1f\x7f\ud800-\udfff\ufffd]", name):
         return f"id: {name!r} holds a control character or one that is not valid Unicode"
     if re.search(r"[/\\]|^\.", name):
