@@ -148,7 +148,7 @@ WRITTEN = [
     (
         "The image is a fundus photograph of the right eye. Microaneurysms, hard exudates and retinal "
         "haemorrhages are seen around the macula, which is consistent with diabetic retinopathy.",
-        dict(modality="fundus photography", side="right",
+        dict(modality="fundus photography",
              findings=["aneurysm", "exudate", "hemorrhage", "diabetic retinopathy"]),
     ),
     (
@@ -350,6 +350,9 @@ def test_sides_and_longest_match():
     assert entities("both lungs") == entities("双肺") == {("structure", "lung", False), ("side", "bilateral", False)}
     assert {v for k, v, _ in entities("right pleural effusion") if k == "side"} == {"right"}
     assert not [e for e in entities("It is in the upper left of the image.") if e[0] == "side"]
+    assert not structures("A frontal chest radiograph.")
+    assert parse_caption("Both kidneys are normal. A mass in the spleen.").side is None
+    assert parse_caption("左下肺炎。").findings == ["pneumonia"]
 
 
 def test_area_and_size():

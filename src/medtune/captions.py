@@ -50,9 +50,9 @@ TERMS = {
     clavicle: clavicula, 锁骨; hip bone: hip, 髋骨; deep back muscles: deep back muscle, autochthon*, 背部深层肌,
     竖脊肌; iliopsoas muscle: iliopsoas, psoas, psoas muscle, 髂腰肌, 腰大肌; gluteus: gluteal, 臀肌; femur: femoral,
     femoral head, femoral neck, 股骨; tibia: 胫骨; radius: 桡骨; knee: 膝; ovary: ovar*, 卵巢; eye: orbit*, 眼球;
-    cerebral hemisphere: 大脑半球; frontal lobe: frontal, 额叶; temporal lobe: temporal, 颞叶; parietal lobe: parietal,
-    顶叶; breast: mammary, 乳腺; occipital lobe: occipital, 枕叶; basal ganglia: 基底节; thalamus: 丘脑; lateral
-    ventricle: 侧脑室""",
+    cerebral hemisphere: 大脑半球; frontal lobe: frontal region, 额叶; temporal lobe: temporal region, 颞叶; parietal
+    lobe: parietal region, 顶叶; breast: mammary, 乳腺; occipital lobe: occipital region, 枕叶; basal ganglia: 基底节;
+    thalamus: 丘脑; lateral ventricle: 侧脑室""",
     "structure": """spleen: splenic, 脾; gallbladder: gall bladder, 胆囊; liver: hepatic, 肝; stomach: gastric, 胃;
     duodenum: duoden*, 十二指肠; pancreas: pancrea*, head of the pancreas, 胰; esophagus: esophag*, 食管; trachea:
     tracheal, 气管; thyroid gland: thyroid, 甲状腺; bronchus: bronch*, 支气管; right middle lobe of the lung: middle
@@ -74,31 +74,34 @@ TERMS = {
     intraventricular hemorrhage: 脑室出血; intracranial hemorrhage: brain hemorrhage, cerebral hemorrhage, intracerebral
     hemorrhage, 颅内出血, 脑出血; intraparenchymal hemorrhage: 脑实质出血; subdural hemorrhage: subdural hematoma,
     硬膜下血肿, 硬膜下出血; epidural hemorrhage: epidural hematoma, extradural hematoma, 硬膜外血肿; hypodense lesion:
-    hypodense area, low density lesion, 低密度灶; hyperdense lesion: hyperdense area, high density lesion, 高密度灶;
-    sclerotic lesion: 成骨性病灶; lytic lesion: osteolytic lesion, 溶骨性病灶; solid nodule: 实性结节; nodule: nodular,
-    结节; cyst: cystic, 囊肿, 囊性; mass effect: 占位效应; mass: space occupying lesion, 肿块, 肿物, 占位; tumor:
-    neoplas*, 肿瘤; cancer: malignan*, malignant tumor, carcinoma, adenocarcinoma, breast cancer, 恶性, 恶性肿瘤, 癌;
-    metastasis: metasta*, 转移; glioma: glioblastoma, 胶质瘤; meningioma: 脑膜瘤; lymphoma: 淋巴瘤; adenoma: 腺瘤;
-    hemangioma: 血管瘤; polyp: 息肉; melanoma: 黑色素瘤; dysplasia: dysplastic, atypia, 异型; opacity: opaci*, air space
-    opaci*, airspace opaci*, air space, shadowing, 斑片影, 模糊影, 阴影; ground-glass opacity: ground glass, ground
-    glass opaci*, 磨玻璃影, 磨玻璃; consolidation: consolidat*, 实变; infiltrate: infiltrat*, 浸润; pneumonia:
-    pneumonic, 肺炎; aspiration pneumonia: aspiration, 吸入性肺炎; tuberculosis: 结核; infection: infectious, 感染;
-    abscess: 脓肿; COVID-19: covid, covid 19 pneumonia, covid 19 infection, 新冠, 新冠肺炎; inflammation: inflammatory,
-    炎症, 炎性; ascites: 腹水, 腹腔积液; pleural effusion: 胸腔积液; pericardial effusion: 心包积液; effusion: fluid
-    collection, free fluid, 积液; pneumothorax: 气胸; pneumomediastinum: 纵隔气肿; atelectasis: atelecta*, collapse*,
-    肺不张; emphysema: 肺气肿; bronchiectasis: 支气管扩张; air bronchogram: 支气管充气征; fibrosis: fibrotic, 纤维化;
-    interstitial changes: interstitial, 间质性; cavity: cavitation, cavitary, 空洞; pulmonary edema: 肺水肿; edema:
-    swelling, 水肿, 肿胀; cardiomegaly: enlarged heart, heart is enlarged, enlarged cardiac silhouette, 心影增大,
-    心脏增大; calcification: calcif*, microcalcif*, 钙化; lymphadenopathy: adenopath*, enlarged lymph node, 淋巴结肿大;
-    tracheal deviation: 气管移位; midline shift: 中线移位; hydrocephalus: 脑积水; displacement: displac*, shift, 移位;
-    compression: compress*, 受压, 压迫; raised intracranial pressure: increased intracranial pressure, 颅内压增高;
-    infarct: infarct*, ischemi*, stroke, 梗死, 缺血; atrophy: 萎缩; aneurysm: microaneurysm, 动脉瘤; dissection: 夹层;
-    thrombosis: thromb*, 血栓; pulmonary embolism: 肺栓塞; stenosis: narrowing, 狭窄; dilation: dilat*, 扩张;
-    enlargement: enlarg*, prominence, 增大, 肿大; thickening: thicken*, 增厚; hernia: herniat*, 疝; stone: calcul*,
-    gallstone, 结石; fracture: fractur*, 骨折; dislocation: dislocat*, 脱位; degeneration: degenerati*, 退行性; ulcer:
-    ulcerat*, 溃疡; osteophyte: 骨赘, 骨质增生; disc herniation: herniated disc, 椎间盘突出; fatty liver: steatosis,
-    脂肪肝; cirrhosis: cirrhotic, 肝硬化; necrosis: necrotic, 坏死; exudate: exudat*, 渗出; diabetic retinopathy:
-    糖尿病视网膜病变; lesion: 病灶, 病变; abnormality: abnormal*, patholog*, 异常""",
+    hypodense area, hypoattenuating lesion, low density lesion, 低密度灶; hyperdense lesion: hyperdense area, high
+    density lesion, 高密度灶; sclerotic lesion: 成骨性病灶; lytic lesion: osteolytic lesion, 溶骨性病灶; solid nodule:
+    实性结节; nodule: nodular, 结节; cyst: cystic, 囊肿, 囊性; mass effect: 占位效应; mass: space occupying lesion,
+    肿块, 肿物, 占位; tumor: neoplas*, 肿瘤; cancer: malignan*, malignant tumor, carcinoma, adenocarcinoma, breast
+    cancer, lung cancer, 恶性, 恶性肿瘤, 癌, 肺癌, 肝癌, 乳腺癌; metastasis: metasta*, 转移; glioma: glioblastoma,
+    胶质瘤; meningioma: 脑膜瘤; lymphoma: 淋巴瘤; adenoma: 腺瘤; hemangioma: 血管瘤; polyp: 息肉; melanoma: 黑色素瘤;
+    dysplasia: dysplastic, atypia, 异型; opacity: opaci*, air space opaci*, airspace opaci*, air space, shadowing,
+    斑片影, 模糊影, 阴影; ground-glass opacity: ground glass, ground glass opaci*, 磨玻璃影, 磨玻璃; consolidation:
+    consolidat*, 实变; infiltrate: infiltrat*, 浸润; pneumonia: pneumonic, 肺炎; aspiration pneumonia: aspiration,
+    吸入性肺炎; tuberculosis: 结核; infection: infectious, 感染; abscess: 脓肿; COVID-19: covid, covid 19 pneumonia,
+    covid 19 infection, 新冠, 新冠肺炎; inflammation: inflammatory, 炎症, 炎性; ascites: 腹水, 腹腔积液; pleural
+    effusion: 胸腔积液; pericardial effusion: 心包积液; effusion: fluid collection, free fluid, 积液; pneumothorax:
+    气胸; pneumoperitoneum: free air, 气腹; pneumomediastinum: 纵隔气肿; atelectasis: atelecta*, collapse*, 肺不张;
+    emphysema: 肺气肿; bronchiectasis: 支气管扩张; air bronchogram: 支气管充气征; fibrosis: fibrotic, 纤维化;
+    pneumatocele: 肺气囊; lucency: hyperlucent, 透亮; pectus excavatum: 漏斗胸; interstitial changes: interstitial,
+    间质性; cavity: cavitation, cavitary, 空洞; pulmonary edema: 肺水肿; edema: swelling, 水肿, 肿胀; cardiomegaly:
+    enlarged heart, heart is enlarged, enlarged cardiac silhouette, 心影增大, 心脏增大; calcification: calcif*,
+    microcalcif*, 钙化; lymphadenopathy: adenopath*, enlarged lymph node, 淋巴结肿大; tracheal deviation: 气管移位;
+    midline shift: 中线移位; hydrocephalus: 脑积水; hydronephrosis: 肾积水; glaucoma: 青光眼; arthritis: osteoarthritis,
+    关节炎; displacement: displac*, shift, 移位; compression: compress*, 受压, 压迫; raised intracranial pressure:
+    increased intracranial pressure, 颅内压增高; infarct: infarct*, ischemi*, stroke, 梗死, 缺血; atrophy: 萎缩;
+    aneurysm: microaneurysm, 动脉瘤; dissection: 夹层; thrombosis: thromb*, 血栓; pulmonary embolism: 肺栓塞; stenosis:
+    narrowing, 狭窄, 变窄; dilation: dilat*, 扩张; enlargement: enlarg*, prominence, 增大, 肿大; thickening: thicken*,
+    增厚; hernia: herniat*, 疝; stone: calcul*, gallstone, 结石; fracture: fractur*, compression fracture, 骨折;
+    dislocation: dislocat*, 脱位; degeneration: degenerati*, 退行性; ulcer: ulcerat*, 溃疡; osteophyte: 骨赘, 骨质增生;
+    disc herniation: herniated disc, 椎间盘突出; fatty liver: steatosis, 脂肪肝; cirrhosis: cirrhotic, 肝硬化; necrosis:
+    necrotic, 坏死; exudate: exudat*, 渗出; diabetic retinopathy: 糖尿病视网膜病变; lesion: 病灶, 病变; abnormality:
+    abnormal*, patholog*, 异常""",
     "change": """improved: improve*, regress*, 好转, 吸收; worse: worsen*, progress*, deteriorat*, 进展, 加重;
     unchanged: stable, unaltered, no change, no significant change, persist*, 无明显变化, 未见明显变化""",
     "device": """endotracheal tube: ett, endotracheal, 气管插管; nasogastric tube: ng tube, nasogastric, 胃管; chest
@@ -121,7 +124,7 @@ _REWRITES = [(re.compile(old), new) for old, new in (
     (rf"\b((?:{_S} )?){_V} (?:and|to|or) {_V} (lobe|zone|lung)s?", r"\1\3 \5 and \1\4 \5"),
     (rf"\b{_V} (lobe|zone|field)s? of (?:the )?{_S} lungs?", r"\3 \1 \2"),
     (rf"\b{_S} {_V} (?:(?:lung|pulmonary) )?(?:zone|field|lung)s?\b(?! lobe)", r"\1 lung \2 zone"),
-    ("([左右双两]侧?)([上中下])肺(?!叶)", r"\1肺\2野"),
+    ("([左右双两]侧?)([上中下])肺(?![叶炎癌])", r"\1肺\2野"),
 )]  # fmt: skip
 _W = r"(?:upper|lower|top|bottom|left|right|middle|mid|center|central|centrally)"
 _LINK = r"(?:[ ,]+(?:and|to|in|at|on|the|horizontally|vertically|slightly|side|area|part|portion|region))*[ ,]+"
@@ -140,7 +143,7 @@ _AREA = re.compile(r"(less than |under |below |不足|不到|小于|< ?)?(\d+(?:
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)(?: ?[x×*] ?(\d+(?:\.\d+)?))? ?(mm|millimet|毫米|cm|centimet|厘米)")
 _BESIDE = re.compile(
     r"\b(?:bordered by|borders|adjacent to|next to|neighboring|abut(?:s|ting)|beside|surrounded by)\b[^.;]{0,200}?"
-    r"(?=[.;]| and (?:is|has|it|shows)\b|, (?:which|and it)\b|$)|\bsurrounding .{1,14}|周围.{1,4}"
+    r"(?=[.;]| and (?:is|has|it|shows)\b|, (?:which|and it)\b|$)|\bsurrounding .{1,14}|周围[^型].{0,3}"
     r"|与[^,。;]{1,60}?(?:相邻|毗邻|邻接)|(?:毗邻|紧邻|邻近)[^,。;]+")
 _ADVICE = re.compile(
     r"\brecommend|\badvis(?:ed|able)\b|\bshould be\b|clinical correlation|(?:further|additional) \w+ (?:is|are|may be) "
@@ -219,7 +222,8 @@ def _find(sentence: str) -> list[_Entity]:
                 hits.append((m.start(), kind, place, None))
                 text = text[: m.start()] + " " * len(m[0]) + text[m.end() :]  # its left is not the patient's
     for m in _AREA.finditer(text):
-        if float(m[2]) <= 100 and re.search("area|occup|cover|image|占|面积", text[max(0, m.start() - 60) :][:120]):
+        near = text[max(0, m.start() - 60) : m.end() + 40]
+        if float(m[2]) <= 100 and re.search("area|occup|account|cover|image|占|面积", near):
             hits.append((m.start(), "area", f"{'<' if m[1] else ''}{float(m[2]):g}%", None))
     for m in _SIZE.finditer(text):
         mm = max(float(m[1]), float(m[2] or 0)) * (10 if m[3] in ("cm", "centimet", "厘米") else 1)
@@ -337,13 +341,14 @@ def parse_caption(text: str) -> Caption:
 
     # The sentence about the region names the structure; else one with a finding; else the first that names any.
     order = sorted(sentences, key=lambda s: (not _ROI.search(s[0]), ("finding", False) not in [e[::2] for e in s[1]]))
-    named = [v for _, found in order for k, v, n in found if k == "structure" and not n]
-    sides = {s for s in _SIDES if named and named[0].startswith(s + " ")} or set(values("side"))
+    structure, near = next(((v, s) for _, s in order for k, v, n in s if k == "structure" and not n), (None, ()))
+    sides = {v for k, v, n in near if k == "side" and not n} if structure else set(values("side"))
+    sides = {s for s in _SIDES if structure and structure.startswith(s + " ")} or sides
     findings, negated, size, area = values("finding"), values("finding", True), values("size"), values("area")
     told, tips = {("finding", v, not findings) for v in findings or negated}, _TIPS.search(text)
     one = ("modality", "finding", "level", "view", "window", "place", "density", "finding_place")
     return Caption(
-        **{k: next(iter(values(k.replace("_", " "))), None) for k in one}, structure=named[0] if named else None,
+        **{k: next(iter(values(k.replace("_", " "))), None) for k in one}, structure=structure,
         findings=findings, negated=negated, neighbours=values("neighbour"), language=language,
         side=sides.pop() if len(sides) == 1 else "bilateral" if sides else None,
         area_share=float(area[0].strip("<%")) / 100 if area else None, size_mm=float(size[0][:-3]) if size else None,
