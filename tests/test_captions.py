@@ -286,7 +286,7 @@ REAL_FINDINGS = {
     "cxr-56302431ce9e": (["consolidation"], []),
     "cxr-d920d08a4d98": (["COVID-19", "ground-glass opacity", "opacity"], []),
     "cxr-8238e0d5e11c": (["consolidation"], ["pleural effusion"]),
-    "cxr-3eb2d5599fff": (["opacity"], ["pneumonia"]),
+    "cxr-3eb2d5599fff": (["opacity", "pectus excavatum"], ["pneumonia"]),
 }
 
 
