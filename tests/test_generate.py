@@ -338,6 +338,27 @@ def test_vllm_is_asked_for_by_name(processor, records, monkeypatch):
     assert len(answers) == 11 and answers[0]["answer"].endswith("<|im_start|>assistant") and answers[0]["tokens"] == 2
 
 
+def test_tiny_base_model_answers_alike_in_batches(tiny_vlm, sample_path):
+    import pyarrow.parquet as pq
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    if not (tiny_vlm / "model.safetensors").exists():
+        pytest.skip("the tiny base model is not here")
+    model = AutoModelForImageTextToText.from_pretrained(tiny_vlm, dtype="float32")
+    processor = AutoProcessor.from_pretrained(tiny_vlm)
+    columns = ["image", "id", "caption"]
+    table = next(pq.ParquetFile(sample_path).iter_batches(6, columns=columns)).to_pylist()
+    rows = Dataset.from_list(table).cast_column("image", Image())
+    options = dict(max_new_tokens=40, question="Describe the picture.")
+    one, six = (generate_answers(model, processor, rows, batch_size=n, **options) for n in (1, 6))
+    assert texts(one) == texts(six) and all(answer["answer"].startswith("There") for answer in one), texts(one)
+
+
+def test_streams_are_refused(model, processor, records):
+    with pytest.raises(ValueError, match="streams"):
+        generate_answers(model, processor, iter(records))
+
+
 def test_import_is_light():
     code = "import sys, medtune.generate; print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

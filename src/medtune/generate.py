@@ -86,15 +86,22 @@ def generate_answers(
     from torch.utils.data import DataLoader
     from tqdm.auto import tqdm
 
+    if not hasattr(dataset, "__getitem__"):
+        raise ValueError("the data set streams: take a part of it, list(dataset.take(100)), to have it answered")
     samples, lengths, data = _survey(dataset, processor, question)
     donors = list(range(len(samples)) if pictures_from is None else map(int, pictures_from))
     if len(donors) != len(samples) or not set(donors) <= set(range(len(samples))):
         raise ValueError(f"pictures_from must hold {len(samples)} row numbers, one a sample")
-    name = image_transform and getattr(image_transform, "__qualname__", type(image_transform).__name__)
-    settings = {"model": _describe(model), "processor": _describe(processor), "data": data, "backend": backend}
-    settings |= {"max_new_tokens": max_new_tokens, "options": options, "image_transform": name}
-    settings |= {"pictures_from": None if pictures_from is None else donors}
-    settings |= {"seed": seed, "batch_size": batch_size} if do_sample else {}  # a greedy answer depends on neither
+    settings = {
+        **{"model": _describe(model), "processor": _describe(processor), "data": data, "backend": backend},
+        **{
+            "max_new_tokens": max_new_tokens,
+            "options": options,
+            "pictures_from": None if pictures_from is None else donors,
+        },
+        "image_transform": getattr(image_transform, "__qualname__", type(image_transform).__name__),
+        **({"seed": seed, "batch_size": batch_size} if do_sample else {}),  # a greedy answer depends on neither
+    }
     done = {} if out is None else _resume(Path(out), settings)
 
     order = sorted(range(len(samples)), key=lambda i: -lengths[i])
@@ -104,7 +111,8 @@ def generate_answers(
     todo = [(n, batch) for n, batch in enumerate(batches) if any(samples[i]["id"] not in done for i in batch)]
     on_gpu = backend == "transformers" and model.device.type == "cuda"
     if cache_implementation == "auto":
-        cache_implementation = "static" if on_gpu and len(samples) - len(done) >= 1000 else None
+        pays = on_gpu and len(samples) - len(done) >= 1000 and getattr(model, "_can_compile_fullgraph", False)
+        cache_implementation = "static" if pays else None
     if cache_implementation == "static":  # compiled code wants batches of one size: repeat the last sample
         todo = [(n, batch + batch[-1:] * (batch_size - len(batch))) for n, batch in todo]
     options = {"do_sample": do_sample, "max_new_tokens": max_new_tokens, **options}
@@ -112,8 +120,10 @@ def generate_answers(
     answer = ask(model, processor, options, seed, cache_implementation)
     prepare = partial(_prepare, dataset, processor, donors, image_transform, question, backend)
     workers = (min(8, os.cpu_count() or 1) if on_gpu else 0) if workers is None else workers
-    jobs, own = [batch for _, batch in todo], Generator()  # a generator of its own leaves the global one alone
-    loader = DataLoader(jobs, batch_size=None, collate_fn=prepare, num_workers=workers, generator=own)
+    jobs: Any = [batch for _, batch in todo]
+    loader: Any = DataLoader(
+        jobs, batch_size=None, collate_fn=prepare, num_workers=workers, generator=Generator()
+    )  # with a generator of its own, or it would draw from the global one
     with tqdm(total=len(samples), initial=len(done), unit="sample", disable=None) as bar:
         start = time.perf_counter()
         for (number, batch), inputs in zip(todo, loader, strict=True):
@@ -243,8 +253,9 @@ def _parts(row: Mapping[str, Any], question: str) -> tuple[list[dict], list, str
     """Take messages, pictures and reference from a converted record or from a pair."""
     if "prompt" in row:
         return row["prompt"], row.get("images") or [], _text(row["completion"][-1])
-    content = [{"type": "image"}, {"type": "text", "text": question}]
-    return [{"role": "user", "content": content}], [row.get("image")], row.get("caption") or ""
+    pictures = [row["image"]] if row.get("image") is not None else []
+    content = [{"type": "image"} for _ in pictures] + [{"type": "text", "text": question}]
+    return [{"role": "user", "content": content}], pictures, row.get("caption") or ""
 
 
 def _text(message: Mapping[str, Any]) -> str:
