@@ -108,17 +108,13 @@ def load_processor(path, *, min_pixels: int | None = None, max_pixels: int | Non
 
     Parameters
     ----------
-    path : str or Path
-        Model or adapter folder, or hub name. Without torchvision, Qwen processors are loaded for pictures only.
-    min_pixels, max_pixels : int, optional
-        Bounds for the resized picture, and so for its image tokens (one per 32x32 pixels in Qwen3-VL).
+    path : model or adapter folder, or hub name. Without torchvision, Qwen processors are loaded for pictures only.
+    min_pixels, max_pixels : bounds for the resized picture, and so for its image tokens (one per 32x32 in Qwen3-VL).
 
     Raises
     ------
-    FileNotFoundError, OSError
-        No such folder or hub model, a gated model, no connection.
-    ValueError
-        No processor or chat template in the folder; pixel bounds where pictures have one fixed size.
+    OSError : no such folder or hub model, a gated model, no connection.
+    ValueError : no processor or chat template in the folder; pixel bounds where pictures have one fixed size.
 
     Examples
     --------
@@ -158,13 +154,7 @@ def load_processor(path, *, min_pixels: int | None = None, max_pixels: int | Non
 
 
 def nf4_config(compute_dtype: str = "bfloat16", *, storage: str = "uint8"):
-    """Configure 4-bit NF4 weights with double quantisation (QLoRA), for a GPU or a CPU.
-
-    Examples
-    --------
-    >>> nf4_config().bnb_4bit_quant_type
-    'nf4'
-    """
+    """Configure 4-bit NF4 weights with double quantisation (QLoRA), for a GPU or a CPU."""
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -182,17 +172,13 @@ def load_base(path, *, dtype="float32", quantization_config=None, device_map=Non
 
     Parameters
     ----------
-    path : str or Path
-        Model folder or hub name.
-    dtype : str or torch.dtype
-        ``"float32"``, ``"bfloat16"``, or ``"auto"`` for that of the file.
-    quantization_config, device_map, **options
-        Passed on to ``AutoModelForImageTextToText.from_pretrained``; see `nf4_config`.
+    path : model folder or hub name.
+    dtype : "float32", "bfloat16", or "auto" for that of the file.
+    quantization_config, device_map, **options : for ``from_pretrained``; see `nf4_config`.
 
     Raises
     ------
-    FileNotFoundError, OSError
-        One line for a missing folder, a damaged or missing file, a gated or unknown model, no connection.
+    OSError : in one line: a missing folder, a damaged or missing file, a gated or unknown model, no connection.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText
@@ -215,22 +201,17 @@ def adapter_targets(model, which: str = "language") -> dict:
 
     Parameters
     ----------
-    model : torch.nn.Module
-        The base model, without adapter.
-    which : str
-        Words of `TARGETS` joined by ``+``, such as ``"language+merger"``. ``"experts"`` are 3-D parameters, not
-        Linear layers, and need ``lora_dropout=0``. The head is never included.
+    model : the base model, without adapter.
+    which : words of `TARGETS` joined by ``+``, such as "language+merger". The head is never included.
 
     Returns
     -------
-    dict
-        ``target_modules``: a pattern that matches exactly the chosen Linear layers; ``target_parameters`` for experts
-        and for Gemma-3's merger.
+    dict : "target_modules", a pattern that matches exactly the chosen Linear layers. Experts, and Gemma-3's merger, are
+        bare parameters: "target_parameters" names them, and they need ``lora_dropout=0``.
 
     Raises
     ------
-    ValueError
-        An unknown word, or one that reaches nothing in this model.
+    ValueError : an unknown word, or one that reaches nothing in this model.
 
     Examples
     --------
@@ -289,10 +270,8 @@ def load_tuned(base, adapter):
 
     Raises
     ------
-    FileNotFoundError
-        No ``adapter_config.json`` or ``adapter_model.safetensors`` in the folder `adapter`.
-    ValueError
-        Missing or unexpected keys, or weights of another shape: the adapter belongs to another model.
+    FileNotFoundError : no ``adapter_config.json`` or ``adapter_model.safetensors`` in the folder `adapter`.
+    ValueError : missing or unexpected keys, or weights of another shape: the adapter belongs to another model.
     """
     from peft import PeftConfig, get_peft_model
 
@@ -317,8 +296,7 @@ def merge_adapter(base, adapter, *, dtype="auto", device_map=None):
 
     Raises
     ------
-    ValueError
-        A quantised base (merging would round the adapter away), an adapter that does not fit, NaN in the result.
+    ValueError : a quantised base (merging would round the adapter away), an adapter that does not fit, NaN.
     """
     if not hasattr(base, "config"):
         base = load_base(base, dtype=dtype, device_map=device_map)
@@ -332,9 +310,8 @@ def compare_logits(model_a, model_b, batch) -> dict[str, float]:
 
     Returns
     -------
-    dict
-        ``max_abs_diff`` and ``mean_abs_diff``, ``largest_logit`` to judge them by, and ``argmax_agreement``, the
-        share (0..1) of ``positions`` where both find the same next token most likely.
+    dict : "max_abs_diff" and "mean_abs_diff", "largest_logit" to judge them by, and "argmax_agreement", the share
+        (0..1) of "positions" where both find the same next token most likely.
     """
     import torch
 
@@ -386,22 +363,17 @@ def save_model(model, processor, out, *, card: str, max_shard_size: str = "2GB")
 
     Parameters
     ----------
-    model : transformers.PreTrainedModel or peft.PeftModel
-    processor : transformers.ProcessorMixin
-    out : str or Path
-        Folder; a model already there is replaced once the new one is complete.
+    model, processor : a plain model or one with an adapter (then the adapter is saved), and its processor.
+    out : folder; a model already there is replaced once the new one is complete.
 
     Returns
     -------
-    list of str
-        Names of the files written.
+    list of str : names of the files written.
 
     Raises
     ------
-    ValueError
-        `out` holds something else than a model.
-    OSError
-        The disk is full or cannot be written.
+    ValueError : `out` holds something else than a model.
+    OSError : the disk is full or cannot be written.
     """
     out = Path(out)
     partial, old = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")

@@ -118,12 +118,9 @@ def _wrap(text: str, width: int) -> str:
 def _box(axis, image, box, colour: str, label: str | None = None) -> None:
     from matplotlib.patches import Rectangle
 
-    width, height = image.size
-    x0, y0, x1, y1 = (edge * size for edge, size in zip(box, (width, height, width, height), strict=True))
-    # pixel edges lie half a pixel before pixel centres
-    axis.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor="white", linewidth=3.5))
-    patch = Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.8, label=label)
-    axis.add_patch(patch)
+    x0, y0, x1, y1 = (edge * size - 0.5 for edge, size in zip(box, image.size * 2, strict=True))  # from pixel edges
+    for edge, width, name in (("white", 3.5, None), (colour, 1.8, label)):
+        axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=edge, linewidth=width, label=name))
 
 
 def _show(axis, image) -> None:
@@ -142,15 +139,10 @@ def show_gallery(
 
     Parameters
     ----------
-    rows : sequence of mappings
-        Pairs with ``image``; ``images`` of a converted record will do.
-    titles : sequence of str, optional
-        One a picture; by default the ``id``.
-    boxes : sequence, optional
-        For each picture a box (xyxy, 0..1), a mapping of names to boxes, or None; by default the row's
-        ``roi``, unless a box is drawn in the picture already (``has_box``).
-    columns : int
-        Pictures in a row of the grid.
+    rows : pairs with `image`, or converted records with `images`.
+    titles : one a picture; by default the `id`.
+    boxes : for each picture a box (xyxy, 0..1), a mapping of names to boxes, or None; by default the row's `roi`,
+        unless a box is drawn in the picture already (`has_box`).
 
     Examples
     --------
@@ -160,7 +152,7 @@ def show_gallery(
     2
     """
     columns = max(1, min(columns, len(rows)))
-    lines = math.ceil(len(rows) / columns)
+    lines = -(-len(rows) // columns)
     names = [_wrap(str(name), 36) for name in (titles if titles is not None else [row.get("id", "") for row in rows])]
     height = 3.1 + 0.2 * max((name.count("\n") + 1 for name in names), default=0)
     figure, axes = _axes(lines, columns, 3.0 * columns, height * lines)
@@ -184,12 +176,7 @@ def show_gallery(
 
 @_drawn
 def plot_training(log_history: Sequence[Mapping]):
-    """Draw loss and token accuracy over the steps, for training and evaluation.
-
-    Parameters
-    ----------
-    log_history : sequence of mappings
-        ``trainer.state.log_history``, or what was saved of it.
+    """Draw loss and token accuracy over the steps from ``trainer.state.log_history``, training and evaluation.
 
     Examples
     --------
@@ -215,10 +202,7 @@ def plot_training(log_history: Sequence[Mapping]):
 def live_plot(every: float = 5.0):
     """Make a callback for ``SFTTrainer(callbacks=[...])`` that redraws `plot_training` below the cell.
 
-    Parameters
-    ----------
-    every : float
-        Seconds between two drawings at least. Outside a notebook nothing is drawn.
+    At most once in `every` seconds, and at the end; outside a notebook nothing is drawn.
     """
     import time
 
@@ -248,13 +232,9 @@ def live_plot(every: float = 5.0):
 
 @_drawn
 def plot_before_after(scores: Mapping[str, Mapping], *, unit: str = "score"):
-    """Draw scores as points with intervals, one line for each answerer under each score.
+    """Draw ``{score: {answerer: value}}`` as points with intervals.
 
-    Parameters
-    ----------
-    scores : mapping
-        ``{score: {answerer: value}}``; a value is a number, or a mapping with ``value``, ``low`` and ``high`` (None
-        where there is no interval).
+    A value is a number, or a mapping with "value", "low" and "high" (None where there is no interval).
 
     Examples
     --------
@@ -295,10 +275,8 @@ def show_answers(rows: Sequence[Mapping], *, width: int = 58):
 
     Parameters
     ----------
-    rows : sequence of mappings
-        Each with ``image``, ``reference``, ``answers`` (``{"base": text, "tuned": text}``) and perhaps ``roi``, ``id``.
-    width : int
-        Letters in a line.
+    rows : mappings with `image`, `reference`, `answers` ({"base": text, "tuned": text}), and perhaps `roi`, `id`.
+    width : letters in a line.
 
     Examples
     --------
@@ -378,9 +356,7 @@ def plot_lengths(lengths: Mapping[str, Sequence[int]], *, limit: int | None = No
     bins = np.linspace(0, max(highest, limit or 0) * 1.02 + 1, 41)
     for index, (name, values) in enumerate(lengths.items()):
         label = f"{name}: median {np.median(values):.0f}, longest {max(values)}" if len(values) else f"{name}: none"
-        colour = COLOURS[index % len(COLOURS)]
-        axis.hist(values, bins=bins, histtype="stepfilled", alpha=0.35, color=colour)
-        axis.hist(values, bins=bins, histtype="step", linewidth=1.8, color=colour, label=label)
+        axis.hist(values, bins=bins, histtype="stepfilled", alpha=0.5, color=COLOURS[index % 7], label=label)
     if limit is not None:
         axis.axvline(limit, color="black", linestyle="--", label=f"limit {limit}")
     axis.set(xlabel=unit, ylabel="samples")

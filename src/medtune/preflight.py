@@ -23,21 +23,16 @@ def check_labels(batch, processor, answers: list[str]) -> dict:
 
     Parameters
     ----------
-    batch : mapping of tensors
-        ``input_ids`` and ``labels`` of shape (rows, tokens); labels that do not count are -100.
-    processor : transformers.ProcessorMixin
-    answers : list of str
-        The reference answer of each row.
+    batch : `input_ids` and `labels` of shape (rows, tokens); labels that do not count are -100.
+    answers : the reference answer of each row.
 
     Returns
     -------
-    dict
-        ``rows``, ``answer_tokens`` and ``prompt_tokens`` of each row, and the decoded labels of the ``first`` row.
+    dict : "rows", the "answer_tokens" and "prompt_tokens" of each, and the decoded labels of the "first".
 
     Raises
     ------
-    ValueError
-        The first row whose labels are not answer, end token and what the template puts after it.
+    ValueError : names the first row whose labels are not answer, end token and what the template puts after it.
     """
     tokenizer, tail = processor.tokenizer, answer_end(processor)
     labels, ids = batch["labels"], batch["input_ids"]
@@ -71,19 +66,15 @@ def check_image_tokens(batch, processor) -> dict:
 
     Parameters
     ----------
-    batch : mapping of tensors
-        ``input_ids``, and ``image_grid_thw`` (Qwen) or ``pixel_values`` with a fixed number of tokens each (Gemma-3).
-    processor : transformers.ProcessorMixin
+    batch : `input_ids`, and `image_grid_thw` (Qwen) or `pixel_values` of a fixed number of tokens each (Gemma-3).
 
     Returns
     -------
-    dict
-        ``pictures`` and the ``image_tokens`` of each.
+    dict : "pictures" and the "image_tokens" of each.
 
     Raises
     ------
-    ValueError
-        Image tokens are missing or too many, for example because a text was cut to a length.
+    ValueError : image tokens are missing or too many, for example because a text was cut to a length.
     """
     import torch
 
@@ -132,20 +123,17 @@ def check_gradients(model, batch, *, step: float = 1e-3) -> dict:
 
     Parameters
     ----------
-    model : peft.PeftModel, or any model with parameters to train
-    batch : mapping of tensors, with labels
-    step : float
-        Size of the step along the gradient.
+    model : a model with adapters, or any with parameters to train.
+    batch : tensors, labels among them.
+    step : length of the step along each gradient.
 
     Returns
     -------
-    dict
-        For each part of the model: ``tensors`` that are trained and the ``norm`` of their gradient.
+    dict : for each part of the model the number of "tensors" trained and the "norm" of their gradient.
 
     Raises
     ------
-    ValueError
-        Nothing to train, a frozen or unreached adapter, a gradient that is zero or not finite.
+    ValueError : nothing to train, a frozen or unreached adapter, a gradient that is zero or not finite.
     """
     import torch
 
@@ -190,22 +178,17 @@ def check_accumulation(trainer, rows: list[dict], *, tolerance: float = 1e-5) ->
 
     Parameters
     ----------
-    trainer : transformers.Trainer
-        A ``trl.SFTTrainer`` for example, before or after training.
-    rows : list of dict
-        Rows of the training set with answers of different length.
-    tolerance : float
-        Allowed difference, relative to the loss and to the largest gradient; 1e-5 suits float32.
+    trainer : a `trl.SFTTrainer` for example, before or after training.
+    rows : of the training set, with answers of different length.
+    tolerance : allowed difference, relative to the loss and to the largest gradient; 1e-5 suits float32.
 
     Returns
     -------
-    dict
-        ``loss_batch``, ``loss_accumulated``, ``gradient_difference`` (relative), ``answer_tokens`` of the rows.
+    dict : "loss_batch", "loss_accumulated", "gradient_difference" (relative), "answer_tokens" of the rows.
 
     Raises
     ------
-    ValueError
-        They differ, or the rows cannot show it because all answers have the same number of tokens.
+    ValueError : they differ, or the rows cannot show it because all answers have the same number of tokens.
     """
     import copy
 
@@ -248,24 +231,17 @@ def check_reload(base, adapter, model, batch, *, tolerance: float = 1e-5) -> dic
 
     Parameters
     ----------
-    base : str or Path
-        Folder or hub name of the base model; it is loaded in the dtype and quantisation of `model`.
-    adapter : str or Path
-        The saved adapter.
-    model : peft.PeftModel
-    batch : mapping of tensors
-    tolerance : float
-        Allowed difference, relative to the largest logit.
+    base : folder or hub name of the base model; it is loaded in the dtype and quantisation of `model`.
+    adapter, model : the saved adapter and the model in memory.
+    tolerance : allowed difference, relative to the largest logit.
 
     Returns
     -------
-    dict
-        See `medtune.models.compare_logits`.
+    dict : see `medtune.models.compare_logits`.
 
     Raises
     ------
-    ValueError
-        The logits differ, or the adapter does not fit the base (missing or unexpected keys).
+    ValueError : the logits differ, or the adapter does not fit the base (missing or unexpected keys).
     """
     quantization = getattr(model.config, "quantization_config", None)
     options = {"dtype": model.config.dtype, "device_map": {"": model.device}, "quantization_config": quantization}
