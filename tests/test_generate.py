@@ -193,6 +193,10 @@ def test_controls_show_other_pictures(model, processor, records, single):
     answers = generate_answers(model, processor, records, max_new_tokens=24, image_transform=no_picture)
     assert texts(answers)[0] == (processor.tokenizer.decode(tokens, skip_special_tokens=True).strip(), len(tokens))
 
+    system = [{"role": "system", "content": "Be brief."}]
+    with_system = [{**records[0], "prompt": system + records[0]["prompt"]}]
+    assert generate_answers(model, processor, with_system, max_new_tokens=2, image_transform=no_picture)
+
 
 def slow(image):
     time.sleep(0.1)
@@ -237,7 +241,7 @@ def test_resume_refuses_other_settings(model, processor, records, tmp_path):
         "options": (rows, {"repetition_penalty": 1.5}),
         "image_transform": (rows, {"image_transform": grey_picture}),
         "pictures_from": (rows, {"pictures_from": [1, 0]}),
-        "seed, batch_size": (rows, {"do_sample": True}),
+        "drawn": (rows, {"do_sample": True}),
         "data": ([{**rows[0], "images": rows[1]["images"]}, rows[1]], {}),
     }
     for name, (dataset, changed) in others.items():

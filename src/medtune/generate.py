@@ -45,8 +45,8 @@ def generate_answers(
     Parameters
     ----------
     model, processor
-        Model on its device, with or without adapter, and its processor. For vLLM the model is a folder, a hub id or a
-        `vllm.LLM`.
+        Model on its device, with or without adapter (it is left in evaluation mode), and its processor. For vLLM the
+        model is a folder, a hub id or a `vllm.LLM`.
     dataset
         `datasets.Dataset` or list of dicts: converted records (`prompt`, `completion`, `images`), or pairs (`image`,
         `caption`), which are all asked `question`. `id` must be unique; without it the row number is taken.
@@ -93,14 +93,15 @@ def generate_answers(
     if len(donors) != len(samples) or not set(donors) <= set(range(len(samples))):
         raise ValueError(f"pictures_from must hold {len(samples)} row numbers, one a sample")
     settings = {
-        **{"model": _describe(model), "processor": _describe(processor), "data": data, "backend": backend},
-        **{
-            "max_new_tokens": max_new_tokens,
-            "options": options,
-            "pictures_from": None if pictures_from is None else donors,
-        },
+        "model": _describe(model),
+        "processor": _describe(processor),
+        "data": data,
+        "pictures_from": None if pictures_from is None else donors,
         "image_transform": getattr(image_transform, "__qualname__", type(image_transform).__name__),
-        **({"seed": seed, "batch_size": batch_size} if do_sample else {}),  # a greedy answer depends on neither
+        "backend": backend,
+        "max_new_tokens": max_new_tokens,
+        "options": options,
+        "drawn": [seed, batch_size] if do_sample else None,  # a greedy answer depends on neither
     }
     done = {} if out is None else _resume(Path(out), settings)
 
@@ -113,7 +114,7 @@ def generate_answers(
     if cache_implementation == "auto":
         pays = on_gpu and len(samples) - len(done) >= 1000 and getattr(model, "_can_compile_fullgraph", False)
         cache_implementation = "static" if pays else None
-    if cache_implementation == "static":  # compiled code wants batches of one size: repeat the last sample
+    if cache_implementation == "static" and len(todo) > 1:  # compiled for one size of batch: repeat the last sample
         todo = [(n, batch + batch[-1:] * (batch_size - len(batch))) for n, batch in todo]
     options = {"do_sample": do_sample, "max_new_tokens": max_new_tokens, **options}
     ask = _vllm if backend == "vllm" else _transformers
@@ -121,9 +122,8 @@ def generate_answers(
     prepare = partial(_prepare, dataset, processor, donors, image_transform, question, backend)
     workers = (min(8, os.cpu_count() or 1) if on_gpu else 0) if workers is None else workers
     jobs: Any = [batch for _, batch in todo]
-    loader: Any = DataLoader(
-        jobs, batch_size=None, collate_fn=prepare, num_workers=workers, generator=Generator()
-    )  # with a generator of its own, or it would draw from the global one
+    own = Generator()  # or the loader would draw from the global one
+    loader: Any = DataLoader(jobs, batch_size=None, collate_fn=prepare, num_workers=workers, generator=own)
     with tqdm(total=len(samples), initial=len(done), unit="sample", disable=None) as bar:
         start = time.perf_counter()
         for (number, batch), inputs in zip(todo, loader, strict=True):
@@ -227,7 +227,8 @@ def _resume(out: Path, settings: dict[str, Any]) -> dict[str, dict]:
 
 def _append(out: Path, answers: list[dict]) -> None:
     with open(out, "ab") as file:
-        file.write("".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers).encode())
+        text = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+        file.write(text.encode("utf-8", "surrogatepass"))
         file.flush()
         os.fsync(file.fileno())
 
@@ -261,6 +262,10 @@ def _parts(row: Mapping[str, Any], question: str) -> tuple[list[dict], list, str
 def _text(message: Mapping[str, Any]) -> str:
     content = message["content"]
     return content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
+
+
+def _without_pictures(message: Mapping[str, Any]) -> dict[str, Any]:
+    return {**message, "content": [part for part in message["content"] if part["type"] != "image"]}
 
 
 def _undecoded(dataset: Any) -> Any:
@@ -310,7 +315,7 @@ def _prepare(dataset, processor, donors, image_transform, question, backend, bat
         pictures = [image_transform(p) for p in pictures] if image_transform else pictures
         if pictures and pictures[0] is None:
             pictures = []
-            messages = [{**m, "content": [c for c in m["content"] if c["type"] != "image"]} for m in messages]
+            messages = [m if isinstance(m["content"], str) else _without_pictures(m) for m in messages]
         texts.append(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
         images.append(pictures)
     if backend == "vllm":
@@ -328,6 +333,7 @@ def _transformers(model, processor, options, seed, cache):
     ends = set(end if isinstance(end, list) else [end])
     options = {"use_cache": True, "pad_token_id": processor.tokenizer.pad_token_id, **options}
     longest = 0
+    model.eval()
 
     def answer(inputs, number):
         nonlocal longest
@@ -335,11 +341,9 @@ def _transformers(model, processor, options, seed, cache):
         width = inputs["input_ids"].shape[1]
         longest = max(longest, width + options["max_new_tokens"])  # a cache that keeps its size is compiled once
         static = {"cache_implementation": cache, "max_cache_len": longest} if cache else {}
-        training = model.training
         with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
             torch.manual_seed(seed + number)
-            rows = model.eval().generate(**inputs, **options, **static)[:, width:].tolist()
-        model.train(training)
+            rows = model.generate(**inputs, **options, **static)[:, width:].tolist()
         counts = [next((k + 1 for k, token in enumerate(row) if token in ends), len(row)) for row in rows]
         cut = [row[:count] for row, count in zip(rows, counts, strict=True)]
         texts = processor.tokenizer.batch_decode(cut, skip_special_tokens=True)
