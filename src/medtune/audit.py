@@ -177,7 +177,7 @@ def near_duplicates(
     The distance counts the bits, of 256, in which one picture's hash differs from the other's or from that of one of
     its trimmed views. On chest X-rays two patients are 60 or more apart, two films of one patient 48 or more; the same
     film saved again, rescaled, brightened or trimmed by up to 5% is within 20. Neighbouring slices of a CT (2.5 mm)
-    often are, slices 7.5 mm apart are not. A file that is there more than 32 times is listed against its first row only.
+    often are, slices 7.5 mm apart are not. A file that is there more than 32 times is listed against its first row.
 
     Not all pairs are compared: of the 16 words of two hashes that differ in less than 32 bits, one word differs in at
     most one bit (multi-index hashing, Norouzi et al. 2012, https://arxiv.org/abs/1307.2982).

@@ -67,8 +67,8 @@ def load_pairs(
     window, salt : for DICOM: a CT window, see `medtune.dicom.WINDOWS`; a secret that makes the hashed patient groups
         agree between calls (without one, groups are numbered as they come).
     columns : our name -> the source's name, where they differ: `{"caption": "impression"}`. Common names are known.
-    captions, image_root : the table of captions, where it is not the only one in the folder; the folder that picture
-        names are relative to and may not leave.
+    captions, image_root : the table of captions, where it is not the only one in the folder; the folder that pictures
+        may not lie outside of (default: where the table is); their names are relative to either.
     allow_empty_captions : load pictures or DICOM files that have no table, with the caption "".
     strict : raise on the first bad row of a table. If False, it becomes a row whose column `problem` says why, which
         `reject_reason` reports, so that the rest goes on and nothing is lost silently.
@@ -92,18 +92,16 @@ def load_pairs(
     if not path.exists():
         if path.suffix in TABLES | DICOM | {".parquet"} or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
             raise FileNotFoundError(f"no such file or folder: {name}")
-        load = dict(path=name, name=config, split=split or "train")
-        return _from_library(name, load, streaming, limit, columns)
+        return _from_hub(name, config, split or "train", streaming, limit, columns)
+    plan = dict(columns=columns, strict=strict, window=window, salt=salt, split=split)
     shards = sorted(path.rglob("*.parquet")) if path.is_dir() else [path] * (path.suffix == ".parquet")
     if shards and not captions:
-        named = [f for f in shards if split and _split_of(f) == split]
-        files = _whole(named or shards, columns, None if named else split)
-        load = dict(path="parquet", data_files=files, split="train", batch_size=128)
-        if split and not named:  # done by the parquet reader, before any picture is touched
-            load["filters"] = [("split", "==", split)]
-        return _from_library(name, load, streaming, limit, columns)
+        if split and (named := [f for f in shards if _split_of(f) == split]):
+            shards, plan["split"] = named, None
+        return _from_rows(name, shards, plan, streaming, limit, _parquet_features(shards, plan))
     tables = [Path(captions)] if captions else _find_tables(path)
-    root = Path(image_root or (path if path.is_dir() else path.parent)).expanduser().resolve()
+    base = (path if path.is_dir() else path.parent).resolve()
+    root = Path(image_root).expanduser().resolve() if image_root else base
     if not tables:
         found = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
         found = [str(f.absolute()) for f in found if f.suffix.lower() in PICTURES or is_dicom(f)]
@@ -111,8 +109,8 @@ def load_pairs(
             raise ValueError(f"{name} holds {len(found)} pictures and no table of captions: give captions=FILE.csv "
                              "(columns image, caption) or allow_empty_captions=True")  # fmt: skip
         tables = [found]
-    plan = dict(root=str(root), columns=columns, strict=strict, window=window, salt=salt, split=split)
-    return _from_rows(name, tables, plan, streaming, limit)
+    folders = [str(f) for f in dict.fromkeys((root, base, base / "images")) if f.is_relative_to(root)]
+    return _from_rows(name, tables, plan | {"folders": folders}, streaming, limit)
 
 
 def _find_sample() -> Path:
@@ -124,31 +122,30 @@ def _find_sample() -> Path:
     raise FileNotFoundError("the sample set is not built: run `make sample` in medtune's folder, or set MEDTUNE_SAMPLE")
 
 
-# --- parquet and the hub, through the datasets library ------------------------------------------------------------
+# --- the hub, through the datasets library ------------------------------------------------------------------------
 
 
-def _from_library(name, load, streaming, limit, columns):
+def _from_hub(name, config, split, streaming, limit, columns):
     import datasets
 
     try:
-        pairs = datasets.load_dataset(**load, streaming=streaming or limit is not None)
+        pairs = datasets.load_dataset(name, config, split=split, streaming=streaming or limit is not None)
         names = _renamed(pairs.column_names, columns, name, need=tuple(ALIASES))
         pairs = pairs.select_columns(list(names)).rename_columns({a: b for a, b in names.items() if a != b})
-        types = {"image": datasets.Image(), "id": datasets.Value("string"), "caption": datasets.Value("string")}
-        for column, feature in types.items():
+        text = datasets.Value("string")
+        for column, feature in {"image": datasets.Image(), "id": text, "caption": text}.items():
             if pairs.features[column] != feature:
                 pairs = pairs.cast_column(column, feature)
-        some = pairs
-        if streaming or limit is not None:
-            pairs = pairs if limit is None else pairs.take(limit)
-            # undecoded; one row at least, so that a refusal shows here and not in the middle of a run
-            some = list(pairs.cast_column("image", datasets.Image(decode=False)).take(1 if streaming else limit))
-        if some and not streaming and limit is not None:
-            pairs = datasets.Dataset.from_list(some, features=pairs.features)
+        pairs = pairs if limit is None else pairs.take(limit)
+        # undecoded; one row at least, so that a refusal shows here and not in the middle of a run
+        few = pairs if limit is not None and not streaming else pairs.take(1)
+        rows = list(few.cast_column("image", datasets.Image(decode=False)))
+        if few is pairs:
+            pairs = datasets.Dataset.from_list(rows, features=pairs.features)
     except Exception as error:  # the hub client, pyarrow and datasets raise dozens of kinds
-        raise _explained(name, load["path"] != "parquet", error) from None
-    if not len(some):
-        raise ValueError(f"{name} holds no pairs of this split")
+        raise _explained(name, error) from None
+    if not rows:
+        raise ValueError(f"{name} holds no pairs")
     return pairs
 
 
@@ -164,72 +161,99 @@ def _renamed(available, columns: dict[str, str], where, need=()) -> dict[str, st
     return names
 
 
-def _whole(shards: list[Path], columns, split) -> list[str]:
+def _explained(name: str, error: BaseException) -> Exception:
+    """Put the many ways in which the hub does not give a set into one line and one of four built-in errors."""
+    chain = [error]
+    while len(chain) < 9 and (cause := chain[-1].__cause__ or chain[-1].__context__):
+        chain.append(cause)
+    kinds, text = str([type(e).__name__ for e in chain]), " ".join(map(_line, chain))
+    if "DatasetNotFoundError" in kinds and "gated" not in text:
+        return FileNotFoundError(f"no path {name} here and no such hub data set (a private one needs `hf auth login`)")
+    if re.search(r"GatedRepoError|gated dataset|\b40[13]\b", kinds + text):
+        page = f"https://huggingface.co/datasets/{name}"
+        return PermissionError(f"the hub refuses {name}: request access at {page}, then run `hf auth login`")
+    if re.search(r"ConnectionError|OfflineMode|ConnectError|Timeout", kinds):
+        return ConnectionError(f"no path {name} here, and no hub in reach (offline?); HF_ENDPOINT can name a mirror")
+    line = _line(error).split(" Example of usage")[0]
+    return ValueError(line if name in line else f"cannot load {name}: {line}")
+
+
+# --- shards, tables, dialogues, pictures and DICOM files -----------------------------------------------------------
+
+
+def _from_rows(name, tables, plan, streaming, limit, features=None):
+    """Make a Dataset of `_rows`; its features are those of the parquet files or are inferred from the rows."""
+    import datasets
+    import pyarrow as pa
+
+    arguments = {"tables": tables, "plan": plan}
+    nothing = f"{name} holds no pairs" + (f" of split {plan['split']}" if plan["split"] else "")
+    if features and not streaming and limit is None:
+        plan["changed"] = tuple(file.stat().st_mtime_ns for file in tables)  # what is in the datasets cache may be old
+        try:
+            pairs = datasets.Dataset.from_generator(_rows, features=features, gen_kwargs=arguments)
+        except datasets.exceptions.DatasetGenerationError as error:
+            raise ValueError(_line(error.__cause__ or error)) from None
+        except ValueError:
+            raise ValueError(nothing) from None
+        return pairs
+    rows = list(itertools.islice(_rows(**arguments), limit if limit is not None or not streaming else 256))
+    if not rows:
+        raise ValueError(nothing)
+    table = {key: [row.get(key) for row in rows] for key in dict.fromkeys(key for row in rows for key in row)}
+    if features is None:
+        for key, values in table.items():
+            try:
+                pa.array(values)
+            except (ValueError, TypeError, OverflowError):  # values of several kinds: keep them as JSON text
+                table[key] = [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]
+        text = datasets.Value("string")
+        features = datasets.Dataset.from_dict({k: v for k, v in table.items() if k != "image"}).features
+        features = {k: text if f == datasets.Value("null") else f for k, f in features.items()}
+        features = {"image": datasets.Image(), **features} | ({} if plan["strict"] else {"problem": text})
+    if not streaming:
+        table = {key: table.get(key, [None] * len(rows)) for key in features}
+        return datasets.Dataset.from_dict(table, features=datasets.Features(features))
+    arguments["keys"] = tuple(features)
+    pairs = datasets.IterableDataset.from_generator(_rows, features=datasets.Features(features), gen_kwargs=arguments)
+    return pairs if limit is None else pairs.take(limit)
+
+
+def _parquet_features(shards: list[Path], plan: dict) -> datasets.Features:
     """Read the footers, the part that a shard from a broken download lacks."""
     import pyarrow.parquet as pq
+    from datasets import Features, Image, Value
 
-    rows = 0
+    features, rows = {}, 0
     for shard in shards:
         try:
             footer = pq.read_metadata(shard)
         except (OSError, ValueError) as error:
             raise ValueError(f"{shard} is cut off or no parquet file, fetch it again ({_line(error)})") from None
-        present = footer.schema.to_arrow_schema().names
-        _renamed(present, columns, shard, need=tuple(ALIASES))
-        if split and "split" not in present:
+        schema = footer.schema.to_arrow_schema()
+        names = _renamed(schema.names, plan["columns"], shard, need=tuple(ALIASES))
+        if plan["split"] and "split" not in names.values():
             raise ValueError(f"{shard} has no column split: leave split out, or make one with medtune.audit")
+        features = {names[k]: f for k, f in Features.from_arrow_schema(schema).items() if k in names} | features
         rows += footer.num_rows
     if not rows:
         raise ValueError(f"{shards[0]} holds no pairs")
-    return [str(shard) for shard in shards]
+    return Features(features | {"image": Image(), "id": Value("string"), "caption": Value("string")})
 
 
-def _explained(name: str, hub: bool, error: BaseException) -> Exception:
-    """Put the many ways in which a set cannot be loaded into one line and one of four built-in errors."""
-    chain = [error]
-    while len(chain) < 9 and (cause := chain[-1].__cause__ or chain[-1].__context__):
-        chain.append(cause)
-    kinds, text = {type(e).__name__ for e in chain}, " ".join(map(_line, chain))
-    missing = "DatasetNotFoundError" in kinds and "gated" not in text
-    if hub and not missing and re.search(r"GatedRepoError|gated dataset|\b40[13]\b", text + str(kinds)):
-        page = f"https://huggingface.co/datasets/{name}"
-        return PermissionError(f"the hub refuses {name}: request access at {page}, then run `hf auth login`")
-    if hub and missing:
-        return FileNotFoundError(f"no path {name} here and no such hub data set (a private one needs `hf auth login`)")
-    if hub and re.search(r"ConnectionError|OfflineMode|ConnectError|Timeout", str(kinds)):
-        return ConnectionError(f"no path {name} here, and no hub in reach (offline?); HF_ENDPOINT can name a mirror")
-    if "corresponds to no data" in text:
-        return ValueError(f"{name} holds no pairs of this split")
-    line = _line(error.__cause__ or error).split(" Example of usage")[0]
-    return ValueError(line if name in line else f"cannot load {name}: {line}")
+def _parquet_rows(shard: Path, columns: dict[str, str]) -> Iterator[dict]:
+    import pyarrow.parquet as pq
 
-
-# --- tables, dialogues, pictures and DICOM files ------------------------------------------------------------------
-
-
-def _from_rows(name, tables, plan, streaming, limit):
-    import datasets
-    import pyarrow as pa
-
-    rows = list(itertools.islice(_rows(tables, plan), limit if limit is not None or not streaming else 256))
-    if not rows:
-        raise ValueError(f"{name} holds no pairs" + (f" of split {plan['split']}" if plan["split"] else ""))
-    table = {key: [row.get(key) for row in rows] for key in dict.fromkeys(key for row in rows for key in row)}
-    for key, values in table.items():
-        try:
-            pa.array(values)
-        except (ValueError, TypeError, OverflowError):  # values of several kinds: keep them as JSON text
-            table[key] = [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]
-    text = datasets.Value("string")
-    features = datasets.Dataset.from_dict({k: v for k, v in table.items() if k != "image"}).features
-    features = {k: text if f == datasets.Value("null") else f for k, f in features.items()}
-    features = datasets.Features({"image": datasets.Image()} | features | ({} if plan["strict"] else {"problem": text}))
-    if not streaming:
-        table = {key: table.get(key, [None] * len(rows)) for key in features}
-        return datasets.Dataset.from_dict(table, features=features)
-    arguments = dict(tables=tables, plan=plan, keys=tuple(features))
-    pairs = datasets.IterableDataset.from_generator(_rows, features=features, gen_kwargs=arguments)
-    return pairs if limit is None else pairs.take(limit)
+    try:  # without pre_buffer a row group of any size is read page by page
+        with pq.ParquetFile(shard, pre_buffer=False, buffer_size=1 << 20) as file:
+            names = _renamed(file.schema_arrow.names, columns, shard)
+            for batch in file.iter_batches(32, use_threads=False):
+                for row in batch.rename_columns([names.get(k, "-") for k in batch.schema.names]).to_pylist():
+                    image = row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"]
+                    row["image"] = {"bytes": image, "path": None} if isinstance(image, bytes) else None
+                    yield row | {"id": None if row["id"] is None else str(row["id"])}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{shard} cannot be read to its end, fetch it again ({_line(error)})") from None
 
 
 def _rows(tables: list, plan: dict, keys: tuple = ()) -> Iterator[dict]:
@@ -238,6 +262,10 @@ def _rows(tables: list, plan: dict, keys: tuple = ()) -> Iterator[dict]:
     groups: dict[str, str] = {}
     salt = plan["salt"] or secrets.token_hex(16)
     for table in tables:
+        if isinstance(table, Path) and table.suffix == ".parquet":
+            rows = _parquet_rows(table, plan["columns"])
+            yield from (row for row in rows if plan["split"] in (None, row.get("split")))
+            continue
         split = None if isinstance(table, list) else _split_of(table)
         for where, record in _records(table):
             try:
@@ -303,7 +331,7 @@ def _pairs(record: Any, plan: dict, salt: str) -> Iterator[dict]:
     if turns and not images:
         return
     for image in images if isinstance(images, list) else [images]:
-        for cell, own, more in _pictures(_located(image, Path(plan["root"])), plan["window"], salt):
+        for cell, own, more in _pictures(_located(image, *map(Path, plan["folders"])), plan["window"], salt):
             for text, question in _answers(turns) if turns else [(caption, {})]:
                 row = {"image": cell, "id": own if name is None else str(name), "caption": text}
                 yield row | more | extra | question | {"named": name is not None}
@@ -337,15 +365,15 @@ def _pictures(file: Path, window, salt: str) -> Iterator[tuple[dict, str, dict]]
             yield cell, own, {"dicom_group": known.get("group"), "modality": known.get("modality")}
 
 
-def _located(name: Any, root: Path) -> Path:
-    """Find a picture that a table names, inside the folder and nowhere else."""
+def _located(name: Any, root: Path, *folders: Path) -> Path:
+    """Find a picture that a table names, inside the root folder and nowhere else."""
     if not isinstance(name, str) or not name or "\0" in name:
         raise ValueError(f"{name!r} is no picture name")
-    for path in (root / name, root / "images" / name):
-        if not path.resolve().is_relative_to(root):
-            raise ValueError(f"picture {name} lies outside the folder (a link or '..'): give image_root=FOLDER")
-        if path.exists():
-            return path.resolve()
+    paths = [(folder / name).resolve() for folder in (root, *folders)]
+    if not all(path.is_relative_to(root) for path in paths):
+        raise ValueError(f"picture {name} lies outside the folder (a link or '..'): give image_root=FOLDER")
+    if found := [path for path in paths if path.exists()]:
+        return found[0]
     raise FileNotFoundError(f"picture {name} is missing")
 
 
