@@ -107,7 +107,7 @@ def _open_source(source: Any) -> tuple[list[tuple], dict, list]:
     shards, types = [], []
     if isinstance(source, (str, os.PathLike)):
         path = Path(source).expanduser()
-        files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path] * (path.suffix == ".parquet")
+        files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path] * (path.suffix == ".parquet" and path.exists())
         for file in files:
             try:  # without pre_buffer a row group of any size is read page by page
                 shard = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
@@ -119,9 +119,9 @@ def _open_source(source: Any) -> tuple[list[tuple], dict, list]:
                 shards.append((file.name, [None], 0, f"shard: {file.name} is cut off, fetch it again ({_line(error)})"))
         if files and not types:
             raise ValueError(shards[0][3])
-        if types and types.count(types[0]) == len(types) and {"image", "caption"} <= types[0].keys():
-            if types[0].get("id") == datasets.Value("string"):
-                return shards, types[0], [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+        plain = types and {"image", "caption"} <= types[0].keys() and types[0].get("id") == datasets.Value("string")
+        if plain and types.count(types[0]) == len(types):
+            return shards, types[0], [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
         from medtune.data import load_pairs
 
         source = load_pairs(source, strict=False)
@@ -386,16 +386,17 @@ def convert_pairs(
             changed = ", ".join(key for key in job if job[key] != old["job"].get(key))
             if not overwrite:
                 raise ValueError(f"{out} holds a conversion with other {changed}; overwrite it or choose another folder")
-            for path in (out / "images", work, *out.glob("*.json*")):
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+            done.unlink(missing_ok=True)  # first: what is half removed must not pass for finished
+            for path in (work, out / "images", *out.glob("*.json*")):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
             old = None
         if old and done.exists():
             shutil.rmtree(work, ignore_errors=True)
             return old["summary"]
         work.mkdir(exist_ok=True)
-        (out / "images").mkdir(exist_ok=True)
         state = old or {"job": job, "row": 0, "counts": {}, "sizes": {}}
         _replace(work / "state.json", json.dumps(state).encode(), work)
+        (out / "images").mkdir(exist_ok=True)
         extra = [c for c in types if c not in _OWN and not re.search("binary|date|time|Image", str(types[c]))]
         seen: dict = {}
         repeated = {}
@@ -409,6 +410,7 @@ def convert_pairs(
         }  # fmt: skip
         return _convert(shards, job, state, run, text_only)
     except OSError as error:
+        (work / "tmp").unlink(missing_ok=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
             hint = f"cannot write {out} ({error.strerror}): make room or choose another folder; the same call goes on"
             raise OSError(error.errno, hint) from None
