@@ -383,3 +383,17 @@ def test_a_reference_is_small_and_names_no_machine(root):
     assert sorted(os.listdir(target)) == ["01_look.ipynb", "02_train.ipynb", "summary.json"]
     assert str(root) not in (target / "02_train.ipynb").read_text()
     assert [row["run"] for row in runs.list_runs(root)] == ["small"]
+
+
+def test_a_reference_hands_no_patient_pictures_on(root):
+    draw = 'from IPython.display import display\ndisplay({"image/" + "png": "aGk=", "text/plain": "figure"}, raw=True)'
+    path = write_notebook(root, "01_look", body=draw)
+    notebook = nbformat.read(path, 4)
+    next(cell for cell in notebook.cells if cell.source == draw).metadata["tags"] = ["shows-pictures"]
+    nbformat.write(notebook, path)
+    runs.run("small", root=root)
+    executed = root / "papermill_runs" / "small" / "out" / "01_look.ipynb"
+    assert "image/png" in executed.read_text()
+    kept = (runs.write_reference("small", root=root) / "01_look.ipynb").read_text()
+    nbformat.validate(nbformat.reads(kept, 4))
+    assert "image/png" not in kept and "run the notebook to see it" in kept

@@ -1,9 +1,8 @@
 """Runs: a folder with a ``params.yaml`` in, executed notebooks and their results out.
 
 ``papermill_runs/<name>/params.yaml`` holds a list ``notebooks``, a mapping ``shared`` (for whoever has the key) and one
-mapping per notebook; paths in it are relative to ``notebooks/``, where the notebooks run. Results go to ``out/`` beside
-it. papermill executes; this module checks the parameters first, remembers what was finished with which inputs, and
-continues from the first notebook that changed.
+mapping per notebook; paths in it are relative to ``notebooks/``. Results go to ``out/`` beside it. papermill executes;
+this module checks the parameters first and continues from the first notebook whose inputs changed.
 """
 
 import ast
@@ -85,8 +84,8 @@ def declared_parameters(notebook: str | Path) -> dict[str, Parameter]:
             kind = eval(annotation, {"__builtins__": {}}, TYPES)  # can say the names in TYPES and nothing else
             found[target.id] = Parameter(annotation, kind, default, comments.get(line.end_lineno, ""))
         except (AttributeError, ValueError, TypeError, NameError):
-            text = ast.unparse(line).splitlines()[0]
-            raise ValueError(f"{notebook}: a parameter must read 'name: type = literal', not {text!r}") from None
+            wrong = f"'name: type = literal', not {ast.unparse(line).splitlines()[0]!r}"
+            raise ValueError(f"{notebook}: a parameter must read {wrong}") from None
         _check(default, found[target.id], f"{notebook}: {target.id}")
     return found
 
@@ -104,9 +103,8 @@ def run(
 ) -> dict[str, Any]:
     """Execute the notebooks of ``papermill_runs/<name>``; what is finished and unchanged is kept.
 
-    Unchanged means: the same cells, parameters, files that these name, medtune, versions of Python and of medtune's
-    requirements, and the same again for the notebooks before it. An interrupted notebook finds its own files again, so
-    that it can resume from a checkpoint; a changed one starts from nothing.
+    Unchanged means: the same cells, parameters, files that these name, medtune and package versions, here and in the
+    notebooks before. An interrupted notebook finds its own files again and can resume; a changed one starts anew.
 
     Parameters
     ----------
@@ -116,8 +114,8 @@ def run(
     new_name
         Copy the parameters, with the overrides, to a run of this name and execute that one.
 
-    Returns what ``out/summary.json`` holds: ``run``, ``notebooks`` (the summary of each) and ``timing`` (minutes).
-    Raises ValueError or OSError if a parameter is wrong, a notebook fails, the run is in progress, or the disk is full.
+    Returns ``out/summary.json``: ``run``, ``notebooks`` (summaries), ``timing`` (minutes). Raises ValueError or OSError
+    if a parameter is wrong, a notebook fails, the run is in progress, or the disk is full.
     """
     import filelock
 
@@ -130,8 +128,8 @@ def run(
     read_params(name, root=root)  # complains before anything is written
     out = root / "papermill_runs" / name / "out"
     out.mkdir(exist_ok=True)
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # the notebooks' processes inherit both
-    os.environ.setdefault("PYTHONHASHSEED", "0")
+    for key, value in {"HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONHASHSEED": "0"}.items():
+        os.environ.setdefault(key, value)  # the notebooks' processes inherit them
     try:
         with filelock.FileLock(out / ".lock", timeout=0):
             timing = _execute_all(_plan(name, root), root / "notebooks", out)
@@ -145,9 +143,9 @@ def run(
 
 def list_runs(root: str | Path | None = None) -> list[dict[str, str]]:
     """Every run: ``run``, ``finished`` (such as "2 of 6"), ``minutes``, and a ``note`` where something is wrong."""
-    root, rows = find_root(root), []
-    for path in sorted((root / "papermill_runs").glob("*/params.yaml")):
-        name, finished, minutes = path.parent.name, "", ""
+    rows, root = [], find_root(root)
+    for name in sorted(path.parent.name for path in root.glob("papermill_runs/*/params.yaml")):
+        finished = minutes = ""
         try:
             plan = _plan(name, root)
             finished = f"{sum(step.finished for step in plan)} of {len(plan)}"
@@ -162,22 +160,31 @@ def list_runs(root: str | Path | None = None) -> list[dict[str, str]]:
 def write_reference(name: str, *, root: str | Path | None = None, max_mb: float = 3.0) -> Path:
     """Copy a finished run's notebooks and summary, `max_mb` (10^6 bytes) at most, to ``papermill_runs/reference/``.
 
-    Paths of this machine are taken out. Raises ValueError if the run is not finished or takes more.
+    Without paths of this machine and patients' pictures (figures of cells tagged ``shows-pictures``). Raises ValueError
+    if the run is not finished or takes more.
     """
     root = find_root(root)
     plan, out, texts = _plan(name, root), root / "papermill_runs" / name / "out", {}
     if missing := [step.notebook for step in plan if not step.finished]:
         raise ValueError(f"run {name!r} has no finished {missing[0]}: start 'medtune run {name}' first")
     for file in [*(f"{step.notebook}.ipynb" for step in plan), "summary.json"]:
-        texts[file] = (out / file).read_text("utf-8").replace(str(root), ".").replace(str(Path.home()), "~")
+        text = (out / file).read_text("utf-8").replace(str(root), ".").replace(str(Path.home()), "~")
+        texts[file] = _without_pictures(text) if file.endswith(".ipynb") else text
     if (size := sum(len(text.encode()) for text in texts.values()) / 1e6) > max_mb:
         raise ValueError(f"run {name!r} has {size:.1f} MB, a reference may have {max_mb:g}: use smaller figures")
-    target = root / "papermill_runs" / "reference" / name
-    shutil.rmtree(target, ignore_errors=True)
+    shutil.rmtree(target := root / "papermill_runs" / "reference" / name, ignore_errors=True)
     target.mkdir(parents=True)
     for file, text in texts.items():
         _write(target / file, text)
     return target
+
+
+def _without_pictures(notebook: str) -> str:
+    executed, instead = json.loads(notebook), "(a figure with a patient's pictures: run the notebook to see it)"
+    for cell in (cell for cell in executed["cells"] if "shows-pictures" in cell["metadata"].get("tags", [])):
+        for output in cell["outputs"]:
+            output |= {"data": {"text/plain": instead}} if "data" in output else {}
+    return json.dumps(executed, indent=1, ensure_ascii=False) + "\n"
 
 
 def _execute_all(plan: list[Step], notebooks: Path, out: Path) -> dict[str, float]:
@@ -225,8 +232,8 @@ def _execute(step: Step, label: str, notebooks: Path, out: Path) -> None:
     if problem:
         raise ValueError(f"{step.notebook} {problem}; executed so far: {os.path.relpath(part, notebooks.parent)}")
     executed.metadata["papermill"] = {"parameters": step.changed}  # the rest is times and paths of this machine
-    _write(out / f"{step.notebook}.ipynb", json.dumps(executed, indent=1, ensure_ascii=False) + "\n")
-    part.unlink()
+    part.write_text(json.dumps(executed, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    os.replace(part, out / f"{step.notebook}.ipynb")
 
 
 def _plan(name: str, root: Path) -> list[Step]:
