@@ -48,19 +48,29 @@ def load_rows(args):
     return [{"id": str(i), **rows[i % len(rows)]} for i in range(args.samples)]
 
 
-def synchronise(device):
-    if device == "cuda":
-        torch.cuda.synchronize()
+class Clock:
+    """Seconds since the start, on the wall and of this process: the second tells more on a shared machine."""
+
+    def __init__(self):
+        self.start = self.now()
+
+    def now(self):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter(), time.process_time()
+
+    def read(self):
+        return tuple(b - a for a, b in zip(self.start, self.now(), strict=True))
 
 
 def time_single(model, processor, rows, options):
     """One `generate` call a sample, as most tutorials do."""
-    answers, start = [], time.perf_counter()
+    answers, clock = [], Clock()
     for row in rows:
         inputs = prepare(model, processor, [row])
         tokens = model.generate(**inputs, do_sample=False, **options)[0, inputs["input_ids"].shape[1] :]
         answers.append(processor.tokenizer.decode(tokens, skip_special_tokens=True).strip())
-    return len(rows) / (time.perf_counter() - start), answers
+    return clock.read(), answers
 
 
 def prepare(model, processor, rows):
@@ -76,11 +86,9 @@ def time_plain(model, processor, rows, options, batch_size, cache):
     inputs = prepare(model, processor, [rows[i % len(rows)] for i in range(batch_size)])
     options = options | ({"cache_implementation": cache} if cache != "dynamic" else {})
     for _ in range(2):
-        synchronise(model.device.type)
-        start = time.perf_counter()
+        clock = Clock()
         model.generate(**inputs, do_sample=False, **options)
-        synchronise(model.device.type)
-    return batch_size / (time.perf_counter() - start)
+    return clock.read()
 
 
 def main():
@@ -109,9 +117,12 @@ def main():
     options = {"max_new_tokens": args.tokens, **exact}
     results, single_answers = [], []
 
-    def report(name, rate, **more):
-        first = results[0]["samples_per_second"] if results else rate
-        results.append({"what": name, "samples_per_second": round(rate, 3), "times": round(rate / first, 2), **more})
+    def report(name, count, seconds, cpu_seconds, **more):
+        rates = {"samples_per_second": count / seconds, "samples_per_cpu_second": count / cpu_seconds}
+        first = results[0] if results else rates
+        times = {"times": rates["samples_per_second"] / first["samples_per_second"]}
+        times["times_by_cpu"] = rates["samples_per_cpu_second"] / first["samples_per_cpu_second"]
+        results.append({"what": name, **{key: round(value, 3) for key, value in (rates | times).items()}, **more})
         if args.device == "cuda":
             results[-1]["peak_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 1)
             torch.cuda.reset_peak_memory_stats()
@@ -125,12 +136,12 @@ def main():
             torch.cuda.empty_cache()
 
     def measure_plain(name, size, cache):
-        report(name, time_plain(model, processor, rows, options, size, cache))
+        report(name, size, *time_plain(model, processor, rows, options, size, cache))
 
     if args.single:
         time_single(model, processor, rows[:1], options)
-        rate, single_answers = time_single(model, processor, rows[: args.single], options)
-        report("single generate calls", rate)
+        seconds, single_answers = time_single(model, processor, rows[: args.single], options)
+        report("single generate calls", args.single, *seconds)
     for choice in args.plain:
         size, _, cache = choice.partition(":")
         cache = cache or "dynamic"
@@ -143,16 +154,17 @@ def main():
     def measure(name, backend, subject, size, cache):
         common = dict(batch_size=size, max_new_tokens=args.tokens, question=QUESTION, workers=args.workers, **exact)
         common |= dict(backend=backend, cache_implementation=None if cache == "dynamic" else cache)
-        start = time.perf_counter()
+        clock = Clock()
         generate_answers(subject, processor, rows[:size], **common)
-        warm_up = time.perf_counter() - start
-        start = time.perf_counter()
+        warm_up = clock.read()[0]
+        clock = Clock()
         answers = generate_answers(subject, processor, rows, **common)
         speed = generation_speed(answers)
         agree = sum(a["answer"] == b for a, b in zip(answers, single_answers, strict=False))
         report(
             name,
-            len(rows) / (time.perf_counter() - start),  # the survey of the data set counts too
+            len(rows),
+            *clock.read(),  # the survey of the data set counts too
             predict_samples_per_second=speed["predict_samples_per_second"],
             predict_tokens_per_second=speed["predict_tokens_per_second"],
             warm_up_seconds=round(warm_up, 1),
