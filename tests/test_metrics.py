@@ -124,7 +124,7 @@ TEXTS = st.one_of(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=6))
 def test_llamafactory_scores_equal_the_libraries(library_scores, pairs):
     predictions, references = map(list, zip(*pairs, strict=True))
@@ -136,8 +136,8 @@ def test_llamafactory_scores_equal_the_libraries(library_scores, pairs):
 
 def test_llamafactory_scores_of_long_answers(library_scores):
     words = [f"word{i}" for i in range(20_000)]
-    predictions = [" ".join(words), "脾脏和左肾。" * 800, "\n".join(words[:3000])]
-    references = ["It is word7, word9 or word8.", ZH, "The word7 is\n\nnot word2999."]
+    predictions = [" ".join(words), "脾脏和左肾。" * 300, "\n".join(words[:1500])]
+    references = ["It is word7, word9 or word8.", ZH, "The word7 is\n\nnot word1499."]
     ours = llamafactory_scores(predictions, references, per_sample=True)
     assert_equal(ours, library_scores(predictions, references))
     # 20,000 against 20,000 words is too much for the libraries: here the answer is known
