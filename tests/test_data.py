@@ -86,6 +86,26 @@ def test_other_names_and_types(tmp_path, streaming):
     assert next(iter(load_pairs(file, columns={"caption": "image_id", "id": "report"})))["caption"] == "7"
 
 
+@pytest.mark.parametrize("options", [{}, {"limit": 9}, {"streaming": True}])
+def test_shards_with_different_columns(tmp_path, options):
+    write_parquet(tmp_path / "a.parquet", 1, group=["g"], old=["x"], older=["y"])
+    write_parquet(tmp_path / "b.parquet", 1, start=1, report=["r"], old=["x"], older=["y"])
+    rows = list(load_pairs(tmp_path, columns={"id": "old", "caption": "older"}, **options))
+    assert [(row["id"], row["caption"], row["group"], row["report"]) for row in rows] == [
+        ("x", "y", "g", None),
+        ("x", "y", None, "r"),
+    ]
+
+
+def test_a_picture_that_only_has_a_path_is_not_looked_up(tmp_path):
+    """A shard from elsewhere must not name files of this machine."""
+    (tmp_path / "secret.jpg").write_bytes(jpeg())
+    cells = [{"bytes": None, "path": str(tmp_path / "secret.jpg")}, {"bytes": jpeg(), "path": "/etc/hostname"}]
+    rows = load_pairs(write_parquet(tmp_path / "a.parquet", 2, image=cells)).cast_column("image", AS_BYTES)
+    assert rows["image"] == [None, {"bytes": jpeg(), "path": None}]
+    assert "no picture" in reject_reason(rows[0])
+
+
 def test_split_by_column_and_by_file_name(tmp_path):
     write_parquet(tmp_path / "a.parquet", split=["train", "test", "test"], group=["g1", "g2", "g2"])
     assert load_pairs(tmp_path, split="test")["id"] == ["id-1", "id-2"]

@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -186,20 +187,19 @@ def _from_rows(name, tables, plan, streaming, limit, features=None):
     import datasets
     import pyarrow as pa
 
-    arguments = {"tables": tables, "plan": plan}
-    nothing = f"{name} holds no pairs" + (f" of split {plan['split']}" if plan["split"] else "")
+    nothing = ValueError(f"{name} holds no pairs" + (f" of split {plan['split']}" if plan["split"] else ""))
     if features and not streaming and limit is None:
-        plan["changed"] = tuple(file.stat().st_mtime_ns for file in tables)  # what is in the datasets cache may be old
+        changed = tuple(file.stat().st_mtime_ns for file in tables)  # what the datasets cache holds may be old
+        arguments = {"tables": tables, "plan": plan | {"changed": changed}, "keys": tuple(features)}
         try:
-            pairs = datasets.Dataset.from_generator(_rows, features=features, gen_kwargs=arguments)
+            return datasets.Dataset.from_generator(_rows, features=features, gen_kwargs=arguments)
         except datasets.exceptions.DatasetGenerationError as error:
             raise ValueError(_line(error.__cause__ or error)) from None
         except ValueError:
-            raise ValueError(nothing) from None
-        return pairs
-    rows = list(itertools.islice(_rows(**arguments), limit if limit is not None or not streaming else 256))
+            raise nothing from None
+    rows = list(itertools.islice(_rows(tables, plan), limit if limit is not None or not streaming else 256))
     if not rows:
-        raise ValueError(nothing)
+        raise nothing
     table = {key: [row.get(key) for row in rows] for key in dict.fromkeys(key for row in rows for key in row)}
     if features is None:
         for key, values in table.items():
@@ -214,7 +214,7 @@ def _from_rows(name, tables, plan, streaming, limit, features=None):
     if not streaming:
         table = {key: table.get(key, [None] * len(rows)) for key in features}
         return datasets.Dataset.from_dict(table, features=datasets.Features(features))
-    arguments["keys"] = tuple(features)
+    arguments = {"tables": tables, "plan": plan, "keys": tuple(features)}
     pairs = datasets.IterableDataset.from_generator(_rows, features=datasets.Features(features), gen_kwargs=arguments)
     return pairs if limit is None else pairs.take(limit)
 
@@ -247,8 +247,9 @@ def _parquet_rows(shard: Path, columns: dict[str, str]) -> Iterator[dict]:
     try:  # without pre_buffer a row group of any size is read page by page
         with pq.ParquetFile(shard, pre_buffer=False, buffer_size=1 << 20) as file:
             names = _renamed(file.schema_arrow.names, columns, shard)
-            for batch in file.iter_batches(32, use_threads=False):
-                for row in batch.rename_columns([names.get(k, "-") for k in batch.schema.names]).to_pylist():
+            for batch in file.iter_batches(32, columns=list(names), use_threads=False):
+                for row in batch.to_pylist():
+                    row = {ours: row[theirs] for theirs, ours in names.items()}
                     image = row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"]
                     row["image"] = {"bytes": image, "path": None} if isinstance(image, bytes) else None
                     yield row | {"id": None if row["id"] is None else str(row["id"])}
@@ -258,35 +259,34 @@ def _parquet_rows(shard: Path, columns: dict[str, str]) -> Iterator[dict]:
 
 def _rows(tables: list, plan: dict, keys: tuple = ()) -> Iterator[dict]:
     """Yield the pairs of all tables in order; `tables` is a list so that `datasets` can spread it over workers."""
-    taken: dict[str, int] = {}
-    groups: dict[str, str] = {}
-    salt = plan["salt"] or secrets.token_hex(16)
+    known: dict[str, Any] = {"salt": plan["salt"] or secrets.token_hex(16), "ids": Counter(), "groups": {}}
     for table in tables:
-        if isinstance(table, Path) and table.suffix == ".parquet":
-            rows = _parquet_rows(table, plan["columns"])
-            yield from (row for row in rows if plan["split"] in (None, row.get("split")))
-            continue
-        split = None if isinstance(table, list) else _split_of(table)
-        for where, record in _records(table):
-            try:
-                made = list(_pairs(record, plan, salt))
-            except (ValueError, OSError, TypeError, AttributeError) as error:
-                reason = f"{where}: {_line(error)}"
-                if plan["strict"]:
-                    raise (FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError)(reason) from None
-                yield {"id": where, "image": None, "caption": None, "problem": reason}
-                continue
-            for row in made:
-                if (hashed := row.pop("dicom_group", None)) and not row.get("group"):
-                    number = groups.setdefault(hashed, f"dicom-{len(groups) + 1:04d}")
-                    row["group"] = hashed if plan["salt"] else number  # hashes of a salt that nobody knows say nothing
-                if not row.pop("named") or len(made) > 1:  # ids that we make up or repeat get a number
-                    taken[row["id"]] = taken.get(row["id"], 0) + 1
-                    row["id"] += f"-{taken[row['id']]}" if taken[row["id"]] > 1 else ""
-                if len(tables) > 1:
-                    row.setdefault("split", split)
-                if plan["split"] in (None, row.get("split", split)):
-                    yield {key: row.get(key) for key in keys or row}
+        parquet = isinstance(table, Path) and table.suffix == ".parquet"
+        split = _split_of(table) if isinstance(table, Path) else None
+        for row in _parquet_rows(table, plan["columns"]) if parquet else _table_rows(table, plan, **known):
+            if len(tables) > 1:
+                row.setdefault("split", split)
+            if plan["split"] in (None, row.get("split", split)) or row.get("problem"):
+                yield {key: row.get(key) for key in keys or row}
+
+
+def _table_rows(table: Path | list[str], plan: dict, salt: str, ids: Counter, groups: dict[str, str]) -> Iterator[dict]:
+    for where, record in _records(table):
+        try:
+            made = list(_pairs(record, plan, salt))
+        except (ValueError, OSError, TypeError, AttributeError) as error:
+            reason = f"{where}: {_line(error)}"
+            if plan["strict"]:
+                raise (FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError)(reason) from None
+            made = [{"id": where, "image": None, "caption": None, "problem": reason, "named": True}]
+        for row in made:
+            if (hashed := row.pop("dicom_group", None)) and not row.get("group"):
+                number = groups.setdefault(hashed, f"dicom-{len(groups) + 1:04d}")
+                row["group"] = hashed if plan["salt"] else number  # hashes of a salt that nobody knows say nothing
+            if not row.pop("named") or len(made) > 1:  # ids that we make up or repeat get a number
+                ids[row["id"]] += 1
+                row["id"] += f"-{ids[row['id']]}" if ids[row["id"]] > 1 else ""
+            yield row
 
 
 def _records(table: Path | list[str]) -> Iterator[tuple[str, Any]]:
