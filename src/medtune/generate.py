@@ -124,7 +124,7 @@ def generate_answers(
     jobs: Any = [batch for _, batch in todo]
     own = Generator()  # or the loader would draw from the global one
     loader: Any = DataLoader(jobs, batch_size=None, collate_fn=prepare, num_workers=workers, generator=own)
-    with tqdm(total=len(samples), initial=len(done), unit="sample", disable=None) as bar:
+    with tqdm(total=len(samples), initial=len(done), unit="sample") as bar:
         start = time.perf_counter()
         for (number, batch), inputs in zip(todo, loader, strict=True):
             answers = dict(zip(batch, answer(inputs, number), strict=True))
