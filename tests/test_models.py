@@ -278,6 +278,28 @@ def test_four_bit_weights_are_counted_at_their_true_number():
     }
 
 
+def cell(notebook: str, name: str) -> str:
+    """The source of one cell of a notebook."""
+    cells = json.loads((Path(__file__).parents[1] / "notebooks" / notebook).read_text("utf-8"))["cells"]
+    return "".join(next(cell["source"] for cell in cells if cell["id"] == name))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_notebook_03_configures_nf4_as_we_do(dtype):
+    from transformers import BitsAndBytesConfig
+
+    names = {"method": "qlora", "dtype": dtype, "torch": torch, "BitsAndBytesConfig": BitsAndBytesConfig}
+    exec(cell("03_finetune_lora.ipynb", "quantization"), names)
+    assert names["quantization_config"].to_dict() == models.nf4_config(dtype).to_dict()
+
+
+def test_notebook_06_merges_as_we_do(adapter):
+    names = {"model_name_or_path": tiny_folder(), "adapter": adapter, "dtype": "float32", "device": "cpu"}
+    exec(cell("06_merge_export.ipynb", "merge"), names := names | {"models": models})
+    merged = models.merge_adapter(tiny_folder(), adapter, dtype="float32").state_dict()
+    assert all(torch.equal(value, merged[key]) for key, value in names["merged"].state_dict().items())
+
+
 # --- adapter -------------------------------------------------------------------------------------------------------
 
 FAMILIES = ["qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3-vl-moe", "gemma-3"]
@@ -468,13 +490,13 @@ def test_libraries_still_take_the_arguments_we_use():
     used = {
         transformers.BitsAndBytesConfig: "load_in_4bit bnb_4bit_quant_type bnb_4bit_use_double_quant "
         "bnb_4bit_compute_dtype bnb_4bit_quant_storage",
-        peft.LoraConfig: "r lora_alpha lora_dropout target_modules target_parameters modules_to_save use_rslora "
+        peft.LoraConfig: "r lora_alpha lora_dropout bias target_modules target_parameters modules_to_save use_rslora "
         "use_dora task_type",
         trl.SFTConfig: "output_dir learning_rate lr_scheduler_type warmup_steps max_steps num_train_epochs "
-        "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps gradient_checkpointing "
-        "gradient_checkpointing_kwargs max_grad_norm max_length completion_only_loss bf16 tf32 optim seed data_seed "
+        "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps activation_checkpointing "
+        "activation_checkpointing_kwargs max_grad_norm max_length completion_only_loss bf16 tf32 optim seed data_seed "
         "logging_steps eval_strategy eval_steps eval_on_start save_strategy save_steps save_total_limit report_to "
-        "dataloader_num_workers remove_unused_columns disable_tqdm deepspeed use_cpu weight_decay",
+        "dataloader_num_workers dataloader_pin_memory remove_unused_columns disable_tqdm deepspeed use_cpu",
         trl.SFTTrainer: "model args train_dataset eval_dataset processing_class peft_config callbacks data_collator",
         transformers.Trainer.train: "resume_from_checkpoint",
         transformers.Trainer.get_batch_samples: "epoch_iterator num_batches device",

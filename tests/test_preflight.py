@@ -53,7 +53,7 @@ def trainer(tmp_path, processor, model, **options):
     import trl
 
     settings = {"per_device_train_batch_size": 4, "max_length": None, "bf16": False, "report_to": "none"}
-    settings |= {"gradient_checkpointing": False, "disable_tqdm": True, "use_cpu": True}
+    settings |= {"activation_checkpointing": False, "disable_tqdm": True, "use_cpu": True}
     config = trl.SFTConfig(output_dir=str(tmp_path), **settings | options)
     data = datasets.Dataset.from_list(rows())
     return trl.SFTTrainer(model=model, args=config, train_dataset=data, processing_class=processor)
@@ -264,3 +264,25 @@ def test_adapter_with_renamed_modules_is_found(tmp_path, processor, batch):
     save_file({key.replace("language_model", "model"): value for key, value in load_file(file).items()}, file)
     with pytest.raises(ValueError, match="28 missing keys"):
         preflight.check_reload(tiny_folder(), tmp_path / "renamed", model, batch)
+
+
+# --- resume --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_resumed_training_ends_where_an_uninterrupted_one_does(tmp_path, processor):
+    """Adapter, optimizer, learning rate and order of the samples come back from a checkpoint."""
+    options = {"max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 1, "seed": 3, "learning_rate": 1e-2}
+
+    def train(folder, checkpoint=None):
+        torch.manual_seed(0)
+        sft = trainer(folder, processor, fresh("attention", lora_dropout=0.1), **options)
+        sft.model_accepts_loss_kwargs = True
+        sft.train(resume_from_checkpoint=checkpoint)
+        return {name: value.clone() for name, value in sft.model.named_parameters() if "lora_" in name}
+
+    whole = train(tmp_path / "whole")
+    shutil.rmtree(tmp_path / "whole" / "checkpoint-4")
+    resumed = train(tmp_path / "resumed", str(tmp_path / "whole" / "checkpoint-2"))
+    for name, value in whole.items():
+        torch.testing.assert_close(value, resumed[name], rtol=0, atol=0)

@@ -306,7 +306,7 @@ def merge_adapter(base, adapter, *, dtype="auto", device_map=None):
 
 
 def compare_logits(model_a, model_b, batch) -> dict[str, float]:
-    """Compare the logits of two models for one batch, on real (not padded) tokens; ``labels`` are ignored.
+    """Compare the logits of two models for one batch, on tokens of text (no padding, no picture); labels are ignored.
 
     Returns
     -------
@@ -315,12 +315,14 @@ def compare_logits(model_a, model_b, batch) -> dict[str, float]:
     """
     import torch
 
-    logits = []
+    logits, text = [], batch["attention_mask"].bool()
+    for key in {"mm_token_type_ids", "token_type_ids"} & batch.keys():  # Qwen-VL's and Gemma's mark of image tokens
+        text = text & (batch[key] == 0)
     for model in (model_a, model_b):
         training = model.training
         inputs = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
         with torch.no_grad():
-            logits.append(model.eval()(**inputs).logits[inputs["attention_mask"].bool()].float().cpu())
+            logits.append(model.eval()(**inputs).logits[text.to(model.device)].float().cpu())
         model.train(training)
     difference = (logits[0] - logits[1]).abs()
     return {

@@ -308,7 +308,7 @@ def show_answers(rows: Sequence[Mapping], *, width: int = 58):
             for words in _lines(same_words(text, line[0]) or [("(empty)", False)], width):
                 parts = [TextArea(word, textprops=styles[same]) for word, same in words]
                 packed.append(HPacker(children=parts, pad=0, sep=0, align="baseline"))
-            title = TextArea(name, textprops={"fontsize": 10, "fontweight": "bold", "color": GREY})
+            title = TextArea(name, textprops={"fontsize": 12, "color": GREY})
             block = VPacker(children=[title, *packed], pad=0, sep=3, align="left")
             cell.add_artist(AnchoredOffsetbox("upper left", child=block, pad=0, borderpad=0.2, frameon=False))
     return figure
