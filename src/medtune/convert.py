@@ -2,7 +2,7 @@
 
 A folder holds `images/`, one JSON Lines file a split, `dataset_info.json` (for LLaMA-Factory), `rejected.jsonl` (what
 was left out, and why) and `convert.json` (settings, counts). Records grow in a hidden work folder, where their sizes
-are noted after every unit of at most 256 rows, so a killed run goes on where it stopped.
+are noted after every 64 rows, so a killed run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 MARK = "<image>"
+UNIT = 64  # rows held in memory and between two notes of progress
 SPLITS = ("train", "validation", "test")
 QUESTIONS = ("Describe this medical image.", "What does this image show?", "Report the findings in this image.",
              "请描述这张医学图像。", "这张图像显示了什么？", "请报告这张图像中的所见。")  # fmt: skip
@@ -39,6 +41,7 @@ DIALECTS: dict[str, dict] = {  # each with its entry in dataset_info.json
 _OWN = {"image", "images", "id", "caption", "caption_zh", "split", "prompt", "completion", "messages", "conversations",
         "system", "instruction", "output", "history", "text", "tools", "chosen", "rejected", "problem"}  # fmt: skip
 CHECKS = ("readable", "roles alternate", "no empty turn", "image marks", "pictures open", "ids differ", "groups apart")
+_SEEN = SimpleNamespace(mode="L", width=1, height=1, draft=lambda *_: None, load=lambda: None)  # for a judged picture
 _to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
@@ -100,26 +103,27 @@ def _record(sample_id: str, turns: list[tuple[str, str]], images: list[str], ext
 
 
 def _open_source(source: Any) -> tuple[list[tuple], dict, list]:
-    """Give shards as (name, ids, bytes, problem or function that reads so many rows at once), types, an identity."""
+    """Give shards as (name, rows, ids, problem or function that reads so many rows at a time), types, an identity."""
     import datasets
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    shards, types = [], []
+    shards, types, text = [], [], datasets.Value("string")
     if isinstance(source, (str, os.PathLike)):
         path = Path(source).expanduser()
-        files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path] * (path.suffix == ".parquet" and path.exists())
-        for file in files:
+        files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path] * (path.suffix == ".parquet")
+        for file in filter(Path.exists, files):
             try:  # without pre_buffer a row group of any size is read page by page
-                shard = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
-                ids = shard.read(columns=["id"]).column(0) if "id" in shard.schema_arrow.names else []
-                size = sum(shard.metadata.row_group(g).total_byte_size for g in range(shard.num_row_groups))
-                shards.append((file.name, ids, size, shard.iter_batches))
+                shard = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 16)
+                ids = [chunk for column in shard.read(columns=["id"]).columns for chunk in column.chunks]
+                shards.append((file.name, shard.metadata.num_rows, ids, shard.iter_batches))
                 types.append(dict(datasets.Features.from_arrow_schema(shard.schema_arrow)))
             except (OSError, ValueError) as error:
-                shards.append((file.name, [None], 0, f"shard: {file.name} is cut off, fetch it again ({_line(error)})"))
-        if files and not types:
+                problem = f"shard: {file.name} is cut off, fetch it again ({_line(error)})"
+                shards.append((file.name, 1, [pa.array([str(file)])], problem))
+        if shards and not types:
             raise ValueError(shards[0][3])
-        plain = types and {"image", "caption"} <= types[0].keys() and types[0].get("id") == datasets.Value("string")
+        plain = types and {"image", "caption"} <= types[0].keys() and types[0].get("id") == text
         if plain and types.count(types[0]) == len(types):
             return shards, types[0], [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
         from medtune.data import load_pairs
@@ -127,19 +131,18 @@ def _open_source(source: Any) -> tuple[list[tuple], dict, list]:
         source = load_pairs(source, strict=False)
     if not isinstance(source, datasets.Dataset) or not {"image", "id", "caption"} <= set(source.column_names):
         raise ValueError("convert needs a Dataset with image, id and caption, as medtune.data.load_pairs gives")
-    arrow = source.cast_column("image", datasets.Image(decode=False)).with_format("arrow")
-    ids, size = arrow.select_columns("id")[:].column(0), source.data.nbytes * len(source) // (len(source.data) or 1)
-    return [("", ids, size, arrow.iter)], dict(source.features), [source._fingerprint]
+    arrow = source.cast_column("image", datasets.Image(decode=False)).cast_column("id", text).with_format("arrow")
+    ids = arrow.select_columns("id")[:]["id"].chunks
+    return [("", len(source), ids, arrow.iter)], dict(source.features), [source._fingerprint]
 
 
 def _units(shards: list[tuple], first: int) -> Iterator[tuple]:
     """Yield (shard, row numbers, table or problem) from row `first` on; a shard before it is not read."""
     start = 0
-    for shard, ids, size, read in shards:
-        stop, step = start + len(ids), max(8, min(256, (16 << 20) * len(ids) // (size or 1)))  # large pictures: less
-        problem = read if isinstance(read, str) else None
+    for shard, rows, _, read in shards:
+        stop, problem = start + rows, read if isinstance(read, str) else None
         try:
-            for table in read(step) if stop > first and not problem else ():
+            for table in read(UNIT) if stop > first and not problem else ():
                 if start >= first:
                     yield shard, range(start, start + table.num_rows), table
                 start += table.num_rows
@@ -156,21 +159,22 @@ def _judge(row: dict, jpeg_quality: int | None) -> tuple[bytes, str, str] | str:
 
     from medtune.data import picture_bytes, reject_reason, to_rgb
 
-    blank, suffix, whole = Image.new("L", (1, 1)), None, False
+    suffix, whole = None, False
     with contextlib.suppress(Exception):  # decoders raise many kinds; reject_reason says which
         data = picture_bytes(row["image"])
-        picture = Image.open(io.BytesIO(data))
+        picture = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
         turned = "exif" in picture.info and picture.getexif().get(0x0112, 1) != 1
         if picture.mode in ("RGB", "L") and not turned and getattr(picture, "n_frames", 1) == 1:
             suffix = {"JPEG": ".jpg", "PNG": ".png"}.get(str(picture.format))
         # A JPEG with its end mark is whole, as far as a decoder can tell: only the text is left to judge.
         whole = suffix == ".jpg" and data.endswith(b"\xff\xd9") and picture.width * picture.height <= 50_000_000
-    if reason := reject_reason(row | {"image": blank} if whole else row):
+    if reason := reject_reason(row | {"image": _SEEN} if whole else row):
         return reason
     if suffix:
         return data, suffix, "copied"
-    to_rgb(picture).save(buffer := io.BytesIO(), "JPEG" if jpeg_quality else "PNG", quality=jpeg_quality)
-    return buffer.getvalue(), ".jpg" if jpeg_quality else ".png", "converted"
+    form, suffix = ("JPEG", ".jpg") if jpeg_quality else ("PNG", ".png")
+    to_rgb(Image.open(io.BytesIO(data))).save(buffer := io.BytesIO(), form, quality=jpeg_quality)
+    return buffer.getvalue(), suffix, "converted"
 
 
 def _accept(shard: str, numbers: range, table: Any, job: dict, run: dict) -> Iterator[tuple]:
@@ -210,14 +214,15 @@ def _accept(shard: str, numbers: range, table: Any, job: dict, run: dict) -> Ite
         yield series, number, row, split, caption, questions[drawn], name, found[0], found[2]
 
 
-def _replace(path: Path, data: bytes, work: Path) -> None:
+def _replace(path: Path | str, data: bytes, work: Path) -> None:
     """Write a file whole or not at all: what has its name is complete."""
-    (work / "tmp").write_bytes(data)
+    with open(temporary := f"{work}/tmp", "wb") as file:
+        file.write(data)
     try:
-        os.replace(work / "tmp", path)
+        os.replace(temporary, path)
     except FileNotFoundError:
-        path.parent.mkdir(exist_ok=True)
-        os.replace(work / "tmp", path)
+        os.mkdir(os.path.dirname(path))
+        os.replace(temporary, path)
 
 
 def _read(file: Path) -> Iterator[tuple[str, Any]]:
@@ -235,7 +240,7 @@ def _convert(shards: list[tuple], job: dict, state: dict, run: dict, text_only: 
     from tqdm.auto import tqdm
 
     out, work, counts, files, dialogues = run["out"], run["work"], Counter(state["counts"]), {}, []
-    nothing, rows = dict.fromkeys(run["extra"]), sum(len(shard[1]) for shard in shards)
+    nothing, rows = dict.fromkeys(run["extra"]), sum(shard[1] for shard in shards)
 
     def put(kind: str, line: bytes) -> None:
         files[kind].write(line)
@@ -278,7 +283,7 @@ def _convert(shards: list[tuple], job: dict, state: dict, run: dict, text_only: 
                             reject(number, row["id"], f"record: {_line(error)}")
                         continue
                     for name, data in zip(names, pictures, strict=True):
-                        _replace(out / "images" / name, data, work)
+                        _replace(f"{out}/images/{name}", data, work)
                     put(splits[0], line)
                     counts.update(hows)
                     wanted = int(counts["train"] * job["share"] / (1 - job["share"]) + 0.5)
@@ -320,18 +325,17 @@ def convert_pairs(
 
     Parameters
     ----------
-    source : a `datasets.Dataset` of pairs, or what `medtune.data.load_pairs` takes.
-    out : folder to write: new, empty, or an unfinished run of the same call.
+    source, out : a `datasets.Dataset` of pairs, or what `load_pairs` takes; the folder to write, new or empty.
     dialect : "prompt-completion" (TRL), "messages" (role/content) or "sharegpt" (conversations, from/value).
     questions : one, or several to draw from by id and seed, such as `QUESTIONS`; in the caption's language if there is.
     language : "en" takes `caption`; "zh" takes `caption_zh`, or a Chinese `caption`, and rejects pairs without.
     system_prompt : said before each question about pictures.
     text_only, share : JSONL of dialogues without pictures, and their share of the train split, from 0 to below 1.
-    pictures_per_sample : up to so many neighbouring rows of one `group` make one sample.
+    pictures_per_sample : up to so many neighbouring rows of one `group` make one sample, with all their captions.
     splits : "train", "validation" or "test" for each row. Default: the column `split`, else the name of the shard.
     jpeg_quality : make pictures that cannot be copied JPEG of this quality, 1 to 95, instead of PNG.
     workers : threads for pictures that must be decoded; by default one a core.
-    strict, overwrite : stop at the first bad pair, without `rejected.jsonl`; replace a conversion with other settings.
+    strict, overwrite : stop at the first bad pair instead of listing it; replace a conversion with other settings.
 
     Returns
     -------
@@ -348,10 +352,10 @@ def convert_pairs(
     >>> folder = pathlib.Path(tempfile.mkdtemp()) / "out"
     >>> convert_pairs(datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()), folder)["records"]
     {'train': 1}
-    >>> read_records(folder)[0]["completion"]
-    [{'role': 'assistant', 'content': [{'type': 'text', 'text': 'A black square.'}]}]
     """
     import datasets
+    import numpy as np
+    import pyarrow as pa
 
     from medtune.captions import detect_language
 
@@ -361,12 +365,12 @@ def convert_pairs(
     if not all(question.strip() and MARK not in question for question in asked):
         raise ValueError(f"a question is empty or holds {MARK}, which convert adds itself")
     shards, types, identity = _open_source(source)
-    out, text_only, rows = Path(out).expanduser(), text_only and Path(text_only), sum(len(shard[1]) for shard in shards)
+    out, text_only, rows = Path(out).expanduser(), text_only and Path(text_only), sum(shard[1] for shard in shards)
     if splits is not None and len(splits) != rows:
         raise ValueError(f"{len(splits)} splits for {rows} rows")
     if pictures_per_sample > 1 and "group" not in types:
         raise ValueError("pictures_per_sample needs a column `group` that says which pictures belong together")
-    also = ["images"] + ["system", "history"] * (dialect == "prompt-completion" and bool(system_prompt or text_only))
+    also = ["images"] + ["system", "history"] * bool(dialect == "prompt-completion" and (system_prompt or text_only))
     job = {
         "dialect": dialect, "questions": [[text, detect_language(text)] for text in asked], "language": language,
         "system_prompt": system_prompt, "share": share, "pictures_per_sample": pictures_per_sample, "seed": seed,
@@ -385,7 +389,7 @@ def convert_pairs(
         if old and old["job"] != job:
             changed = ", ".join(key for key in job if job[key] != old["job"].get(key))
             if not overwrite:
-                raise ValueError(f"{out} holds a conversion with other {changed}; overwrite it or choose another folder")
+                raise ValueError(f"{out} holds a conversion with other {changed}; overwrite it, or name another folder")
             done.unlink(missing_ok=True)  # first: what is half removed must not pass for finished
             for path in (work, out / "images", *out.glob("*.json*")):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -398,11 +402,9 @@ def convert_pairs(
         _replace(work / "state.json", json.dumps(state).encode(), work)
         (out / "images").mkdir(exist_ok=True)
         extra = [c for c in types if c not in _OWN and not re.search("binary|date|time|Image", str(types[c]))]
-        seen: dict = {}
-        repeated = {}
-        for number, sample_id in enumerate(itertools.chain.from_iterable(shard[1] for shard in shards)):
-            if (first := seen.setdefault(sample_id, number)) != number:
-                repeated[number] = first
+        ids = (hash(value) for shard in shards for chunk in shard[2] for value in chunk.view(pa.binary()).to_pylist())
+        _, first, same = np.unique(np.fromiter(ids, np.int64), return_index=True, return_inverse=True)
+        repeated = {int(row): int(first[same[row]]) for row in np.flatnonzero(first[same] != np.arange(rows))}
         run = {
             "out": out, "work": work, "extra": extra, "repeated": repeated, "splits": splits, "strict": strict,
             "folders": rows > 100_000, "workers": workers or os.cpu_count(),
@@ -418,22 +420,17 @@ def convert_pairs(
 
 
 def check_folder(folder: str | os.PathLike, *, processor: Any = None, max_length: int | None = None) -> dict:
-    """Check the records of a folder, in any dialect, and their pictures; the report also becomes `check.json` there.
+    """Check the records of a folder, in any dialect, and their pictures; writes `check.json` there.
 
     Parameters
     ----------
     folder : holds `dataset_info.json` that names the files, or else JSON or JSON Lines files of records.
-    processor : count tokens as this processor does.
-    max_length : report records longer than so many tokens, which a trainer would cut. Needs `processor`.
+    processor, max_length : count tokens as this processor does, and report the records that are longer, hence cut.
 
     Returns
     -------
-    dict : `ok`; `records` a file; `table`, a row a check with the number of errors and the first; `errors`, up to 1,000
-        with place (file:line), id, check and problem; `tokens` (min, median, max); `cut`, ids and tokens of longer ones.
-
-    Raises
-    ------
-    ValueError : there is nothing to check.
+    dict : `ok`; `records` a file; `table`, a row a check: its errors and the first; `errors`, up to 1,000 with place
+        (file:line), id, check and problem; `tokens` (min, median, max); `cut`, id and tokens of the longer ones.
 
     Examples
     --------
@@ -505,42 +502,35 @@ def check_folder(folder: str | os.PathLike, *, processor: Any = None, max_length
 
 
 def read_records(folder: str | os.PathLike, split: str = "train") -> Any:
-    """Read a split of a converted folder, of any dialect, as TRL's `SFTTrainer` wants it.
+    """Read a split of a converted folder, of any dialect, as the `datasets.Dataset` that TRL's `SFTTrainer` wants.
 
-    Returns
-    -------
-    datasets.Dataset : `id`, `prompt` and `completion` (turns of content parts), `images` (decoded when read), and the
-        columns that the source had, such as `group` and `roi`.
-
-    Raises
-    ------
-    FileNotFoundError : there is no such split. ValueError : a line is no record, or its picture lies elsewhere.
+    It has `id`, `prompt` and `completion` (turns of content parts), `images` (decoded when read) and what the source
+    had, such as `group` and `roi`. FileNotFoundError: no such split; ValueError: a line does not conform.
     """
     import datasets
     from datasets.exceptions import DatasetGenerationError
 
-    folder = Path(folder).expanduser().resolve()
+    folder, text = Path(folder).expanduser().resolve(), datasets.Value("string")
     file, made = folder / f"{split}.jsonl", folder / "convert.json"
     if not file.is_file():
         there = ", ".join(sorted(other.stem for other in folder.glob("*.jsonl"))) or "nothing"
         raise FileNotFoundError(f"{file} does not exist, only {there}: write it with `medtune convert`")
-    extra = json.loads(made.read_text("utf-8"))["features"] if made.is_file() else {}
-    turns = datasets.List({"role": datasets.Value("string"), "content": datasets.List(datasets.Json())})
-    types = {"id": datasets.Value("string"), "prompt": turns, "completion": turns, "images": datasets.List(datasets.Image())}
+    extra = datasets.Features.from_dict(json.loads(made.read_text("utf-8"))["features"] if made.is_file() else {})
+    turns = datasets.List({"role": text, "content": datasets.List(datasets.Json())})
+    types = {"id": text, "prompt": turns, "completion": turns, "images": datasets.List(datasets.Image())} | extra
 
     def generate(file: Path, changed: int) -> Iterator[dict]:
         for place, record in _read(file):
-            said, problems = _study(record, len(record.get("images") or ()) if isinstance(record, dict) else 0)
-            images = [] if problems else [(file.parent / name).resolve() for name in record["images"]]
-            if problems or not all(image.is_relative_to(file.parent) for image in images):
+            images = [(folder / name).resolve() for name in getattr(record, "get", {}.get)("images") or ()]
+            said, problems = _study(record, len(images))
+            if problems or not all(image.is_relative_to(folder) for image in images):
                 raise ValueError(f"{place}: {problems[0][1] if problems else 'a picture lies outside the folder'}")
             parts = [{"role": role, "content": _parts(text)} for role, text in said]
-            row = {"id": record.get("id"), "prompt": parts[:-1], "completion": parts[-1:], "images": list(map(str, images))}
-            yield row | {name: record.get(name) for name in extra}
+            row = {"prompt": parts[:-1], "completion": parts[-1:], "images": list(map(str, images))}
+            yield {name: record.get(name) for name in ("id", *extra)} | row
 
     try:
-        features = datasets.Features(types | datasets.Features.from_dict(extra))
         arguments = {"file": file, "changed": file.stat().st_mtime_ns}  # a changed file is read anew
-        return datasets.Dataset.from_generator(generate, features=features, gen_kwargs=arguments)
+        return datasets.Dataset.from_generator(generate, features=datasets.Features(types), gen_kwargs=arguments)
     except DatasetGenerationError as error:
         raise ValueError(f"cannot read records: {_line(error.__cause__ or error)}") from None
