@@ -598,7 +598,7 @@ def test_hub(tmp_path):
 PEAK = """
 import sys, datasets
 from medtune.data import load_pairs
-rows = load_pairs(sys.argv[1], streaming=True).cast_column("image", datasets.Image(decode=False))
+rows = load_pairs(sys.argv[1], streaming=True, limit=5_000).cast_column("image", datasets.Image(decode=False))
 count = sum(row["image"] is not None for row in rows)
 print(count, next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) // 1024)
 """

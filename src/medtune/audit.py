@@ -275,7 +275,7 @@ def assign_groups(
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    if column is None and id_pattern is None and "group" in dataset.column_names:
+    if column is None and id_pattern is None and "group" in dataset.column_names and any(dataset["group"]):
         column = "group"
     if column:
         if column not in dataset.column_names:

@@ -197,7 +197,8 @@ def _from_rows(name, tables, plan, streaming, limit, features=None):
             raise ValueError(_line(error.__cause__ or error)) from None
         except ValueError:
             raise nothing from None
-    rows = list(itertools.islice(_rows(tables, plan), limit if limit is not None or not streaming else 256))
+    head = 1 if features else 256  # a stream tells its columns from the first rows
+    rows = list(itertools.islice(_rows(tables, plan), min(head, limit or head) if streaming else limit))
     if not rows:
         raise nothing
     table = {key: [row.get(key) for row in rows] for key in dict.fromkeys(key for row in rows for key in row)}
