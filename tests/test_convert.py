@@ -310,6 +310,7 @@ def test_pictures_in_files_and_other_columns_are_loaded(tmp_path):
     (tmp_path / "set" / "captions.csv").write_text("image,caption\na.png,A liver.\nb.png,A spleen.\n")
     summary = convert.convert_pairs(tmp_path / "set", tmp_path / "out")
     assert summary["records"] == {"train": 1} and summary["rejected"] == 1
+    assert convert.convert_pairs(tmp_path / "set", tmp_path / "out") == summary, "the same source is known again"
     assert Path(tmp_path / "out" / "images" / "a.png").read_bytes() == (tmp_path / "set" / "a.png").read_bytes()
     rows = [{"image": encode(picture(0)), "image_id": "x", "caption": "A liver.", "cui": ["C1"]}]
     write(tmp_path / "other.parquet", rows)
@@ -539,6 +540,18 @@ def test_only_pairs_are_converted(tmp_path):
             convert.convert_pairs(wrong, tmp_path / "out")
     with pytest.raises(FileNotFoundError):
         convert.convert_pairs(tmp_path / "nowhere.parquet", tmp_path / "out")
+    with pytest.raises(ValueError, match="holds no pairs"):
+        convert.convert_pairs(data.load_pairs(write(tmp_path / "a.parquet", [pair(0)])).select([]), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_ids_that_are_numbers(tmp_path):
+    write(tmp_path / "a.parquet", [pair(0, id=7), pair(1, id=8)])
+    convert.convert_pairs(tmp_path / "a.parquet", tmp_path / "file")
+    rows = {"image": [picture(0)] * 2, "id": [7, 7], "caption": ["A liver."] * 2}
+    pairs = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    assert convert.convert_pairs(pairs, tmp_path / "set")["rejected"] == 1
+    assert [record["id"] for record in lines(tmp_path / "file" / "train.jsonl")] == ["7", "8"]
 
 
 # --- kills, full disks, workers -----------------------------------------------------------------------------------
@@ -731,6 +744,10 @@ def test_check_reads_what_others_wrote(tmp_path):
     assert [(error["place"], error["check"]) for error in report["errors"]] == [
         ("mllm.json:2", "roles alternate"), ("mllm.json:2", "image marks")
     ][:1]  # fmt: skip
+    records = [{"messages": said, "id": ["a"], "images": 5}, 7, "x", None, {}, {"messages": [1]}, {"prompt": 1}]
+    (tmp_path / "odd.jsonl").write_text("\n".join(map(json.dumps, records)))
+    odd = [error["check"] for error in convert.check_folder(tmp_path)["errors"][1:]]
+    assert odd == ["pictures open", *["readable"] * 6]
     with pytest.raises(ValueError, match="give a processor"):
         convert.check_folder(tmp_path, max_length=100)
     (tmp_path / "empty").mkdir()

@@ -123,7 +123,7 @@ def _open_source(source: Any) -> tuple[list[tuple], dict, list]:
                 shards.append((file.name, 1, [pa.array([str(file)])], problem))
         if shards and not types:
             raise ValueError(shards[0][3])
-        plain = types and {"image", "caption"} <= types[0].keys() and types[0].get("id") == text
+        plain = types and "image" in types[0] and types[0].get("id") == types[0].get("caption") == text
         if plain and types.count(types[0]) == len(types):
             return shards, types[0], [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
         from medtune.data import load_pairs
@@ -131,7 +131,9 @@ def _open_source(source: Any) -> tuple[list[tuple], dict, list]:
         source = load_pairs(source, strict=False)
     if not isinstance(source, datasets.Dataset) or not {"image", "id", "caption"} <= set(source.column_names):
         raise ValueError("convert needs a Dataset with image, id and caption, as medtune.data.load_pairs gives")
-    arrow = source.cast_column("image", datasets.Image(decode=False)).cast_column("id", text).with_format("arrow")
+    for name, kind in (("image", datasets.Image(decode=False)), ("id", text), ("caption", text)):
+        source = source if source.features[name] == kind else source.cast_column(name, kind)
+    arrow = source.with_format("arrow")
     ids = arrow.select_columns("id")[:]["id"].chunks
     return [("", len(source), ids, arrow.iter)], dict(source.features), [source._fingerprint]
 
@@ -257,7 +259,7 @@ def _convert(shards: list[tuple], job: dict, state: dict, run: dict, text_only: 
             with contextlib.suppress(FileNotFoundError):  # killed while the files got their names
                 os.replace(out / f"{kind}.jsonl", work / f"{kind}.jsonl")
             files[kind] = stack.enter_context(open(work / f"{kind}.jsonl", "ab"))
-            files[kind].truncate(state["sizes"].get(kind, 0))
+            files[kind].seek(files[kind].truncate(state["sizes"].get(kind, 0)))
         for place, record in _read(text_only) if text_only else ():
             turns, problems = _study(record, 0)
             if not problems:
@@ -366,8 +368,9 @@ def convert_pairs(
         raise ValueError(f"a question is empty or holds {MARK}, which convert adds itself")
     shards, types, identity = _open_source(source)
     out, text_only, rows = Path(out).expanduser(), text_only and Path(text_only), sum(shard[1] for shard in shards)
-    if splits is not None and len(splits) != rows:
-        raise ValueError(f"{len(splits)} splits for {rows} rows")
+    splits = None if splits is None else list(splits)
+    if not rows or splits and len(splits) != rows:
+        raise ValueError(f"{len(splits)} splits for {rows} rows" if splits else "the source holds no pairs")
     if pictures_per_sample > 1 and "group" not in types:
         raise ValueError("pictures_per_sample needs a column `group` that says which pictures belong together")
     also = ["images"] + ["system", "history"] * bool(dialect == "prompt-completion" and (system_prompt or text_only))
@@ -479,15 +482,15 @@ def check_folder(folder: str | os.PathLike, *, processor: Any = None, max_length
         while block := list(itertools.islice(stream, 256)):
             for (place, record), sizes in zip(block, pool.map(look, block), strict=True):
                 file, known = place.rpartition(":")[0], record if isinstance(record, dict) else {}
-                records[file] += 1
+                name, records[file] = str(known.get("id") or place), records[file] + 1
                 turns, found = _study(record, len(sizes))
                 found += [("pictures open", size) for size in sizes if isinstance(size, str)]
                 for check, key, mine in (("ids differ", "id", place), ("groups apart", "group", file)):
-                    if known.get(key) and (other := owners.setdefault((key, known[key]), mine)) != mine:
+                    if known.get(key) and (other := owners.setdefault((key, str(known[key])), mine)) != mine:
                         found.append((check, f"{key} {known[key]} is in {other} too"))
                 if processor and not found:
-                    tokens[known.get("id") or place] = render(turns)[1] + sum(map(picture_tokens, sizes))
-                errors += [{"place": place, "id": known.get("id"), "check": c, "problem": text} for c, text in found]
+                    tokens[name] = render(turns)[1] + sum(map(picture_tokens, sizes))
+                errors += [{"place": place, "id": name, "check": check, "problem": text} for check, text in found]
     table = []
     for check in CHECKS:
         wrong = [f"{error['place']}: {error['problem']}" for error in errors if error["check"] == check]
