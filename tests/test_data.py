@@ -366,6 +366,19 @@ def test_converted_folder_with_its_splits(pictures):
     refused(ValueError, "no pairs of split dev", pictures, split="dev")
 
 
+@pytest.mark.parametrize("dialect", ["prompt-completion", "messages", "sharegpt"])
+def test_what_convert_writes_is_read_back(tmp_path, dialect):
+    from medtune.convert import convert_pairs
+
+    source = load_pairs(write_parquet(tmp_path / "a.parquet", 4, split=["train", "train", "validation", "test"]))
+    convert_pairs(source, tmp_path / "out", dialect=dialect, workers=1)
+    back = load_pairs(tmp_path / "out")
+    for column in ("id", "caption", "split"):
+        assert sorted(back[column]) == sorted(source[column])
+    kept = {row["id"]: picture_bytes(row["image"]) for row in back.cast_column("image", AS_BYTES)}
+    assert kept == {f"id-{i}": jpeg(i) for i in range(4)}
+
+
 # --- DICOM --------------------------------------------------------------------------------------------------------
 
 
