@@ -101,7 +101,8 @@ def same_words(text: str, reference: str) -> list[tuple[str, bool]]:
 def _lines(words: Sequence[tuple[str, bool]], width: int) -> list[list[tuple[str, bool]]]:
     """Break marked words into lines of at most `width` Latin letters; Chinese words are not spaced."""
     lines, used = [[]], 0
-    for word, mark in words:
+    pieces = ((word[i : i + width], mark) for word, mark in words for i in range(0, len(word), width))
+    for word, mark in pieces:  # an untrained model may write words without end
         word += "" if _width(word) > len(word) else " "
         if lines[-1] and used + _width(word) > width:
             lines, used = [*lines, []], 0
@@ -293,15 +294,16 @@ def show_answers(rows: Sequence[Mapping], *, width: int = 58):
     texts = [[row["reference"], *(row["answers"].get(name, "") for name in names)] for row in rows]
     heights = [max(2.2, *(0.4 + 0.2 * (_wrap(text, width).count("\n") + 1) for text in line)) for line in texts]
     columns = 2 + len(names)
-    figure, axes = _axes(len(rows), columns, 2.6 + 0.066 * width * (columns - 1), sum(heights) + 0.2)
+    figure, axes = _axes(len(rows), columns, 2.3 + 0.075 * width * (columns - 1), sum(heights) + 0.2)
     axes[0].get_gridspec().set_height_ratios(heights)
-    axes[0].get_gridspec().set_width_ratios([2.6] + [0.066 * width] * (columns - 1))
+    axes[0].get_gridspec().set_width_ratios([2.3] + [0.075 * width] * (columns - 1))
     for number, (row, line) in enumerate(zip(rows, texts, strict=True)):
         picture, *cells = axes[number * columns : (number + 1) * columns]
         _show(picture, row["image"])
         if row.get("roi") is not None:
             _box(picture, row["image"], row["roi"], COLOURS[0])
         picture.set_title(str(row.get("id", ""))[:18], fontsize=8, color=GREY)
+        picture.set_anchor("N")
         for cell, name, text in zip(cells, ["reference", *names], line, strict=True):
             cell.axis("off")
             packed = []
@@ -310,7 +312,8 @@ def show_answers(rows: Sequence[Mapping], *, width: int = 58):
                 packed.append(HPacker(children=parts, pad=0, sep=0, align="baseline"))
             title = TextArea(name, textprops={"fontsize": 12, "color": GREY})
             block = VPacker(children=[title, *packed], pad=0, sep=3, align="left")
-            cell.add_artist(AnchoredOffsetbox("upper left", child=block, pad=0, borderpad=0.2, frameon=False))
+            anchored = AnchoredOffsetbox("upper left", child=block, pad=0, borderpad=0.2, frameon=False)
+            cell.add_artist(anchored).set_in_layout(False)
     return figure
 
 
