@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 # The parts of a vision-language model, by parameter name; the first match wins.
 PARTS = {
@@ -52,7 +53,7 @@ def _explain(path: str, error: Exception) -> OSError:
     """Turn a loading error into one line that says what to do."""
     from huggingface_hub import errors
 
-    chain = [error]
+    chain: list[BaseException] = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
     kinds = {cls for link in chain for cls in type(link).__mro__}
@@ -100,7 +101,8 @@ def _for_pictures(path: str):
 
     # name and video settings stay, so that a saved copy loads as the full class where torchvision is installed
     members = {"__init__": init, "to_dict": lambda self: full.to_dict(self) | video}
-    return type(full.__name__, (full,), members).from_pretrained(path)
+    for_pictures: Any = type(full.__name__, (full,), members)
+    return for_pictures.from_pretrained(path)
 
 
 def load_processor(path, *, min_pixels: int | None = None, max_pixels: int | None = None):

@@ -32,7 +32,7 @@ def font_families() -> tuple[str, ...]:
     if not {font.name for font in manager.ttflist} & set(CHINESE) and (
         package := importlib.util.find_spec("noto_cjk_sans_otc")
     ):
-        manager.addfont(Path(package.origin).parent / "NotoSansCJK-Regular.ttc")
+        manager.addfont(Path(str(package.origin)).parent / "NotoSansCJK-Regular.ttc")
     known = {font.name for font in manager.ttflist}
     chinese = [name for name in CHINESE if name in known][:1]
     if not chinese:  # one hint instead of a warning for each character
@@ -100,7 +100,8 @@ def same_words(text: str, reference: str) -> list[tuple[str, bool]]:
 
 def _lines(words: Sequence[tuple[str, bool]], width: int) -> list[list[tuple[str, bool]]]:
     """Break marked words into lines of at most `width` Latin letters; Chinese words are not spaced."""
-    lines, used = [[]], 0
+    lines: list[list[tuple[str, bool]]] = [[]]
+    used = 0
     pieces = ((word[i : i + width], mark) for word, mark in words for i in range(0, len(word), width))
     for word, mark in pieces:  # an untrained model may write words without end
         word += "" if _width(word) > len(word) else " "
@@ -288,8 +289,8 @@ def show_answers(rows: Sequence[Mapping], *, width: int = 58):
     """
     from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea, VPacker
 
-    styles = {True: {"fontsize": 9}, False: {"fontsize": 9, "color": "#A03F00"}}
-    styles[False]["bbox"] = {"facecolor": "#FBE3D2", "edgecolor": "none", "pad": 1}
+    marked: dict = {"color": "#A03F00", "bbox": {"facecolor": "#FBE3D2", "edgecolor": "none", "pad": 1}}
+    styles: dict[bool, dict] = {True: {"fontsize": 9}, False: {"fontsize": 9, **marked}}
     names = list(dict.fromkeys(name for row in rows for name in row["answers"]))
     texts = [[row["reference"], *(row["answers"].get(name, "") for name in names)] for row in rows]
     heights = [max(2.2, *(0.4 + 0.2 * (_wrap(text, width).count("\n") + 1) for text in line)) for line in texts]
@@ -308,7 +309,7 @@ def show_answers(rows: Sequence[Mapping], *, width: int = 58):
             cell.axis("off")
             packed = []
             for words in _lines(same_words(text, line[0]) or [("(empty)", False)], width):
-                parts = [TextArea(word, textprops=styles[same]) for word, same in words]
+                parts: list = [TextArea(word, textprops=styles[same]) for word, same in words]
                 packed.append(HPacker(children=parts, pad=0, sep=0, align="baseline"))
             title = TextArea(name, textprops={"fontsize": 12, "color": GREY})
             block = VPacker(children=[title, *packed], pad=0, sep=3, align="left")
