@@ -1,0 +1,47 @@
+"""The README's figures: computed from the committed reference runs, and good enough to teach with."""
+
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean
+
+import pytest
+
+REPO = Path(__file__).parents[1]
+sys.path.insert(0, str(REPO / "benchmarks"))
+import results_table  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def runs() -> list[dict]:
+    return results_table.read_runs()
+
+
+def average(runs: list[dict], key: str, column: str) -> float:
+    return mean(run[key][column] for run in runs)
+
+
+def test_the_readme_holds_the_table_of_the_runs():
+    script = REPO / "benchmarks" / "results_table.py"
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_it_learned_from_the_picture(runs):
+    assert len(runs) == 3 and len({run["training"]["seed"] for run in runs}) == 3
+    assert all(run["names_in_references"] >= 30 for run in runs)
+    assert average(runs, "name_accuracy", "tuned") >= 30
+    floor = mean(run["most_frequent_name"]["name_accuracy"] for run in runs)
+    assert average(runs, "name_accuracy", "shuffled") <= floor + 3
+    for run in runs:
+        for measure in ("name right", "word BLEU-4"):
+            assert run["paired"]["tuned_minus_shuffled"][measure]["low"] > 0
+
+
+def test_the_base_knew_the_place_and_no_name(runs):
+    assert average(runs, "name_accuracy", "base") == 0
+    assert average(runs, "place_accuracy", "tuned") >= average(runs, "place_accuracy", "base") - 5
+
+
+def test_training_is_short(runs):
+    assert all(run["training"]["timing"]["train_seconds"] <= 240 for run in runs), "4 minutes on two CPU cores"
