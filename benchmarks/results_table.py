@@ -66,7 +66,7 @@ def build_table(runs: list[dict], language: int) -> str:
             f"Mean (range) of {len(runs)} seeds; {first['n']} held-out pairs, {first['names_in_references']} names; "
             f"{views} training views in {training['max_steps']} steps, {seconds / 60:.1f} minutes on two CPU cores. "
             f"Own minus shuffled picture: names {gains['name right']}, word BLEU-4 {gains['word BLEU-4']} (95% "
-            f"intervals within one patient, the widest of the seeds). Always saying the most frequent name scores {floor:.1f}%.",
+            f"intervals within one patient, the widest of the seeds). The most frequent name scores {floor:.1f}%.",
         ]
     else:
         lines += [
