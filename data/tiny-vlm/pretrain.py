@@ -526,7 +526,7 @@ def make_processor(tokenizer):
 
     pictures = Qwen2VLImageProcessorPil(
         patch_size=PATCH, merge_size=MERGE, temporal_patch_size=1, image_mean=[0.5] * 3, image_std=[0.5] * 3,
-        size={"shortest_edge": SIDE * SIDE, "longest_edge": SIDE * SIDE},
+        size={"shortest_edge": SIDE * SIDE, "longest_edge": SIDE * SIDE + 1136},  # or rounding makes some squares 160
     )  # fmt: skip
     return PaddleOCRVLProcessor(image_processor=pictures, tokenizer=tokenizer, chat_template=TEMPLATE)
 

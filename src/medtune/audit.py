@@ -52,10 +52,12 @@ def fingerprint(dataset: Iterable[dict], *, workers: int = 2) -> Fingerprints:
     [0]
     """
     import numpy as np
+    from threadpoolctl import threadpool_limits
     from tqdm.auto import tqdm
 
     results, waiting = [], deque()
-    with ThreadPoolExecutor(workers) as pool:
+    # One BLAS thread in each of ours: on a busy machine they would wait for each other, 40 times slower.
+    with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
         total = len(dataset) if hasattr(dataset, "__len__") else None
         for cell in tqdm(_cells(dataset), "Reading pictures", total, delay=2):
             waiting.append(pool.submit(_fingerprint, cell))
