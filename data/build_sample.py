@@ -10,6 +10,7 @@ import argparse
 import csv
 import importlib.metadata
 import io
+import multiprocessing
 import os
 import sys
 import uuid
@@ -437,7 +438,10 @@ def build(out: Path, *, folder: str | None = None, seed: int = 0, views: int = 2
     slices = [z for z in range(SLICES) if split_of(z)]
     jobs = [(z, seed, views, finding_share) for z in slices]
     try:
-        with ProcessPoolExecutor(os.cpu_count()) as pool, pq.ParquetWriter(part, schema()) as writer:
+        with (
+            ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("fork")) as pool,
+            pq.ParquetWriter(part, schema()) as writer,
+        ):
             for rows in tqdm(pool.map(make_rows, jobs), total=len(jobs), desc="sample data", unit="slice"):
                 writer.write_table(pa.Table.from_pylist(rows, schema=schema()))
         os.replace(part, target)
