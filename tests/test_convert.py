@@ -366,7 +366,7 @@ def test_splits_come_from_the_caller_the_column_or_the_file(tmp_path):
 
 def test_slices_of_one_series_make_one_sample(tmp_path):
     groups = ["a"] * 5 + ["b"] * 2 + [None] * 2
-    rows = [pair(i, group=g, slice=i, plane="axial") for i, g in enumerate(groups)]
+    rows = [pair(i, group=g, slice=i, plane="axial", raw=b"x", about={"time": "now"}) for i, g in enumerate(groups)]
     rows[1]["image"] = b""
     rows[3]["caption"] = rows[2]["caption"]
     source = write(tmp_path / "a.parquet", rows)
@@ -379,6 +379,7 @@ def test_slices_of_one_series_make_one_sample(tmp_path):
     assert records[0]["messages"][0]["content"].startswith("<image><image>Describe")
     assert records[0]["messages"][1]["content"] == CAPTION.format(0) + "\n" + CAPTION.format(2)
     assert records[1]["messages"][1]["content"] == CAPTION.format(2) + "\n" + CAPTION.format(4)
+    assert "raw" not in records[0] and records[0]["about"] == {"time": "now"}, "bytes stay out, names do not matter"
     assert records[0]["slice"] is None and records[0]["plane"] == "axial" and records[3]["slice"] == 7
     assert convert.check_folder(tmp_path / "out")["ok"]
     with pytest.raises(ValueError, match="needs a column `group`"):

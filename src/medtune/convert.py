@@ -40,9 +40,9 @@ DIALECTS: dict[str, dict] = {  # each with its entry in dataset_info.json
 # Columns that a record builds itself, or that would make TRL or LLaMA-Factory take it for another kind of record.
 _OWN = {"image", "images", "id", "caption", "caption_zh", "split", "prompt", "completion", "messages", "conversations",
         "system", "instruction", "output", "history", "text", "tools", "chosen", "rejected", "problem"}  # fmt: skip
+_NO_JSON = re.compile(r"Value\('(large_)?(binary|date|time|duration)|(Image|Audio|Video)\(")
 CHECKS = ("readable", "roles alternate", "no empty turn", "image marks", "pictures open", "ids differ", "groups apart")
 _SEEN = SimpleNamespace(mode="L", width=1, height=1, draft=lambda *_: None, load=lambda: None)  # for a judged picture
-_to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
 def _safe_name(sample_id: str) -> str:
@@ -99,7 +99,7 @@ def _record(sample_id: str, turns: list[tuple[str, str]], images: list[str], ext
         if "system" in job["columns"]:
             history = [list(turn) for turn in zip(texts[:-2:2], texts[1:-2:2], strict=True)]
             record |= {"system": turns[0][1] if turns[0][0] == "system" else "", "history": history}
-    return _to_json(record | {"images": images} | extra).encode() + b"\n"
+    return json.dumps(record | {"images": images} | extra, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def _open_source(source: Any) -> tuple[list[tuple], dict, list]:
@@ -133,8 +133,7 @@ def _open_source(source: Any) -> tuple[list[tuple], dict, list]:
         raise ValueError("convert needs a Dataset with image, id and caption, as medtune.data.load_pairs gives")
     for name, kind in (("image", datasets.Image(decode=False)), ("id", text), ("caption", text)):
         source = source if source.features[name] == kind else source.cast_column(name, kind)
-    arrow = source.with_format("arrow")
-    ids = arrow.select_columns("id")[:]["id"].chunks
+    ids, arrow = source.select_columns("id").with_format("arrow")[:]["id"].chunks, source.with_format("arrow")
     return [("", len(source), ids, arrow.iter)], dict(source.features), [source._fingerprint]
 
 
@@ -184,7 +183,7 @@ def _accept(shard: str, numbers: range, table: Any, job: dict, run: dict) -> Ite
     from medtune.captions import detect_language
     from medtune.data import SPLITS as NAMES
 
-    rows: list[dict] = []
+    rows, by_name = [], NAMES.get(re.split(r"[-_.]", shard)[0], "train")
     for i in range(len(numbers)):
         try:  # row by row: text that is not UTF-8 spoils its own row only
             rows += [{"problem": table}] if isinstance(table, str) else table.slice(i, 1).to_pylist()
@@ -194,8 +193,7 @@ def _accept(shard: str, numbers: range, table: Any, job: dict, run: dict) -> Ite
     # threads help where a picture must be decoded, and slow down a mere copy
     judged = (map if plain else run["pool"].map)(_judge, rows, itertools.repeat(job["jpeg_quality"]))
     for number, row, found in zip(numbers, rows, judged, strict=True):
-        split = row.get("split", NAMES.get(re.split(r"[-_.]", shard)[0], "train"))
-        split = run["splits"][number] if run["splits"] else split
+        split = run["splits"][number] if run["splits"] else row.get("split", by_name)
         caption = (row.get("caption_zh") if job["language"] == "zh" else None) or row.get("caption") or ""
         spoken = detect_language(caption)
         problem = (
@@ -244,15 +242,11 @@ def _convert(shards: list[tuple], job: dict, state: dict, run: dict, text_only: 
     out, work, counts, files, dialogues = run["out"], run["work"], Counter(state["counts"]), {}, []
     nothing, rows = dict.fromkeys(run["extra"]), sum(shard[1] for shard in shards)
 
-    def put(kind: str, line: bytes) -> None:
-        files[kind].write(line)
-        counts[kind] += 1
-
     def reject(number: int | None, sample_id: object, reason: str) -> None:
         if run["strict"]:
             raise ValueError(f"row {number}, id {str(sample_id)[:100]!r}: {reason}")
-        put("rejected", json.dumps({"id": sample_id, "row": number, "reason": reason}).encode() + b"\n")
-        counts["reason " + reason.split(":")[0]] += 1
+        files["rejected"].write(json.dumps({"id": sample_id, "row": number, "reason": reason}).encode() + b"\n")
+        counts.update(["rejected", "reason " + reason.split(":")[0]])
 
     with contextlib.ExitStack() as stack:
         for kind in (*SPLITS, "rejected"):
@@ -286,22 +280,21 @@ def _convert(shards: list[tuple], job: dict, state: dict, run: dict, text_only: 
                         continue
                     for name, data in zip(names, pictures, strict=True):
                         _replace(f"{out}/images/{name}", data, work)
-                    put(splits[0], line)
-                    counts.update(hows)
+                    files[splits[0]].write(line)
+                    counts.update([splits[0], *hows])
                     wanted = int(counts["train"] * job["share"] / (1 - job["share"]) + 0.5)
                     for sample_id, turns in dialogues[counts["text_only"] : wanted]:  # spread evenly
                         files["train"].write(_record(sample_id, turns, [], nothing, job))
                         counts["text_only"] += 1
             for file in files.values():
                 file.flush()
-            sizes = {kind: file.tell() for kind, file in files.items()}
-            state |= {"row": numbers.stop, "counts": counts, "sizes": sizes}
+            state |= {"row": numbers.stop, "counts": counts, "sizes": {k: f.tell() for k, f in files.items()}}
             _replace(work / "state.json", json.dumps(state).encode(), work)
             bar.update(len(numbers))
     for kind in (kinds := [kind for kind in files if counts[kind]]):
         os.replace(work / f"{kind}.jsonl", out / f"{kind}.jsonl")
     form = DIALECTS[job["dialect"]] | {"columns": job["columns"]}
-    info = {kind: {"file_name": f"{kind}.jsonl"} | form for kind in kinds if kind in SPLITS}
+    info = {split: {"file_name": f"{split}.jsonl"} | form for split in SPLITS if split in kinds}
     _replace(out / "dataset_info.json", json.dumps(info, indent=2).encode(), work)
     records = {kind: counts[kind] + counts["text_only"] * (kind == "train") for kind in info}
     summary = {"dialect": job["dialect"], "rows": rows, "records": records}
@@ -357,15 +350,14 @@ def convert_pairs(
     """
     import datasets
     import numpy as np
-    import pyarrow as pa
 
     from medtune.captions import detect_language
 
     asked = [questions] if isinstance(questions, str) else list(questions or (QUESTIONS[0], QUESTIONS[3]))
-    if dialect not in DIALECTS or language not in ("en", "zh") or not 0 <= share < 1 or pictures_per_sample < 1:
-        raise ValueError(f"dialect must be one of {', '.join(DIALECTS)}, language en or zh, share from 0 to below 1")
-    if not all(question.strip() and MARK not in question for question in asked):
-        raise ValueError(f"a question is empty or holds {MARK}, which convert adds itself")
+    if dialect not in DIALECTS or language not in ("en", "zh"):
+        raise ValueError(f"dialect must be one of {', '.join(DIALECTS)}, language en or zh")
+    if not 0 <= share < 1 or pictures_per_sample < 1 or not all(text.strip() and MARK not in text for text in asked):
+        raise ValueError(f"share must be from 0 to below 1, pictures_per_sample 1 or more, a question without {MARK}")
     shards, types, identity = _open_source(source)
     out, text_only, rows = Path(out).expanduser(), text_only and Path(text_only), sum(shard[1] for shard in shards)
     splits = None if splits is None else list(splits)
@@ -404,15 +396,13 @@ def convert_pairs(
         state = old or {"job": job, "row": 0, "counts": {}, "sizes": {}}
         _replace(work / "state.json", json.dumps(state).encode(), work)
         (out / "images").mkdir(exist_ok=True)
-        extra = [c for c in types if c not in _OWN and not re.search("binary|date|time|Image", str(types[c]))]
-        ids = (hash(value) for shard in shards for chunk in shard[2] for value in chunk.view(pa.binary()).to_pylist())
+        extra = [name for name in types if name not in _OWN and not _NO_JSON.search(str(types[name]))]
+        ids = (hash(value) for shard in shards for chunk in shard[2] for value in chunk.cast("binary").to_pylist())
         _, first, same = np.unique(np.fromiter(ids, np.int64), return_index=True, return_inverse=True)
         repeated = {int(row): int(first[same[row]]) for row in np.flatnonzero(first[same] != np.arange(rows))}
-        run = {
-            "out": out, "work": work, "extra": extra, "repeated": repeated, "splits": splits, "strict": strict,
-            "folders": rows > 100_000, "workers": workers or os.cpu_count(),
-            "features": datasets.Features({c: types[c] for c in extra}).to_dict(),
-        }  # fmt: skip
+        run = {"out": out, "work": work, "extra": extra, "repeated": repeated, "splits": splits, "strict": strict}
+        run |= {"features": datasets.Features({name: types[name] for name in extra}).to_dict()}
+        run |= {"folders": rows > 100_000, "workers": workers or os.cpu_count()}
         return _convert(shards, job, state, run, text_only)
     except OSError as error:
         (work / "tmp").unlink(missing_ok=True)
@@ -491,10 +481,9 @@ def check_folder(folder: str | os.PathLike, *, processor: Any = None, max_length
                 if processor and not found:
                     tokens[name] = render(turns)[1] + sum(map(picture_tokens, sizes))
                 errors += [{"place": place, "id": name, "check": check, "problem": text} for check, text in found]
-    table = []
-    for check in CHECKS:
-        wrong = [f"{error['place']}: {error['problem']}" for error in errors if error["check"] == check]
-        table.append({"check": check, "errors": len(wrong), "first": wrong[0] if wrong else None})
+    first = {error["check"]: f"{error['place']}: {error['problem']}" for error in reversed(errors)}
+    count = Counter(error["check"] for error in errors)
+    table = [{"check": check, "errors": count[check], "first": first.get(check)} for check in CHECKS]
     report = {"ok": not errors, "records": dict(records), "table": table, "errors": errors[:1000]}
     if lengths := sorted(tokens.values()):
         report["tokens"] = {"min": lengths[0], "median": lengths[len(lengths) // 2], "max": lengths[-1]}
