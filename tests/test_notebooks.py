@@ -16,6 +16,7 @@ from medtune import runs
 
 REPO = Path(__file__).parents[1]
 NOTEBOOKS = sorted((REPO / "notebooks").glob("*.ipynb"))
+XRAYS = REPO.parent / "shared" / "real" / "cxr.parquet"
 DEFAULT_RUN_DIR = "../papermill_runs/tiny-cpu/out"
 pytestmark = pytest.mark.filterwarnings("error::nbformat.warnings.MissingIDFieldWarning")
 
@@ -143,11 +144,11 @@ def keys(value, above: str = "") -> list[str]:
 
 @pytest.fixture(scope="module")
 def course(tmp_path_factory, sample_path) -> Path:
-    """The output folder of the whole tiny-cpu run."""
+    """The output folder of the tiny-cpu run, with fewer steps: enough for the floors that notebook 05 asserts."""
     root = copy_of_the_clone(tmp_path_factory.mktemp("clone"))
-    table = medtune("run", "tiny-cpu", "--root", root)
+    table = medtune("run", "tiny-cpu", "--set", "03.max_steps=300", "--name", "short", "--root", root)
     assert all(name in table for name in runs.read_params("tiny-cpu", root=root))
-    return root / "papermill_runs" / "tiny-cpu" / "out"
+    return root / "papermill_runs" / "short" / "out"
 
 
 def test_the_defaults_are_the_tiny_run():
@@ -174,5 +175,28 @@ def test_the_course_runs_and_each_notebook_leaves_a_summary(course):
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_a_second_start_keeps_everything(course):
-    out = medtune("run", "tiny-cpu", "--root", course.parents[2])
+    out = medtune("run", "short", "--root", course.parents[2])
     assert out.count("finished before and unchanged") == len(runs.read_params("tiny-cpu", root=REPO))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_it_learned_from_the_picture(course):
+    scores = json.loads((course / "05_evaluate" / "summary.json").read_text("utf-8"))
+    assert scores["name_accuracy"]["base"] == 0 and scores["name_accuracy"]["tuned"] >= 30
+    assert scores["name_accuracy"]["shuffled"] <= scores["most_frequent_name"]["name_accuracy"] + 3
+    assert scores["place_accuracy"]["tuned"] >= scores["place_accuracy"]["base"] - 5
+    assert all(scores["paired"]["tuned_minus_shuffled"][m]["low"] > 0 for m in ("name right", "word BLEU-4"))
+    merged = json.loads((course / "06_merge_export" / "summary.json").read_text("utf-8"))
+    assert merged["answers"] == merged["answers_same_merged"] == merged["answers_same_reloaded"] == 20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.skipif(not XRAYS.is_file(), reason="the real X-rays are not here")
+def test_real_xrays_go_through_all_notebooks(tmp_path):
+    root = copy_of_the_clone(tmp_path)
+    changes = ["--set", f"data={XRAYS}", "--set", "03.max_steps=10", "--name", "xrays"]
+    medtune("run", "tiny-cpu", *changes, "--root", root)
+    scores = json.loads((root / "papermill_runs" / "xrays" / "out" / "05_evaluate" / "summary.json").read_text("utf-8"))
+    assert scores["n"] < 20 and scores["uses_picture"] is not True, "so few pairs prove nothing, and it says so"
