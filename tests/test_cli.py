@@ -42,6 +42,9 @@ def pairs(tmp_path: Path) -> Path:
     return tmp_path
 
 
+TINY = Path(__file__).parents[1] / "data" / "tiny-vlm"
+
+
 def write_answers(path: Path, places: list[str], structures: list[str]) -> Path:
     rows = [
         {"id": str(i), "answer": SAID.format(place, structure), "reference": SAID.format("center", "liver"), "group": g}
@@ -183,6 +186,27 @@ def test_evaluate_and_compare(medtune, tmp_path):
     code, out, _ = medtune("compare", good, poor, "--score", "finding")
     rows = {line.split("  ")[0]: line for line in out.splitlines()}
     assert code == 0 and " 1 " in rows["finding structure_exact"] and " 0.5 " in rows["finding place_exact"]
+    part = tmp_path / "part.jsonl"
+    part.write_text("".join(good.read_text().splitlines(keepends=True)[:4]))
+    assert medtune("compare", part, poor, "--score", "finding")[1].startswith("4 shared samples; 0 only in")
+    other = tmp_path / "other.jsonl"
+    other.write_text(good.read_text().replace('"id": "', '"id": "other-'))
+    code, _, err = medtune("compare", good, other)
+    assert code == 1 and "share no id" in err
+
+
+def test_a_series_is_answered_slice_by_slice(medtune, tmp_path):
+    from PIL import Image
+
+    folder, report, out = tmp_path / "series", tmp_path / "report.txt", tmp_path / "answers.jsonl"
+    folder.mkdir()
+    for number in range(3):
+        Image.new("RGB", (64, 64), (80 * number,) * 3).save(folder / f"{number}.png")
+    report.write_text("There is a solid nodule in the liver.")
+    code, text, err = medtune("evaluate", folder, "--model", TINY, "--report", report, "--out", out)
+    assert code == 0, err
+    assert len(out.read_text().splitlines()) == 3 and "report: There is a solid nodule" in text
+    assert sum(line.startswith(("1 ", "2 ", "3 ")) for line in text.splitlines()) == 3
 
 
 def test_evaluate_refuses_what_it_cannot_score(medtune, tmp_path):

@@ -135,7 +135,12 @@ def convert(
     question: Annotated[list[str] | None, typer.Option(help="The question; several are drawn from by id.")] = None,
     language: Annotated[str, typer.Option(help="Of the captions: en or zh.")] = "en",
     seed: int = 0,
-    workers: Annotated[int | None, typer.Option(help="Processes; the result does not depend on them.")] = None,
+    system_prompt: Annotated[str | None, typer.Option(help="Put before every dialogue.")] = None,
+    text_only: Annotated[Path | None, typer.Option(help="JSONL of dialogues without pictures to mix in.")] = None,
+    share: Annotated[float, typer.Option(help="Share of text-only dialogues among the training records.")] = 0.1,
+    pictures_per_sample: Annotated[int, typer.Option(help="Neighbouring slices of a group in one question.")] = 1,
+    jpeg_quality: Annotated[int | None, typer.Option(help="Save pictures that need converting as JPEG.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Threads; the result does not depend on them.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first bad pair.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a conversion with other settings.")] = False,
     config: Config = None,
@@ -147,6 +152,8 @@ def convert(
 
     pairs = data.load_pairs(source, config=config, split=split, limit=limit) if config or split or limit else source
     options = {"dialect": dialect, "questions": question, "language": language, "seed": seed, "workers": workers}
+    options |= {"system_prompt": system_prompt, "text_only": text_only, "share": share, "jpeg_quality": jpeg_quality}
+    options["pictures_per_sample"] = pictures_per_sample
     _json(convert.convert_pairs(pairs, out, **options, strict=strict, overwrite=overwrite))
 
 
@@ -195,36 +202,68 @@ def audit(
 
 @app.command()
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="JSONL with answer, reference and, for intervals, group.")],
+    source: Annotated[Path, typer.Argument(help="JSONL of answers to score, or a folder of slices to answer.")],
     scores: Annotated[list[str] | None, typer.Option("--score", help="llamafactory, standard, finding; all.")] = None,
+    model: Annotated[str, typer.Option(help="For a folder: base or merged model.")] = "data/tiny-vlm",
+    adapter: Annotated[str | None, typer.Option(help="For a folder: an adapter on the model.")] = None,
+    question: Annotated[str, typer.Option(help="For a folder: asked of each slice.")] = "Describe this medical image.",
+    report: Annotated[Path | None, typer.Option(help="For a folder: a report's text, to set beside.")] = None,
+    window: Annotated[str | None, typer.Option(help="For DICOM: a window such as lung.")] = None,
+    out: Annotated[Path, typer.Option(help="For a folder: where the answers go; a second start continues.")] = Path(
+        "predictions.jsonl"
+    ),
 ) -> None:
-    """Score answers against references."""
+    """Score answers against references; or answer for each slice of a series and set it beside a report."""
     from . import metrics
 
-    rows = _predictions(predictions)
-    answers, references = [row["answer"] for row in rows], [row["reference"] for row in rows]
-    groups = [row["group"] for row in rows] if all(row.get("group") for row in rows) else None
-    _json({name: score(answers, references, groups=groups) for name, score in _scores(metrics, scores).items()})
+    if not source.is_dir():
+        rows = _predictions(source)
+        answers, references = [row["answer"] for row in rows], [row["reference"] for row in rows]
+        groups = [row["group"] for row in rows] if all(row.get("group") for row in rows) else None
+        _json({name: score(answers, references, groups=groups) for name, score in _scores(metrics, scores).items()})
+        return
+    from . import captions, data, generate, models
+
+    text = " ".join(report.read_text("utf-8").split()) if report else ""
+    slices = data.load_pairs(source, window=window, allow_empty_captions=True)
+    tuned = models.load_base(model) if adapter is None else models.load_tuned(models.load_base(model), adapter)
+    processor = models.load_processor(adapter or model)
+    answers = generate.generate_answers(tuned, processor, slices, question=question, out=out)
+    asked = {value for kind, value, no in captions.entities(text) if kind == "finding" and not no}
+    rows = []
+    for number, answer in enumerate(answers, 1):
+        said = {value for kind, value, no in captions.entities(answer["answer"]) if kind == "finding" and not no}
+        findings = {
+            "findings": ", ".join(sorted(said)) or "-",
+            "also in the report": ", ".join(sorted(said & asked)) or "-",
+        }
+        rows.append({"slice": number, **findings, "answer": " ".join(answer["answer"].split())})
+    _table(rows)
+    print(
+        f"\nreport: {text or '(none given)'}\nfindings in the report: {', '.join(sorted(asked)) or '-'}\nanswers: {out}"
+    )
 
 
 @app.command()
 def compare(
-    a: Annotated[Path, typer.Argument(help="JSONL of answers, such as the tuned model's.")],
-    b: Annotated[Path, typer.Argument(help="Answers of another model to the same ids.")],
+    a: Annotated[Path, typer.Argument(help="A run's name, or a JSONL of answers, such as the tuned model's.")],
+    b: Annotated[Path, typer.Argument(help="Another, with answers to some of the same ids.")],
     scores: Annotated[list[str] | None, typer.Option("--score", help="llamafactory, standard, finding; all.")] = None,
     seed: int = 0,
 ) -> None:
-    """Compare two models' answers to the same samples: the difference a minus b of each score, and its interval."""
+    """Compare two runs on the samples they share: the difference a minus b of each score, and its interval."""
     from . import metrics
 
     one, two = ({row["id"]: row for row in _predictions(path)} for path in (a, b))
-    if one.keys() != two.keys():
-        raise ValueError(f"{a} and {b} answer different ids ({len(one.keys() ^ two.keys())} are in one only)")
-    groups = [row.get("group") or row["id"] for row in one.values()]
-    references = [row["reference"] for row in one.values()]
+    shared = [key for key in one if key in two]
+    if not shared:
+        raise ValueError(f"{a} and {b} share no id: they answer different samples")
+    groups = [one[key].get("group") or key for key in shared]
+    references = [one[key]["reference"] for key in shared]
+    print(f"{len(shared)} shared samples; {len(one) - len(shared)} only in {a}, {len(two) - len(shared)} only in {b}")
     rows = []
     for name, score in _scores(metrics, scores).items():
-        per_a, per_b = (score([side[key]["answer"] for key in one], references, per_sample=True) for side in (one, two))
+        per_a, per_b = (score([side[k]["answer"] for k in shared], references, per_sample=True) for side in (one, two))
         for column in per_a:
             if isinstance(per_a[column][0], float):  # rows of counts have no difference of their own
                 result = metrics.paired_bootstrap(per_a[column], per_b[column], groups, seed=seed)
@@ -234,6 +273,12 @@ def compare(
 
 
 def _predictions(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL of answers, or of a run's tuned model."""
+    if not path.exists():
+        from . import runs
+
+        of_run = runs.find_root() / "papermill_runs" / path.name / "out" / "05_evaluate" / "predictions_tuned.jsonl"
+        path = of_run if of_run.exists() and path.name == str(path) else path
     rows = []
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
         try:
