@@ -1,242 +1,283 @@
-"""DICOM files as pictures: window a slice or a series to RGB, and describe it without carrying the patient along.
+"""DICOM slices and series as plain RGB pictures, and a description that carries no patient data along.
 
-pydicom reads the files; JPEG 2000 needs pylibjpeg-openjpeg, JPEG-LS needs pyjpegls. Nothing that identifies a patient
-leaves this module: `describe` names the few tags that it reads, and turns identity into a salted hash.
+Follows DICOM PS3.3: pixels C.7.6.3, modality LUT C.11.1, windows and VOI LUT C.11.2, overlays C.9.2.
 """
 
+from __future__ import annotations
+
+import contextlib
 import hashlib
+import hmac
+import itertools
+import logging
+import math
+import re
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-# Centre and width in Hounsfield units.
+#: Named CT windows as (centre, width) in Hounsfield units, after Radiopaedia, "Windowing (CT)".
 WINDOWS = {
-    "brain": (40, 80),
-    "subdural": (75, 215),
-    "lung": (-600, 1500),
-    "mediastinum": (50, 350),
-    "abdomen": (40, 400),
-    "liver": (60, 160),
-    "bone": (400, 1800),
+    **{"brain": (40, 80), "stroke": (40, 40), "subdural": (75, 215), "temporal bone": (600, 2800)},
+    **{"lung": (-600, 1500), "mediastinum": (50, 350), "abdomen": (50, 400), "liver": (30, 150), "bone": (400, 1800)},
 }
+# Body parts are passed on by list (PS3.16 annex L): what else stands in that tag may be free text.
+_PARTS = (
+    "ABDOMEN|ANKLE|AORTA|ARM|BLADDER|BRAIN|BREAST|CHEST|CLAVICLE|COLON|[CLST]SPINE|ELBOW|ESOPHAGUS|EXTREMITY|EYE|FEMUR|"
+    "FINGER|FOOT|GALLBLADDER|HAND|HEAD|HEADNECK|HEART|HIP|HUMERUS|JAW|KIDNEY|KNEE|LEG|LIVER|LUNG|MEDIASTINUM|NECK|NOSE|"
+    "ORBIT|OVARY|PANCREAS|PELVIS|PROSTATE|RECTUM|RIB|SHOULDER|SINUS|SKULL|SPINE|SPLEEN|STERNUM|STOMACH|TESTIS|THIGH|"
+    "THYROID|TOE|UTERUS|WHOLEBODY|WRIST"
+)
 
 
-def read_frames(path: str | Path, *, window: str | tuple[float, float] | None = None, overlays: bool = False) -> list:
-    """Read a DICOM file as 8-bit RGB pictures, one for each frame.
+@contextlib.contextmanager
+def _open(path, **options):
+    """The data set of a file. What pydicom and its decoders say can quote tag values: none of it gets out."""
+    from pydicom import dcmread
+    from pydicom.errors import InvalidDicomError
 
-    Grey frames go through the file's rescale (or modality table), then through `window`, the file's own VOI window or
-    table, or, where it has neither, from the smallest to the largest stored value. MONOCHROME1 is turned so that dense
-    is bright. Palette, YBR and RGB frames become RGB as they are.
+    logger, problem, ds = logging.getLogger("pydicom"), None, None
+    was = logger.disabled
+    with warnings.catch_warnings(action="ignore"):
+        logger.disabled = True
+        try:
+            ds = dcmread(path, **options)
+            yield ds
+        except InvalidDicomError:
+            problem = "is not DICOM: there is no DICM mark after 128 bytes"
+        except Exception as error:  # decoders raise whatever they like
+            if isinstance(error, OSError) and error.errno:
+                raise
+            problem = "is damaged or cut short"
+            if error.args and isinstance(error.args[0], _Problem):
+                problem = error.args[0]
+            elif "missing" in str(error) and "dependencies" in str(error):
+                problem = f"is compressed as {ds.file_meta.TransferSyntaxUID.name}: pip install python-gdcm to read it"
+        finally:
+            logger.disabled = was
+    if problem:
+        raise ValueError(f"DICOM file {Path(path).name!r} {problem}") from None
+
+
+class _Problem(str):
+    """Words of our own, free of patient data."""
+
+
+def _flat(ds, frame: int = 0):
+    """A copy of the describing tags; what an enhanced file keeps for every frame or this one is lifted to the top."""
+    from pydicom.dataset import Dataset
+
+    flat = Dataset({tag: ds.get_item(tag) for tag in list(ds.keys()) if tag.group in (0x08, 0x18, 0x20, 0x28)})
+    for name, at in (("SharedFunctionalGroupsSequence", 0), ("PerFrameFunctionalGroupsSequence", frame)):
+        for element in (ds[name].value[at] if name in ds and at < len(ds[name].value) else ()):
+            if element.VR == "SQ" and element.value:
+                flat.update(element.value[0])
+    return flat
+
+
+def _numbers(ds, tag: str) -> list[float]:
+    """The numbers of a tag; empty where it is missing or nonsense."""
+    with contextlib.suppress(Exception):
+        value = ds[tag].value
+        value = [float(v) for v in (value if ds[tag].VM > 1 else [value])]
+        return value if all(map(math.isfinite, value)) else []
+    return []
+
+
+def _grey(flat, stored, window) -> np.ndarray:
+    """Stored values of one frame as 0..255: rescale, window, inversion; padding as dark as the darkest pixel."""
+    from pydicom.pixels import apply_modality_lut, apply_windowing
+
+    values = apply_modality_lut(stored, flat)
+    ends = _numbers(flat, "PixelPaddingValue") + _numbers(flat, "PixelPaddingRangeLimit")
+    padding = np.zeros(stored.shape, bool)
+    if "PixelPaddingValue" in flat and ends:
+        padding = (stored >= min(ends)) & (stored <= max(ends))
+        padding &= not padding.all()
+    inverse = flat.PhotometricInterpretation == "MONOCHROME1"
+    centre, width = _numbers(flat, "WindowCenter"), _numbers(flat, "WindowWidth")
+    if window is None and flat.get("VOILUTSequence"):  # pydicom wraps when a table of 8 bits has more than 256 entries
+        data, (_, start, bits) = flat.VOILUTSequence[0].LUTData, flat.VOILUTSequence[0].LUTDescriptor
+        table = np.frombuffer(data, "<u2") if isinstance(data, bytes) else np.atleast_1d(data)
+        grey = table[np.clip(values - float(start), 0, len(table) - 1).astype(int)] * 255.0 / (2**bits - 1)
+    else:
+        if window is not None:
+            centre, width = ([v] for v in (WINDOWS[window] if isinstance(window, str) else window))
+            flat.VOILUTFunction = "LINEAR"
+        elif not centre or not width or width[0] < 1:
+            flat.VOILUTFunction = "LINEAR"
+            low, high = np.percentile(values[~padding], (0.5, 99.5))
+            fitted = ((low + high + 1) / 2, max(high - low + 1, 2))
+            centre, width = ([v] for v in (WINDOWS["abdomen"] if flat.get("Modality") == "CT" else fitted))
+        flat.WindowCenter, flat.WindowWidth = centre[0], width[0]
+        for tag in ("RescaleSlope", "ModalityLUTSequence"):
+            flat.pop(tag, None)
+        flat.BitsStored, flat.PixelRepresentation = 8, 0  # pydicom windows to the stored range: ask for 0..255
+        grey = apply_windowing(values, flat)
+    grey = np.round(255 - grey if inverse else grey).clip(0, 255).astype(np.uint8)
+    grey[padding] = grey[~padding].min()
+    return grey
+
+
+def _colour(ds, stored) -> np.ndarray:
+    """One RGB or palette frame as uint8."""
+    from pydicom.pixels import apply_color_lut
+
+    bits = int(ds.BitsStored)
+    if ds.PhotometricInterpretation == "PALETTE COLOR":
+        count, start, _ = ds.RedPaletteColorLookupTableDescriptor
+        stored = apply_color_lut(stored.clip(start, start + (count or 2**16) - 1), ds)[..., :3]
+        bits = 8 * stored.dtype.itemsize
+    return (stored if bits == 8 else stored * (255 / (2**bits - 1))).astype(np.uint8)
+
+
+def _overlay(ds, raw, frame: int) -> np.ndarray:
+    """Mask of what the overlay planes mark in one frame."""
+    mask = np.zeros(raw.shape[:2], bool)
+    for group in sorted({t.group for t in list(ds.keys()) if 0x6000 <= t.group < 0x6100 and t.group % 2 == 0}):
+        if (group, 0x3000) in ds:
+            planes = np.atleast_3d(ds.overlay_array(group).T).T  # (frames, rows, columns)
+            first = ds[group, 0x0051].value - 1 if (group, 0x0051) in ds else 0
+            plane = planes[min(max(frame - first, 0), len(planes) - 1)] if len(planes) > 1 else planes[0]
+            origin = ds[group, 0x0050].value if (group, 0x0050) in ds else (1, 1)
+            at = np.argwhere(plane) + np.array(origin) - 1
+            mask[tuple(at[((at >= 0) & (at < mask.shape)).all(1)].T)] = True
+        elif raw.ndim == 2 and (group, 0x0102) in ds:  # retired: in an unused bit of the pixels
+            mask |= (raw >> int(ds[group, 0x0102].value)) & 1 == 1
+    return mask
+
+
+def read_frames(path, *, window=None, overlays: bool = False) -> list:
+    """The frames of a DICOM file as RGB pictures of 8 bits, rows and columns as stored.
 
     Parameters
     ----------
-    window
-        A name in `WINDOWS`, or (centre, width) in the file's rescaled units: Hounsfield units for CT.
-    overlays
-        Draw overlay planes (60xx), such as an outline of a lesion, in yellow.
-
-    Returns
-    -------
-    list of PIL.Image.Image
-        Mode RGB, in the order of the file.
+    path : str or Path
+    window : str or tuple of float, optional
+        A name in `WINDOWS` (CT only) or (centre, width) in the file's units. Default: the file's own look-up table or
+        first window; without one the abdomen window for CT, else the 0.5th to 99.5th percentile of the values.
+    overlays : bool
+        Draw overlay planes in yellow (green is left to boxes).
 
     Raises
     ------
-    FileNotFoundError
-        There is no such file.
     ValueError
-        No DICOM, no pixel data, pixel data that do not decode, an unknown window. One line, without patient data.
+        Not DICOM, no pixel data, damaged, no decoder, or a window that does not apply: one line, no patient data.
 
     Examples
     --------
     >>> from pydicom.data import get_testdata_file
-    >>> [(frame.size, frame.mode) for frame in read_frames(get_testdata_file("CT_small.dcm"), window="lung")]
-    [((128, 128), 'RGB')]
+    >>> [image] = read_frames(get_testdata_file("CT_small.dcm"), window="lung")
+    >>> image.mode, image.size
+    ('RGB', (128, 128))
     """
     from PIL import Image
+    from pydicom.pixels import iter_pixels
 
-    dataset, pixels = _read_pixels(Path(path))
-    if str(dataset.PhotometricInterpretation).startswith("MONOCHROME"):
-        grey = np.stack([_to_grey(frame, dataset, _bounds(window, path)) for frame in pixels])
-        if dataset.PhotometricInterpretation == "MONOCHROME1":
-            grey = 255 - grey
-        colour = np.repeat(grey[..., None], 3, axis=-1)
-    else:
-        colour = _to_colour(pixels, dataset)
-    if overlays:
-        for group in (group for group in range(0x6000, 0x6020, 2) if (group, 0x3000) in dataset):
-            plane = dataset.overlay_array(group).astype(bool)
-            row, column = (int(v) - 1 for v in dataset.get((group, 0x0050), type("", (), {"value": (1, 1)})).value)
-            for frame, marked in zip(colour, plane if plane.ndim == 3 else [plane] * len(colour), strict=False):
-                at = frame[max(row, 0) : row + marked.shape[0], max(column, 0) : column + marked.shape[1]]
-                at[marked[max(-row, 0) :, max(-column, 0) :][: at.shape[0], : at.shape[1]]] = (255, 255, 0)
-    return [Image.fromarray(frame) for frame in colour]
+    if isinstance(window, str) and window not in WINDOWS:
+        raise ValueError(f"no CT window is called {window!r}: choose one of {', '.join(WINDOWS)}")
+    frames = []
+    with _open(path) as ds:
+        if not any(name in ds for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+            raise ValueError(_Problem("has no pixel data: it holds no picture, or was cut short"))
+        if int(ds.Rows) * int(ds.Columns) > 2**28:  # a header may promise any size: stop before memory does
+            raise ValueError(_Problem("promises more than 2^28 pixels a frame"))
+        grey = str(ds.PhotometricInterpretation).startswith("MONOCHROME")
+        if window is not None and not (grey and (not isinstance(window, str) or ds.get("Modality") == "CT")):
+            raise ValueError(_Problem(f"is no CT in grey: the window {window!r} does not apply"))
+        raws = iter_pixels(ds, correct_unused_bits=False) if overlays else itertools.repeat(None)
+        for number, (stored, raw) in enumerate(zip(iter_pixels(ds), raws, strict=False)):
+            rgb = np.stack([_grey(_flat(ds, number), stored, window)] * 3, -1) if grey else _colour(ds, stored)
+            if overlays:
+                rgb[_overlay(ds, raw, number)] = (255, 255, 0)
+            frames.append(Image.fromarray(rgb))
+    return frames
 
 
-def read_series(
-    folder: str | Path, *, window: str | tuple[float, float] | None = None, overlays: bool = False
-) -> "dict[str, list[Image.Image]]":
-    """Read the DICOM files below a folder as series, each sorted along its scan direction.
+def _position(flat) -> float | None:
+    """Millimetres along the normal of the slice."""
+    place, across = _numbers(flat, "ImagePositionPatient"), _numbers(flat, "ImageOrientationPatient")
+    return float(np.dot(np.cross(across[:3], across[3:]), place)) if len(place) == 3 and len(across) == 6 else None
 
-    Files are grouped by SeriesInstanceUID and sorted by ImagePositionPatient along the normal of the slices, or by
-    InstanceNumber where there is no geometry. Files that are no DICOM pictures are passed over, and so are links that
-    leave the folder. The keys are "series-1", "series-2", ... in the order of the first file's name.
 
-    Raises
-    ------
-    FileNotFoundError
-        There is no such folder, or no DICOM picture in it.
+def series_files(folder) -> list[list[Path]]:
+    """The DICOM pictures under a folder, one list a series, in the order of the slices.
 
-    Examples
-    --------
-    >>> from pathlib import Path
-    >>> from pydicom.data import get_testdata_file
-    >>> series = read_series(Path(get_testdata_file("CT_small.dcm")).parent / "dicomdirtests" / "98892001" / "CT5N")
-    >>> {name: len(frames) for name, frames in series.items()}
-    {'series-1': 5}
+    Sorted by position along the normal of the slices, without one by instance number, then by name. A series with
+    several orientations (a scout) is taken apart. Other files are left out, so are links that leave the folder.
     """
-    import pydicom
+    root, found = Path(folder).resolve(), {}
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {folder}")
+    for path in sorted(p for p in root.rglob("*") if p.is_file() and p.resolve().is_relative_to(root)):
+        with contextlib.suppress(ValueError), _open(path, stop_before_pixels=True) as ds:
+            if "Rows" in ds:
+                flat = _flat(ds)
+                turned = tuple(np.round(_numbers(flat, "ImageOrientationPatient"), 2).tolist())
+                number = (_numbers(flat, "InstanceNumber") or [math.inf])[0]
+                key = str(ds.get("SeriesInstanceUID") or path.parent), turned
+                found.setdefault(key, []).append((_position(flat), number, path))
+    if not found:
+        raise ValueError(f"no DICOM pictures in {folder}")
+    return [[path for *_, path in sorted(one, key=lambda s: s[1:] if any(p[0] is None for p in one) else s)]
+            for one in found.values()]
 
-    folder, series = Path(folder), {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        if not path.resolve().is_relative_to(folder.resolve()) or not pydicom.misc.is_dicom(path):
-            continue
-        header = pydicom.dcmread(path, stop_before_pixels=True)
-        if "Rows" in header:
-            series.setdefault(str(header.get("SeriesInstanceUID", "")), []).append((_position(header), str(path)))
-    if not series:
-        raise FileNotFoundError(f"{folder}: there is no DICOM picture in this folder")
-    return {
-        f"series-{i}": [f for _, path in sorted(files) for f in read_frames(path, window=window, overlays=overlays)]
-        for i, files in enumerate(series.values(), 1)
-    }
+
+def read_series(folder, *, window=None, overlays: bool = False) -> list[list]:
+    """The pictures of every series in a folder: one list a series, in the order of `series_files`."""
+    return [[image for path in paths for image in read_frames(path, window=window, overlays=overlays)]
+            for paths in series_files(folder)]
 
 
-def describe(path: str | Path, *, salt: str) -> dict[str, Any]:
-    """Say what a DICOM file is, in tags that identify nobody.
+def describe(path, *, salt: str, group_by: str = "patient") -> dict:
+    """What a DICOM file shows, from tags that identify nobody, and a key that keeps a patient's pictures together.
+
+    Parameters
+    ----------
+    path : str or Path
+    salt : str
+        A secret of yours: without one, whoever has a list of patient numbers can turn the keys back.
+    group_by : {"patient", "study", "series"}
+        What `group` stands for; if a file lacks it, the next. De-identified sets often give every patient the same
+        number: then use "study".
 
     Returns
     -------
     dict
-        ``modality``, ``body_part``, ``rows``, ``columns``, ``frames``, ``photometric``, ``pixel_spacing`` (mm),
-        ``slice_thickness`` (mm), ``position`` (mm along the scan direction), ``transfer_syntax``,
-        ``burned_in_annotation`` ("YES", "NO" or None: look at the picture where it is not "NO"), and ``group``: the
-        first 16 hex digits of a keyed BLAKE2 hash of the patient's ID, or of the study's UID where there is no ID.
-        The hash keeps one patient's pictures together; without the salt it cannot be turned back or compared.
-
-    Raises
-    ------
-    ValueError
-        `salt` is empty, or the file is no DICOM.
+        modality, body_part, rows, columns, frames, spacing (of rows and columns), slice_thickness, slice_position (mm),
+        transfer_syntax, burned_in_annotation ("YES", "NO" or None: not said), group and series (salted hashes).
 
     Examples
     --------
     >>> from pydicom.data import get_testdata_file
-    >>> safe = describe(get_testdata_file("CT_small.dcm"), salt="a secret of yours")
-    >>> safe["modality"], safe["rows"], len(safe["group"]), "PatientName" in safe
-    ('CT', 128, 16, False)
+    >>> about = describe(get_testdata_file("CT_small.dcm"), salt="a secret")
+    >>> about["modality"], about["rows"], about["spacing"], len(about["group"])
+    ('CT', 128, [0.661468, 0.661468], 16)
     """
-    if not salt:
-        raise ValueError(
-            "describe needs a salt: any secret text, the same for all files whose patients belong together"
+    order = {"patient": "PatientID", "study": "StudyInstanceUID", "series": "SeriesInstanceUID"}
+    if not salt or group_by not in order:
+        raise ValueError("describe needs a salt that is not empty, and group_by patient, study or series")
+    with _open(path, stop_before_pixels=True) as ds:
+        flat, syntax = _flat(ds), ds.file_meta.get("TransferSyntaxUID")
+        modality, part, burned = (
+            str(flat.get(tag) or "").strip() for tag in ("Modality", "BodyPartExamined", "BurnedInAnnotation")
         )
-    header = _read_header(Path(path))
+        spacing = _numbers(flat, "PixelSpacing") or _numbers(flat, "ImagerPixelSpacing")
 
-    def number(name: str) -> Any:
-        value = header.get(name)
-        if value is None or value == "":
-            return None
-        return [float(v) for v in value] if hasattr(value, "__iter__") else float(value)
+        def key(first):
+            names = list(order.values())
+            text = next((f"{n}:{v}" for n in names[names.index(first) :] if (v := str(ds.get(n) or "").strip())), None)
+            return text and hmac.new(salt.encode(), text.encode(), hashlib.sha256).hexdigest()[:16]
 
-    identity = str(header.get("PatientID") or header.get("StudyInstanceUID") or header.get("SeriesInstanceUID") or "")
-    key = hashlib.sha256(salt.encode()).digest()
-    burned = str(header.get("BurnedInAnnotation", "")).upper()
-    return {
-        "modality": str(header.get("Modality", "")) or None,
-        "body_part": str(header.get("BodyPartExamined", "")) or None,
-        "rows": int(header.get("Rows", 0)),
-        "columns": int(header.get("Columns", 0)),
-        "frames": int(header.get("NumberOfFrames", 1) or 1),
-        "photometric": str(header.get("PhotometricInterpretation", "")) or None,
-        "pixel_spacing": number("PixelSpacing"),
-        "slice_thickness": number("SliceThickness"),
-        "position": _position(header)[0],
-        "transfer_syntax": str(getattr(header.file_meta, "TransferSyntaxUID", "")) or None,
-        "burned_in_annotation": burned if burned in ("YES", "NO") else None,
-        "group": hashlib.blake2b(identity.encode(), key=key, digest_size=8).hexdigest() if identity else None,
-    }
-
-
-def _read_header(path: Path, **options: Any) -> Any:
-    import pydicom
-
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such DICOM file")
-    try:
-        return pydicom.dcmread(path, **({"stop_before_pixels": True} | options))
-    except (pydicom.errors.InvalidDicomError, EOFError, ValueError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: is no DICOM file that can be read ({type(error).__name__})") from None
-
-
-def _read_pixels(path: Path) -> tuple[Any, np.ndarray]:
-    """The data set and its frames, always with a leading axis for them."""
-    dataset = _read_header(path, stop_before_pixels=False)
-    if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-        raise ValueError(f"{path}: this DICOM file has no pixel data (a report or a plan?)")
-    try:
-        pixels = dataset.pixel_array
-    except Exception as error:  # the decoders raise whatever they like, at times with the header's text
-        raise ValueError(
-            f"{path}: the pixel data do not decode ({type(error).__name__}): cut short or damaged?"
-        ) from None
-    single = int(dataset.get("NumberOfFrames", 1) or 1) == 1
-    return dataset, pixels[None] if single else pixels
-
-
-def _bounds(window: str | tuple[float, float] | None, path: str | Path) -> tuple[float, float] | None:
-    if isinstance(window, str):
-        if window not in WINDOWS:
-            raise ValueError(f"{path}: there is no window {window!r}, only {', '.join(WINDOWS)}")
-        window = WINDOWS[window]
-    return window and (float(window[0]), max(float(window[1]), 1.0))
-
-
-def _to_grey(frame: np.ndarray, dataset: Any, window: tuple[float, float] | None) -> np.ndarray:
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut
-
-    values = apply_modality_lut(frame, dataset)
-    if window is None and dataset.get("WindowCenter") not in (None, "") and dataset.get("WindowWidth"):
-        center, width = (float(np.ravel(dataset[tag].value)[0]) for tag in ("WindowCenter", "WindowWidth"))
-        window = (center, max(width, 1.0))
-    if window:
-        low, high = window[0] - window[1] / 2, window[0] + window[1] / 2
-    else:
-        values = apply_voi_lut(values, dataset)  # its table, if it has one
-        low, high = float(values.min()), float(values.max())
-    return np.clip((values - low) / max(high - low, 1e-9) * 255 + 0.5, 0, 255).astype(np.uint8)
-
-
-def _to_colour(pixels: np.ndarray, dataset: Any) -> np.ndarray:
-    from pydicom.pixels import apply_color_lut, convert_color_space
-
-    photometric = str(dataset.PhotometricInterpretation)
-    if photometric == "PALETTE COLOR":
-        pixels = apply_color_lut(pixels, dataset)[..., :3]
-        return (pixels / (257 if pixels.dtype == np.uint16 else 1)).astype(np.uint8)
-    if photometric.startswith("YBR") and dataset.file_meta.TransferSyntaxUID.is_compressed is False:
-        pixels = convert_color_space(pixels, photometric, "RGB")
-    return np.ascontiguousarray(pixels[..., :3]).astype(np.uint8)
-
-
-def _position(header: Any) -> tuple[float, int]:
-    """Sorts slices: mm along the normal of the slice, then the instance number."""
-    number = int(header.get("InstanceNumber") or 0)
-    place, axes = header.get("ImagePositionPatient"), header.get("ImageOrientationPatient")
-    if place is None or axes is None or len(place) != 3 or len(axes) != 6:
-        return 0.0, number
-    normal = np.cross([float(v) for v in axes[:3]], [float(v) for v in axes[3:]])
-    return round(float(np.dot(normal, [float(v) for v in place])), 4), number
+        return {
+            "modality": modality if re.fullmatch("[A-Z]{2,4}", modality) else None,
+            "body_part": part if re.fullmatch(_PARTS, part) else None,
+            "rows": int(ds.Rows) if "Rows" in ds else None, "columns": int(ds.Columns) if "Columns" in ds else None,
+            "frames": int(ds.get("NumberOfFrames") or 1),
+            "spacing": spacing if spacing and min(spacing) > 0 else None,
+            "slice_thickness": next(iter(_numbers(flat, "SliceThickness")), None), "slice_position": _position(flat),
+            "transfer_syntax": syntax.name if syntax and syntax.is_transfer_syntax and not syntax.is_private else None,
+            "burned_in_annotation": {"YES": "YES", "NO": "NO"}.get(burned),
+            "group": key(order[group_by]), "series": key("SeriesInstanceUID"),
+        }  # fmt: skip
