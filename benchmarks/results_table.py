@@ -53,7 +53,6 @@ def build_table(runs: list[dict], language: int) -> str:
         lines.append("| " + " | ".join([row[language], *(cell(row[0], column[0]) for column in COLUMNS)]) + " |")
     first, training = runs[0], runs[0]["training"]
     views = training["max_steps"] * training["effective_batch_size"]
-    seconds = mean(run["training"]["timing"]["train_seconds"] for run in runs)
     pairs = [run["paired"]["tuned_minus_shuffled"] for run in runs]
     gains = {
         key: f"{mean(p[key]['difference'] for p in pairs):+.1f} "
@@ -66,7 +65,7 @@ def build_table(runs: list[dict], language: int) -> str:
         lines += [
             "",
             f"Mean (range) of {len(runs)} seeds; {first['n']} held-out pairs, {first['names_in_references']} names; "
-            f"{views} training views in {training['max_steps']} steps, {seconds / 60:.1f} minutes on two CPU cores. "
+            f"{views} training views in {training['max_steps']} steps. "
             f"Own minus shuffled picture: names {gains['name right']}, word BLEU-4 {gains['word BLEU-4']} (95% "
             f"intervals within one patient, the widest of the seeds). The most frequent name scores {floor:.1f}%. "
             f"Copying the caption of the most similar framed region of the training slices, without any model, names "
@@ -76,7 +75,7 @@ def build_table(runs: list[dict], language: int) -> str:
         lines += [
             "",
             f"{len(runs)} 个随机种子的均值（范围），{first['n']} 对留出数据，{first['names_in_references']} 个名称；"
-            f"{training['max_steps']} 步共 {views} 个样本，两个 CPU 核上 {seconds / 60:.1f} 分钟。原图减去打乱图片："
+            f"{training['max_steps']} 步共 {views} 个样本。原图减去打乱图片："
             f"名称 {gains['name right']}，词级 BLEU-4 {gains['word BLEU-4']}（同一患者内的 95% 区间）。"
             f"总说最常见的名称可得 {floor:.1f}%。不用任何模型，照抄训练层面中最相似的框内区域的描述，名称正确率为 "
             f"{copied['name right']:.1f}%（见 02）。",
