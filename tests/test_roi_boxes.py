@@ -99,3 +99,23 @@ def test_the_published_finder_is_worse():
     image = as_jpeg(roi.draw_box(picture(4, 512, 512), box, width=3), 85)
     theirs = roi.find_box_hsv_opening(image)
     assert roi.iou(roi.find_box(image), box) > 0.97 > (roi.iou(theirs, box) if theirs else 0)
+
+
+def test_a_small_probe_tells_erased_from_never_drawn(record_property):
+    """The AUROC of a linear probe on pixel differences along the edge; far above chance, so an erased line leaks."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+
+    features, labels = [], []
+    for seed in range(120):
+        x, y = np.random.default_rng(seed).integers(20, 120, 2)
+        box, plain = (x / 256, y / 256, (x + 90) / 256, (y + 80) / 256), picture(seed, 256, 256)
+        image = roi.erase_box(roi.draw_box(plain, box), box) if seed % 2 else plain
+        band = np.asarray(image).astype(float)[y - 2 : y + 6, x + 10 : x + 80, 0]
+        features.append([*np.abs(np.diff(band, axis=0)).mean(1), *np.abs(np.diff(band, axis=1)).mean(1)])
+        labels.append(seed % 2)
+    probe = LogisticRegression(max_iter=2000).fit(features[:80], labels[:80])
+    auroc = roc_auc_score(labels[80:], probe.decision_function(features[80:]))
+    record_property("auroc", auroc)
+    print(f"erased against never drawn: AUROC {auroc:.3f}")
+    assert auroc > 0.9

@@ -306,7 +306,7 @@ def erase_box(image, box, *, width: int = 3):
     """A copy of a picture (RGB) with the drawn outline of a box painted over from its surroundings (cv2 inpainting).
 
     This hides a box from the eye, not from a model: the smooth band that is left is a trace, and a linear probe on
-    pixels around the edges still tells erased from never drawn (`tests/test_roi.py` reports its AUROC). To train
+    pixels around the edges still tells erased from never drawn (`tests/test_roi_boxes.py` reports its AUROC). To train
     without a drawn box, use pictures that never had one.
     """
     import cv2
