@@ -55,11 +55,12 @@ def find_boxes(image) -> list[tuple[float, float, float, float]]:
             found.append((contrast, box, width))
         seen.add(box)
     kept: list[tuple] = []
-    for _, box, width in sorted(found, reverse=True):  # of near twins keep the one that fits best
-        if all(max(abs(a - b) for a, b in zip(box, other, strict=True)) > 6 for other, _ in kept):
-            kept.append((box, width))
+    for contrast, box, width in sorted(found, reverse=True):  # keep the best of near twins; drop echoes of its sides
+        shared = [(sum(abs(a - b) <= 6 for a, b in zip(box, other, strict=True)), best) for other, _, best in kept]
+        if not any(sides == 4 or (sides >= 2 and contrast < 0.5 * best) for sides, best in shared):
+            kept.append((box, width, contrast))
     kept = _fewest(kept)
-    return [(x0 / wide, y0 / high, x1 / wide, y1 / high) for (x0, y0, x1, y1), _ in kept]
+    return [(x0 / wide, y0 / high, x1 / wide, y1 / high) for (x0, y0, x1, y1), *_ in kept]
 
 
 def _fewest(kept: list[tuple]) -> list[tuple]:
@@ -180,9 +181,8 @@ def _fit(strip) -> tuple[np.ndarray, np.ndarray]:
     unit, trend = _templates(size, edge)
     colour = np.median(strip[..., 1:], 1)
     colour -= trend @ (trend.T @ colour)
-    match = unit @ colour
-    rest = ((colour**2).sum() - (match**2).sum(-1)).clip(0)
-    cost = np.where(match.sum(-1) > 0, size * np.log(rest / size / 2 + 50), 1e3).min(0)
+    rest = ((colour**2).sum() - ((unit @ colour).clip(0) ** 2).sum(-1)).min(0).clip(0)
+    cost = size * np.log(rest / size / 2 + 50)
     first, second = (np.concatenate([[0], (strip[..., 0] ** k).mean(1).cumsum()]) for k in (1, 2))
     a = edge + np.arange(-_REACH, _REACH + 1)[:, None] + np.zeros(6, int)
     outside = (a < 0) | (a + np.arange(1, 7) > size)
@@ -250,8 +250,10 @@ def _contrast(padded, box, width: int, least: float) -> float | None:
         contrast.append(line - max(inside, around))
     drawn, first, second = np.array(shares).T  # sides: top, bottom, left, right
     corners = first[0] + first[2], second[0] + first[3], first[1] + second[2], second[1] + second[3]
-    good = np.mean(greens) > 1.7 * least and np.ptp(luma) < 10 and drawn.min() > 0.85 and min(corners) > 0.8
-    return float(np.mean(contrast)) if good and all(hollow) else None
+    good = np.mean(greens) > least and min(greens) > 0.15 * np.mean(greens) and np.ptp(luma) < 12 and all(hollow)
+    good = good and drawn.min() > 0.85 and drawn.mean() > 0.93 and min(corners) > 0.6
+    return float(min(contrast)) if good else None
+
 
 
 def find_box(image) -> tuple[float, float, float, float] | None:
