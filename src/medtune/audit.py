@@ -16,13 +16,14 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-from PIL import Image
 from tqdm.auto import tqdm
 
 from .data import picture_bytes, to_rgb
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MAX_DISTANCE = 20  # see near_duplicates
 SPLITS = ("train", "validation", "test")
@@ -55,6 +56,7 @@ def fingerprint(dataset: Iterable[dict], *, workers: int = 2) -> Fingerprints:
     [0]
     """
 
+    import numpy as np
     from threadpoolctl import threadpool_limits
 
     results, total = [], len(dataset) if hasattr(dataset, "__len__") else None
@@ -79,6 +81,9 @@ def _cells(dataset: Iterable[dict]) -> Iterator[Any]:
 
 
 def _fingerprint(cell: Any) -> tuple:
+    import numpy as np
+    from PIL import Image
+
     try:
         data = picture_bytes(cell)
         with warnings.catch_warnings(action="ignore"):
@@ -102,13 +107,14 @@ def _fingerprint(cell: Any) -> tuple:
 @functools.cache
 def _waves() -> np.ndarray:
     """Cosine waves over each trimmed axis, (9 * 16, 128): two products with them give the spectra of all views."""
-    waves = []
-    for before, after in TRIMS:
-        edges = (np.arange(SIDE + 1) / SIDE - before) / (1 - before - after)
-        wave = np.cos(np.pi * np.arange(LOW)[:, None] * (edges[:-1] + edges[1:]) / 2) * np.diff(edges.clip(0, 1))
-        wave[0] *= 0.5**0.5
-        waves.append(wave)
-    return np.concatenate(waves).astype(np.float32)
+
+    import numpy as np
+
+    before, after = np.array(TRIMS).T[:, :, None, None]
+    edges = (np.arange(SIDE + 1) / SIDE - before) / (1 - before - after)  # (9, 1, 129)
+    waves = np.cos(np.pi * np.arange(LOW)[:, None] * (edges[..., :-1] + edges[..., 1:]) / 2) * np.diff(edges.clip(0, 1))
+    waves[:, 0] *= 0.5**0.5
+    return waves.reshape(-1, SIDE).astype(np.float32)
 
 
 # --- duplicates ---------------------------------------------------------------------------------------------------
@@ -126,6 +132,9 @@ def exact_duplicates(
     >>> exact_duplicates([{"image": png.getvalue()}, {"image": png.getvalue()}])
     [[0, 1]]
     """
+
+    from PIL import Image
+
     marks = fingerprints or fingerprint(dataset)
     keys: list[Any] = list(marks.digests)
     if pixels:  # the same pixels have nearly the same hash, so only near-duplicates need to be decoded in full
@@ -174,6 +183,9 @@ def near_duplicates(
     most one bit (multi-index hashing, Norouzi et al. 2012, https://arxiv.org/abs/1307.2982). Twice the pictures still
     take four times as long in the end: go through a set of many millions in parts that belong together.
     """
+
+    import numpy as np
+
     marks = fingerprints or fingerprint(dataset)
     same = defaultdict(list)  # rows with one and the same fingerprint take part once
     for row in np.setdiff1d(np.arange(len(marks.hashes)), marks.unreadable).tolist():
@@ -197,6 +209,9 @@ def near_duplicates(
 
 def _join(left: np.ndarray, right: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Find (row of left, picture of right, distance) up to the limit; right holds all views of each picture in turn."""
+
+    import numpy as np
+
     flips = limit // 16
     masks = [sum(1 << bit for bit in bits) for k in range(flips + 1) for bits in itertools.combinations(range(16), k)]
     words, table = left.view(np.uint16).reshape(-1, 16), right.view(np.uint16).reshape(-1, 16)
@@ -256,6 +271,7 @@ def assign_groups(
     ['p1', 'p2', 'p1']
     """
 
+    import numpy as np
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -313,6 +329,9 @@ def split_by_group(
     >>> split_by_group(["p1", "p1", "p2", "p3"], shares=(2, 1, 1))
     ['train', 'train', 'validation', 'test']
     """
+
+    import numpy as np
+
     groups, kinds = list(groups), [str(kind) for kind in stratify] if stratify is not None else [""] * len(groups)
     used = [s for s, share in enumerate(shares) if share > 0]
     if len(shares) > len(names) or min(shares) < 0 or not used:
@@ -419,6 +438,9 @@ def nearest_caption_copier(
     Likeness is the cosine of the two pictures' low frequencies. It knows nothing of medicine: what it scores on a split
     is what copying scores, and on a split that leaks that is a lot.
     """
+
+    import numpy as np
+
     known, asked = fingerprints or (fingerprint(train), fingerprint(test))
     captions = list(train["caption"])
     blocks = (asked.features[i : i + 256] @ known.features.T for i in range(0, len(asked.features), 256))
