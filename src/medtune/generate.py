@@ -5,8 +5,6 @@ a run that was killed goes on where it stopped. The controls of an evaluation us
 (for `pictures_from`), `grey_picture` and `no_picture` (for `image_transform`).
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
@@ -14,10 +12,12 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 
 def generate_answers(
@@ -137,8 +137,6 @@ def generation_speed(answers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def grey_picture(image: Any) -> Any:
     """Return an even grey picture of the same size."""
-    from PIL import Image
-
     return Image.new("RGB", image.size, (128, 128, 128))
 
 
@@ -201,10 +199,9 @@ def _resume(out: Path, settings: dict[str, Any]) -> dict[str, dict]:
     return answers
 
 
-def _append(out: Path, answers: list[dict]) -> None:
-    with open(out, "ab") as file:
-        text = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
-        file.write(text.encode("utf-8", "surrogatepass"))
+def _append(out: Path, answers: Iterable[dict]) -> None:
+    with open(out, "a", encoding="utf-8", errors="surrogatepass", newline="\n") as file:
+        file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
         file.flush()
         os.fsync(file.fileno())
 
@@ -256,8 +253,6 @@ def _undecoded(dataset: Any) -> Any:
 
 def _survey(dataset: Any, processor: Any, question: str) -> tuple[list[dict], list[int], str]:
     """Collect ids, questions and references, the prompts' lengths (tokens, about), and a digest of it all."""
-    from PIL import Image
-
     samples, texts, pixels, digest = [], [], [], hashlib.sha256()
     for i, row in enumerate(_undecoded(dataset)):
         messages, pictures, reference = _parts(row, question)
