@@ -148,7 +148,7 @@ def _pack(model, quantization_config):
     if quantization_config is None:
         return model
     linear = {name: module for name, module in model.named_modules() if type(module) is torch.nn.Linear}
-    quantizer = AutoHfQuantizer.from_config(quantization_config)
+    quantizer = AutoHfQuantizer.from_config(quantization_config, pre_quantized=False)
     quantizer.preprocess_model(model=model, device_map=None, dtype=model.dtype)
     for name, module in model.named_modules():
         if isinstance(module, bnb.nn.Linear4bit):
