@@ -143,6 +143,9 @@ def load_processor(path, *, min_pixels: int | None = None, max_pixels: int | Non
         logging.set_verbosity(level)
     if not isinstance(processor, ProcessorMixin) or not hasattr(processor, "image_processor"):
         raise ValueError(f"{path} has a tokenizer but no picture processor: copy its files from the base model.")
+    if not (processor.chat_template or processor.tokenizer.chat_template) and path.endswith("-pt"):
+        # Gemma's pretrained models have none: its published recipe takes that of the instruct model beside it
+        processor.chat_template = load_processor(path.removesuffix("-pt") + "-it").chat_template
     if not (processor.chat_template or processor.tokenizer.chat_template):
         raise ValueError(f"{path} has no chat template: copy chat_template.jinja from the base or instruct model.")
     if min_pixels or max_pixels:
@@ -153,6 +156,12 @@ def load_processor(path, *, min_pixels: int | None = None, max_pixels: int | Non
         low = min(min_pixels or size["shortest_edge"], high)
         processor.image_processor.size = type(processor.image_processor.size)(shortest_edge=low, longest_edge=high)
     return processor
+
+
+def image_token_id(processor) -> int:
+    """Return the id of the tokens that stand for the picture's patches in the text."""
+    # Gemma-3's processor calls the mark before the picture by this name; its tokenizer knows better
+    return getattr(processor.tokenizer, "image_token_id", None) or processor.image_token_id
 
 
 def nf4_config(compute_dtype: str = "bfloat16", *, storage: str = "uint8"):
@@ -249,6 +258,29 @@ def adapter_targets(model, which: str = "language") -> dict:
             raise ValueError(f"This model has no layers for the adapter target {word!r}.")
     pattern = "|".join(rf"{parent}\.({'|'.join(sorted(names))})" for parent, names in sorted(leaves.items()))
     return {"target_modules": pattern or []} | ({"target_parameters": sorted(parameters)} if parameters else {})
+
+
+def parameter_groups(model, learning_rate: float, rates: dict[str, float]) -> list[dict]:
+    """Group what is trained by learning rate, for ``torch.optim``: `rates` by part (`PARTS`), else `learning_rate`.
+
+    Raises
+    ------
+    ValueError : a rate for a part in which nothing is trained.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.ModuleDict({"visual": torch.nn.Linear(2, 2), "lm_head": torch.nn.Linear(2, 2)})
+    >>> [(group["lr"], len(group["params"])) for group in parameter_groups(model, 1e-4, {"vision": 1e-5})]
+    [(1e-05, 2), (0.0001, 2)]
+    """
+    trained = [(part_of(name), p) for name, p in model.named_parameters() if p.requires_grad]
+    if absent := set(rates) - {part for part, _ in trained}:
+        raise ValueError(f"A learning rate for {sorted(absent)[0]!r}, but nothing is trained there.")
+    groups: dict[float, list] = {}
+    for part, parameter in trained:
+        groups.setdefault(rates.get(part, learning_rate), []).append(parameter)
+    return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
 
 
 def count_parameters(model) -> dict[str, dict[str, int]]:

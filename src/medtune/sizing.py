@@ -90,7 +90,8 @@ def save_processor(name: str, out, *, scale: str = "full", tokenizer=None):
         words = tk.Tokenizer.from_file(os.fspath(tokenizer))
     else:
         words = tk.Tokenizer(tk.models.BPE())
-        words.pre_tokenizer, words.decoder = tk.pre_tokenizers.ByteLevel(add_prefix_space=False), tk.decoders.ByteLevel()
+        words.pre_tokenizer = tk.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        words.decoder = tk.decoders.ByteLevel()
         alphabet = tk.pre_tokenizers.ByteLevel.alphabet()
         trainer = tk.trainers.BpeTrainer(vocab_size=2000, initial_alphabet=alphabet, special_tokens=family["tokens"])
         words.train_from_iterator([_facts()["text"]] * 2, trainer)
@@ -109,7 +110,14 @@ def save_processor(name: str, out, *, scale: str = "full", tokenizer=None):
 
 
 def build_twin(
-    name: str, processor, *, scale: str = "full", dtype="bfloat16", device="cpu", quantization_config=None, seed: int = 0
+    name: str,
+    processor,
+    *,
+    scale: str = "full",
+    dtype="bfloat16",
+    device="cpu",
+    quantization_config=None,
+    seed: int = 0,
 ):
     """Build a model of the published shape with random weights straight on the device, in evaluation mode.
 
