@@ -215,7 +215,8 @@ def adapter_targets(model, which: str = "language") -> dict:
     Parameters
     ----------
     model : the base model, without adapter.
-    which : words of `TARGETS` joined by ``+``, such as "language+merger". The head is never included.
+    which : words of `TARGETS` joined by ``+``, such as "language+merger". The head is never included. Names such as
+        "q_proj+v_proj" take of the language layers these only.
 
     Returns
     -------
@@ -236,15 +237,19 @@ def adapter_targets(model, which: str = "language") -> dict:
     import torch
 
     words = [word.strip() for word in which.split("+")]
-    if unknown := [word for word in words if word not in TARGETS]:
+    named = {word for word in words if word.endswith("_proj")}
+    if unknown := [word for word in words if word not in TARGETS.keys() | named]:
         raise ValueError(f"Unknown adapter target {unknown[0]!r}: use {', '.join(TARGETS)}, or several joined by +.")
-    parts = {part for word in words for part in TARGETS[word]}
+    reach = {word: TARGETS.get(word, TARGETS["language"]) for word in words}
+    parts = set().union(*reach.values())
     leaves: dict[str, set] = {}
     parameters, reached = set(), set()
     for name, module in model.named_modules():
         # SigLIP's pooling head is never called by Gemma-3
         if isinstance(module, torch.nn.Linear) and part_of(name) in parts and "vision_tower.head" not in name:
             parent, _, leaf = name.rpartition(".")
+            if named and leaf not in named and part_of(name) in TARGETS["language"]:
+                continue
             parent = re.sub(r"(?<=\.)\d+(?=\\\.|$)", r"\\d+", re.escape(parent))
             leaves.setdefault(parent, set()).add(re.escape(leaf))
             reached.add(part_of(name))
@@ -254,7 +259,7 @@ def adapter_targets(model, which: str = "language") -> dict:
             parameters.add(".".join(name.split(".")[-3 if part == "experts" else -2 :]))
             reached.add(part)
     for word in words:
-        if not reached & TARGETS[word]:
+        if not reached & reach[word]:
             raise ValueError(f"This model has no layers for the adapter target {word!r}.")
     pattern = "|".join(rf"{parent}\.({'|'.join(sorted(names))})" for parent, names in sorted(leaves.items()))
     return {"target_modules": pattern or []} | ({"target_parameters": sorted(parameters)} if parameters else {})
