@@ -52,7 +52,7 @@ def load_pairs(
     source : "sample" (the built sample set), a hub id such as "UCSC-VLAA/MedTrinity-25M", or the path of a parquet file
         of a CSV, TSV, JSON or JSONL of captions or dialogues (messages, conversations, prompt/completion), of a DICOM
         file, or of a folder: parquet shards, or pictures with one table beside them.
-    config, split : configuration of a hub set, such as "25M_demo"; the split to keep, by the column `split`, by file
+    config, split : configuration of a hub set, such as "25M_demo" (or after a colon in `source`); the split to keep, by the column `split`, by file
         names such as `test-00000.parquet` or `test.jsonl`, or by the hub's splits (there the default is "train").
     streaming : return an IterableDataset that reads as you go: memory and disk stay flat.
     limit : the first rows only, held in memory, without reading or downloading the rest.
@@ -82,9 +82,10 @@ def load_pairs(
     if name == "sample":
         path = _find_sample()
     if not path.exists():
+        name, _, given = name.partition(":")
         if path.suffix in TABLES | DICOM | {".parquet"} or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
             raise FileNotFoundError(f"no such file or folder: {name}")
-        return _from_hub(name, config, split or "train", streaming, limit, columns)
+        return _from_hub(name, config or given or None, split or "train", streaming, limit, columns)
     plan = dict(columns=columns, strict=strict, window=window, salt=salt, split=split)
     shards = sorted(path.rglob("*.parquet")) if path.is_dir() else [path] * (path.suffix == ".parquet")
     if shards and not captions:
