@@ -100,8 +100,18 @@ def clean_notebook(notebook: dict, page: str, pages: dict[str, str]) -> dict:
             cell["outputs"] = [output for output in kept if PROGRESS_BAR not in output.get("data", {})]
         tags = cell["metadata"].get("tags", [])
         cell["metadata"] = {"tags": [*tags, "hide-cell"] if "solution" in tags and "outputs" in cell else tags}
+    notebook["cells"].insert(1, note_on_top(page))
     notebook["metadata"] = {key: notebook["metadata"][key] for key in ("kernelspec", "language_info")}
     return notebook
+
+
+def note_on_top(page: str) -> dict:
+    """A cell that says what the reader has before him."""
+    text = (
+        ":::{note}\nThis is the notebook as the reference run executed it on two CPU cores, without progress bars and "
+        f"without pictures of the patient. To run it yourself: `make lab`, then open `{page}`.\n:::"
+    )
+    return {"cell_type": "markdown", "id": "about-this-page", "metadata": {}, "source": text}
 
 
 def table(head: tuple[str, ...], rows: list[tuple]) -> str:

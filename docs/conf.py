@@ -2,6 +2,9 @@
 
 from importlib.metadata import version as installed
 
+import jieba
+from sphinx.search.en import SearchEnglish
+
 project = "medtune"
 author = "the medtune contributors"
 project_copyright = "the medtune contributors, Apache-2.0"
@@ -29,7 +32,7 @@ html_title = "medtune"
 html_static_path = ["_static"]
 html_css_files = ["medtune.css"]
 html_favicon = "_static/icon.svg"
-html_search_language = "zh"  # English words as usual, Chinese ones cut by jieba
+html_search_language = "en-zh"
 html_theme_options = {
     "show_toc_level": 2,
     "home_page_in_toc": True,
@@ -37,3 +40,18 @@ html_theme_options = {
     "navbar_persistent": [],  # the search field stands in the side bar
     "search_bar_text": "Search the course",
 }
+
+
+class SearchBoth(SearchEnglish):
+    """English words as usual, Chinese ones cut by jieba; Sphinx's own "zh" names a stemmer that it does not ship."""
+
+    lang = "en-zh"
+
+    def split(self, input: str) -> list[str]:
+        words = super().split(input)  # a run of Chinese characters is one word, which finds any part of it
+        return words + [part for word in words if not word.isascii() for part in jieba.cut_for_search(word)]
+
+
+def setup(app) -> None:
+    jieba.setLogLevel("WARNING")
+    app.add_search_language(SearchBoth)
