@@ -187,8 +187,10 @@ def load_base(path, *, dtype="float32", quantization_config=None, device_map=Non
 
     path = _check_path(path)
     options |= {"dtype": dtype, "device_map": device_map, "use_safetensors": True, "trust_remote_code": False}
+    if quantization_config is not None:  # None would hide that of a model that was saved in 4 bits
+        options["quantization_config"] = quantization_config
     try:
-        model = AutoModelForImageTextToText.from_pretrained(path, quantization_config=quantization_config, **options)
+        model = AutoModelForImageTextToText.from_pretrained(path, **options)
     except (OSError, ValueError, SafetensorError) as error:
         raise _explain(path, error) from error
     for module in model.modules():
