@@ -5,8 +5,8 @@ A sample of a batch serves one of three purposes. To *diagnose*: question and pi
 (match 0). Right pictures also teach to *locate* what the question names. No answer ever stands behind a statement, or it
 would be copied: at inference the model drafts its answer first, and then the heads judge the draft as a statement.
 
-Boxes are (x0, y0, x1, y1) as shares of the picture, 0..1. `MultiTaskModel` and `MultiTaskTrainer` are classes, made when
-they are first asked for, because importing this file should not load torch.
+Boxes are (x0, y0, x1, y1) as shares of the picture, 0..1. `classes` gives the model and the trainer; a function makes
+them, so that importing this file does not load torch.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from medtune.captions import parse_caption
+from medtune.generate import generate_answers
+from medtune.models import load_tuned
+
 TASKS = ("text", "box", "match")
-LOGGED = ("text_loss", "box_loss", "match_loss", "token_accuracy", "mean_iou", "match_accuracy")
-SETTINGS = {"weighting": "uncertainty", "weights": [1.0, 1.0, 1.0], "miss_weight": 10.0, "gamma": 2.0, "width": 256}
+LOGGED = [f"{task}_loss" for task in TASKS] + ["token_accuracy", "mean_iou", "match_accuracy"]
+LOGGED += [f"{task}_log_variance" for task in TASKS]
+SETTINGS = {"weighting": "uncertainty", "weights": [1.0, 1.0, 1.0], "miss_weight": 10.0, "width": 256}
 PROMPT, IMAGE, STATEMENT = 1, 2, 3  # kinds of tokens that the heads look at; 0 is all the rest
 _MARK = "\ue000"  # stands for statement and answer while the chat template is rendered
-
-
-def __getattr__(name: str) -> Any:
-    if name not in ("MultiTaskModel", "MultiTaskTrainer"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return {"MultiTaskModel": _model_class, "MultiTaskTrainer": _trainer_class}[name]()
 
 
 def statement_of(answer: str) -> str:
@@ -40,8 +41,6 @@ def statement_of(answer: str) -> str:
     >>> statement_of("The region, in the upper left of the image, shows the left kidney. No cyst is seen within it.")
     'left kidney: No cyst is seen within it.'
     """
-    from medtune.captions import parse_caption
-
     caption = parse_caption(answer)
     return ": ".join(part for part in (caption.structure, caption.target_diag) if part) or answer
 
@@ -51,8 +50,6 @@ def finding_of(row: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
 
     Two records of which neither can be said are about the same thing only if their answers are equal.
     """
-    from medtune.captions import parse_caption
-
     caption = parse_caption(_answer(row))
     structure, findings = row.get("structure") or caption.structure, tuple(sorted(caption.findings))
     return structure or ("" if findings else _answer(row)), findings
@@ -65,14 +62,11 @@ def check_box(box: Sequence[float] | None, name: str = "a row") -> list[float] |
     ------
     ValueError : several boxes, coordinates outside 0..1 or not finite, or in the wrong order.
     """
-    if box is None or not len(box):
-        return None
-    if len(box) != 4 or any(isinstance(edge, Sequence) for edge in box):
-        raise ValueError(f"{name} has several boxes, or one that is not x0, y0, x1, y1: make a row and question of each")
-    x0, y0, x1, y1 = (float(edge) for edge in box)
-    if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
-        raise ValueError(f"{name} has the box {list(box)}: 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1 must hold")
-    return [x0, y0, x1, y1]
+    edges = [] if box is None else np.ravel(box).astype(float).tolist()
+    if edges and not (len(edges) == 4 and 0 <= edges[0] < edges[2] <= 1 and 0 <= edges[1] < edges[3] <= 1):
+        rule = "0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1; of several boxes make several rows, each with its question"
+        raise ValueError(f"{name} has the box {box}, but a box is x0, y0, x1, y1 with {rule}")
+    return edges or None
 
 
 def ask(question: str) -> list[dict]:
@@ -84,46 +78,36 @@ def _answer(row: Mapping[str, Any]) -> str:
     return row["completion"][-1]["content"][0]["text"]
 
 
-def encode(processor, samples: Sequence[Mapping[str, Any]]) -> dict:
-    """Make a batch, padded on the right, of samples with `image`, `question` and either `statement`, `answer` or neither.
+def encode(processor, samples: Sequence[Mapping[str, Any]], **more: Sequence) -> dict:
+    """Make a batch of samples with `image`, `question`, and `statement` or `answer` or neither, padded on the right.
 
     Returns
     -------
-    dict : what the processor makes of it, and of shape (rows, tokens) `labels`, -100 but for an answer and its end, and
-        `token_kinds`, which tells the heads what belongs to prompt, picture and statement.
-
-    Raises
-    ------
-    ValueError : a sample with both statement and answer, which would be copied; a picture that cannot be prepared.
+    dict : what the processor makes of it, and, of shape (rows, tokens), `labels`, -100 but for an answer and its end,
+        and `token_kinds`, which tells the heads what belongs to prompt, picture and statement; and `more` as tensors.
     """
     import torch
 
     texts, tails = [], []
     for sample in samples:
-        statement, answer = sample.get("statement"), sample.get("answer")
-        if statement and answer:
-            raise ValueError("give a statement to verify or an answer to learn: an answer would be copied from it")
         reply = {"role": "assistant", "content": [{"type": "text", "text": _MARK}]}
         text = processor.apply_chat_template([*ask(sample["question"] + _MARK), reply], tokenize=False)
         head, middle, end = text.split(_MARK)
-        parts = ["\n" + statement if statement else "", middle, answer + end if answer else ""]
+        statement, answer = sample.get("statement"), sample.get("answer")  # never both: one would be copied
+        parts = [f"\n{statement}" if statement else "", middle, answer + end if answer and not statement else ""]
         texts.append(head + "".join(parts))
         tails.append([len("".join(parts[i:])) for i in range(3)])
     images = [[sample["image"].convert("RGB")] for sample in samples]
     options = {"padding": True, "padding_side": "right", "add_special_tokens": False, "return_offsets_mapping": True}
-    try:
-        batch = dict(processor(images=images, text=texts, return_tensors="pt", **options))
-    except ValueError as error:
-        sizes = " ".join("x".join(map(str, image.size)) for (image,) in images)
-        raise ValueError(f"one of these pictures ({sizes} pixels) cannot be prepared: {error}") from error
+    batch = dict(processor(images=images, text=texts, return_tensors="pt", **options))
     starts, ends = batch.pop("offset_mapping").unbind(-1)
-    left = ends.amax(1, keepdim=True) - starts  # letters from a token to the end: the picture's tokens come before
+    left = ends.amax(1, keepdim=True) - starts  # characters from a token to the end: they tell the parts apart
     said, after, learned = (left <= tail[:, None] for tail in torch.tensor(tails).T)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
     soft = getattr(processor.tokenizer, "image_token_id", None) or processor.image_token_id  # Gemma-3's is its begin
-    kinds = torch.where(batch["input_ids"] == soft, IMAGE, PROMPT)
-    kinds = kinds.masked_fill(said, STATEMENT).masked_fill(after, 0) * batch["attention_mask"]
-    labels = batch["input_ids"].masked_fill(~learned | (batch["attention_mask"] == 0), -100)
-    return batch | {"labels": labels, "token_kinds": kinds}
+    kinds = torch.where(ids == soft, IMAGE, PROMPT).masked_fill(said, STATEMENT).masked_fill(after, 0) * mask
+    batch |= {"labels": ids.masked_fill(~learned | (mask == 0), -100), "token_kinds": kinds}
+    return batch | {name: torch.tensor(values) for name, values in more.items()}
 
 
 @dataclass
@@ -137,7 +121,7 @@ class MultiTaskCollator:
     negative_ratio, verify_ratio : chance of a record to get a wrong picture, or its own with a statement. Each record
         is drawn for itself, so the ratio is exact in expectation for any batch size.
     hard_negatives : take wrong pictures of the same structure with another finding, where there are any.
-    pool : records to take a wrong picture from where the batch has none that fits. A record that finds none stays right.
+    pool : records to take wrong pictures from; by default those of the batch. A record that finds none stays right.
     seed, epoch : with a record's `id` they decide what becomes of it, whatever the number of workers.
 
     A record has `prompt`, `completion`, one picture in `images`, and may have `id`, `roi` (its box), `structure`, and
@@ -163,17 +147,14 @@ class MultiTaskCollator:
 
     def _wrong(self, row: Mapping, batch: Sequence[Mapping], rng: random.Random) -> Mapping | None:
         own, near = finding_of(row), [(finding_of(other), other.get("shows") or ()) for other in batch]
-        for hard in (True, False) if self.hard_negatives else (False,):
-            for records, known in ((batch, near), (self.pool, self._known)):
-                others = [i for i, (other, shows) in enumerate(known) if other != own and (hard or own[0] not in shows)]
-                if fits := [i for i in others if not hard or known[i][0][0] == own[0]]:
-                    return records[rng.choice(fits)]
-        return None
+        records, known = (self.pool, self._known) if self._known else (batch, near)
+        fits = [i for i, (other, shows) in enumerate(known) if other != own and own[0] not in shows]
+        hard = [i for i, (other, _) in enumerate(known) if other != own and other[0] == own[0]]
+        places = hard if hard and self.hard_negatives else fits
+        return records[rng.choice(places)] if places else None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict:
         """Make a batch of tensors."""
-        import torch
-
         samples, own = [], {"regions": [], "boxes": [], "matches": []}
         for row in rows:
             rng = random.Random(f"{self.seed} {self.epoch} {row.get('id') or _answer(row)}")
@@ -183,45 +164,49 @@ class MultiTaskCollator:
             if len(shown["images"]) != 1:
                 raise ValueError(f"{name} has {len(shown['images'])} pictures: the heads judge one")
             box = check_box(shown.get("roi"), name)
-            question = self.question.replace("{structure}", finding_of(row)[0]) or row["prompt"][-1]["content"][-1]["text"]
             said = {"statement": statement_of(answer)} if verify else {"answer": answer}
-            samples.append({"image": shown["images"][0], "question": question} | said)
+            question = self.question.replace("{structure}", finding_of(row)[0])
+            said["question"] = question or row["prompt"][-1]["content"][-1]["text"]
+            samples.append({"image": shown["images"][0]} | said)
             own["regions"].append(box or [0.0, 0.0, 1.0, 1.0])
             own["boxes"].append([float("nan")] * 4 if wrong or not box else box)
             own["matches"].append(int(not wrong) if verify else -1)
-        return encode(self.processor, samples) | {name: torch.tensor(values) for name, values in own.items()}
-
-
-def task_counts(labels, boxes, matches):
-    """Count the answer tokens, boxes and pairs of a batch that have a loss: a tensor of three numbers."""
-    import torch
-
-    return torch.stack([(labels[:, 1:] != -100).sum(), boxes.isfinite().all(1).sum(), (matches >= 0).sum()])
-
-
-def focal_loss(logits, labels, *, gamma: float = 2.0, miss_weight: float = 10.0):
-    """Focal loss (Lin et al. 2017) of each pair; true pairs weigh `miss_weight`, so that few of them are missed."""
-    import torch
-
-    loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none")
-    return loss * (1 - torch.exp(-loss)) ** gamma * torch.where(labels == 1, miss_weight, 1.0)
-
-
-def _pool(scores, mask):
-    """Attention of each row over the tokens of a mask, (rows, tokens, maps); zero where the mask has none."""
-    import torch
-
-    return torch.softmax(scores.float().masked_fill(~mask[..., None], -1e4), 1) * mask[..., None]
+        return encode(self.processor, samples, **own)
 
 
 @functools.cache
-def _model_class() -> type:
+def classes() -> tuple[type, type]:
+    """Give the classes `MultiTaskModel`, a ``torch.nn.Module``, and `MultiTaskTrainer`, a ``transformers.Trainer``.
+
+    Examples
+    --------
+    >>> [made.__name__ for made in classes()]
+    ['MultiTaskModel', 'MultiTaskTrainer']
+    """
     import torch
     from safetensors import SafetensorError
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_model, save_file
     from torch import nn
+    from transformers import Trainer, TrainerCallback
     from transformers.loss.loss_for_object_detection import box_iou, generalized_box_iou
     from transformers.utils import ModelOutput
+
+    def pool(scores, mask):
+        """Attention (rows, tokens, maps) over the tokens of a mask; zero where it has none."""
+        return torch.softmax(scores.float().masked_fill(~mask[..., None], -1e4), 1) * mask[..., None]
+
+    def cells(image, image_grid_thw=None):
+        """Centres (rows, tokens, 2) and sizes (rows, 1, 2) of the image tokens' cells, as shares of the picture."""
+        count = image.sum(1, keepdim=True)  # Gemma-3 has one square, Qwen-VL a grid of patches that are merged
+        patches = image_grid_thw[:, 1:] if image_grid_thw is not None else torch.ones_like(count).repeat(1, 2)
+        high, wide = (patches * (count / patches.prod(1, keepdim=True)).sqrt()).round()[..., None].unbind(1)
+        place = (image.cumsum(1) - 1).clamp(min=0)
+        centres = torch.stack([(place % wide + 0.5) / wide, (place // wide + 0.5) / high], -1)
+        return centres, torch.cat([1 / wide, 1 / high], 1)[:, None]
+
+    def count(labels, boxes, matches, **others):
+        """Answer tokens, boxes and pairs that have a loss."""
+        return torch.stack([(labels[:, 1:] != -100).sum(), boxes.isfinite().all(1).sum(), (matches >= 0).sum()])
 
     class MultiTaskModel(nn.Module):
         """A vision-language model, with an adapter or not, and two small heads on its last hidden states.
@@ -235,42 +220,47 @@ def _model_class() -> type:
         base : model of `transformers` or `peft`; answers are generated through it.
         weighting : "uncertainty" learns log-variances s, the loss is the sum of exp(-s)/2 * L + s/2 (Kendall, Gal and
             Cipolla 2018); "fixed" takes `weights`, in the order of `TASKS`; a weight of 0 leaves a task out.
-        miss_weight, gamma, width : see `focal_loss`; inner width of the heads.
+        miss_weight : weight of true pairs in the focal loss (Lin et al. 2017) of the match, so that few are missed.
+        width : inner width of the heads.
         """
 
         def __init__(self, base, **settings):
             super().__init__()
-            self.base, self.settings = base, SETTINGS | settings
+            self.base, self.config, self.settings = base, base.config, SETTINGS | settings
+            self.activation_checkpointing_enable = base.activation_checkpointing_enable
             if self.settings.keys() != SETTINGS.keys() or self.settings["weighting"] not in ("uncertainty", "fixed"):
-                raise ValueError(f"settings are {', '.join(SETTINGS)}; weighting is uncertainty or fixed, not {settings}")
+                raise ValueError(f"{settings}: there are {', '.join(SETTINGS)}; weighting is uncertainty or fixed")
             size, width = base.config.get_text_config().hidden_size, self.settings["width"]
 
             def net(inputs: int, outputs: int, between: type) -> nn.Module:
                 return nn.Sequential(nn.Linear(inputs, width), between(), nn.Linear(width, outputs))
 
             parts = {"norm": nn.LayerNorm(size), "asked": nn.Linear(size, 1), "query": nn.Linear(size, width)}
-            parts |= {"token": nn.Linear(size + 2, width), "edges": nn.Linear(width, 4), "votes": net(width, 4, nn.ReLU)}
+            parts |= {"token": nn.Linear(size + 2, width), "edges": nn.Linear(width, 4)}
+            parts |= {"votes": net(width, 4, nn.ReLU)}
             parts |= {"look": net(size, 1, nn.Tanh), "match": net(3 * size, 1, nn.ReLU)}
             self.heads = nn.ModuleDict(parts)
             self.heads.register_parameter("log_variances", nn.Parameter(torch.zeros(3)))
 
         def locate(self, hidden, kinds, centres):
             """Predict the box (rows, 4) of what the prompt asks for; edges are in order, but may lie outside."""
-            query = (_pool(self.heads["asked"](hidden), kinds == PROMPT) * hidden).sum(1, keepdim=True)
+            query = (pool(self.heads["asked"](hidden), kinds == PROMPT) * hidden).sum(1, keepdim=True)
             tokens = torch.cat([hidden, 2 * centres - 1], -1)
             tokens = torch.tanh(self.heads["token"](tokens) + self.heads["query"](query))
             votes = centres.repeat(1, 1, 2) + torch.tanh(self.heads["votes"](tokens).float()) / 2
-            edges = (_pool(self.heads["edges"](tokens), kinds == IMAGE) * votes).sum(1).unflatten(1, (2, 2))
+            edges = (pool(self.heads["edges"](tokens), kinds == IMAGE) * votes).sum(1).unflatten(1, (2, 2))
             return torch.cat([edges.amin(1), edges.amax(1)], 1)
 
         def verify(self, hidden, kinds, covered):
             """Logits (rows,) that the statement is true of the region, which covers a share of each image token."""
             scores = self.heads["look"](hidden)
-            seen = (_pool(scores + covered.clamp(min=1e-4).log()[..., None], kinds == IMAGE) * hidden).sum(1)
-            told = (_pool(scores, kinds == STATEMENT) * hidden).sum(1)
+            seen = (pool(scores + covered.clamp(min=1e-4).log()[..., None], kinds == IMAGE) * hidden).sum(1)
+            told = (pool(scores, kinds == STATEMENT) * hidden).sum(1)
             return self.heads["match"](torch.cat([seen, told, seen * told], 1))[:, 0].float()
 
-        def forward(self, token_kinds, labels=None, boxes=None, matches=None, regions=None, items=None, parts=1, **inputs):
+        def forward(
+            self, token_kinds, labels=None, boxes=None, matches=None, regions=None, items=None, parts=1, **inputs
+        ):  # fmt: skip
             """Predict `boxes` and `match_logits`; with labels, also `loss`, and `tally`, (3, 3): sums of losses, counts, sums of metrics.
 
             Without `regions` the match head looks into the predicted box. `items` are the counts of a whole step and
@@ -281,7 +271,7 @@ def _model_class() -> type:
             # logits only where there is something to learn: they are as wide as the vocabulary
             out = self.base(**inputs, output_hidden_states=True, logits_to_keep=keep, use_cache=False)
             hidden = self.heads["norm"](out.hidden_states[-1].float())
-            centres, size = _cells(token_kinds == IMAGE, inputs.get("image_grid_thw"))
+            centres, size = cells(token_kinds == IMAGE, inputs.get("image_grid_thw"))
             predicted = self.locate(hidden, token_kinds, centres)
             where = (predicted.detach() if regions is None else regions)[:, None]
             low, high = (centres - size / 2).maximum(where[..., :2]), (centres + size / 2).minimum(where[..., 2:])
@@ -291,23 +281,32 @@ def _model_class() -> type:
                 return result
             targets, valid, paired = labels[:, 1:][:, keep], boxes.isfinite().all(1), matches >= 0
             text = nn.functional.cross_entropy(out.logits.float().flatten(0, 1), targets.flatten(), reduction="sum")
-            found, true, focal = predicted[valid], boxes[valid], ("gamma", "miss_weight")
+            found, true, judged, match = predicted[valid], boxes[valid], logits[paired], matches[paired].float()
             edges = nn.functional.smooth_l1_loss(found, true, beta=0.1, reduction="sum")
             overlap = (1 - generalized_box_iou(found, true).diag()).sum()
-            pairs = focal_loss(logits[paired], matches[paired], **{name: self.settings[name] for name in focal}).sum()
-            losses, counts, s = torch.stack([text, edges + overlap, pairs]), task_counts(labels, boxes, matches), self.heads.log_variances
+            pairs = nn.functional.binary_cross_entropy_with_logits(judged, match, reduction="none")
+            pairs = pairs * (1 - torch.exp(-pairs)) ** 2 * (1 + match * (self.settings["miss_weight"] - 1))
+            losses, s = torch.stack([text, edges + overlap, pairs.sum()]), self.heads.log_variances
+            counts, learned = count(labels, boxes, matches), self.settings["weighting"] == "uncertainty"
             means = losses / (counts if items is None else items).clamp(min=1)
-            loss = (torch.exp(-s) * means / 2).sum() + s.sum() / 2 / parts
-            if self.settings["weighting"] == "fixed":
-                loss = (means.new_tensor(self.settings["weights"]) * means).sum() + 0 * s.sum()
-            right = [out.logits.argmax(-1) == targets, box_iou(found, true)[0].diag(), (logits > 0)[paired] == matches[paired]]
+            weights = torch.exp(-s) / 2 if learned else means.new_tensor(self.settings["weights"])
+            loss = (weights * means).sum() + s.sum() * learned / 2 / parts
+            right = [out.logits.argmax(-1) == targets, box_iou(found, true)[0].diag(), (judged > 0) == (match > 0)]
             tally = torch.stack([losses, counts, torch.stack([hits.sum() for hits in right])]).detach()
             return ModelOutput(loss=loss, tally=tally, **result)
 
-        def gradient_checkpointing_enable(self, **options):
-            """Recompute the base model's activations; gradients must pass its frozen embeddings for that."""
-            self.base.gradient_checkpointing_enable(**options)
-            self.base.enable_input_require_grads()
+        @torch.no_grad()
+        def judge(self, processor, images, questions, statements, *, batch_size: int = 16) -> tuple[list, list]:
+            """Locate what each question names, and say how likely (0..1) each statement is true of its picture."""
+            boxes, scores, names = [], [], ("image", "question", "statement")
+            samples = [dict(zip(names, row, strict=True)) for row in zip(images, questions, statements, strict=True)]
+            self.eval()
+            for start in range(0, len(samples), batch_size):
+                batch = encode(processor, samples[start : start + batch_size])
+                del batch["labels"]
+                out = self(**{key: value.to(self.heads.log_variances.device) for key, value in batch.items()})
+                boxes, scores = boxes + out.boxes.tolist(), scores + torch.sigmoid(out.match_logits).tolist()
+            return boxes, scores
 
         def save_pretrained(self, folder, **options) -> None:
             """Write the adapter (or model), and beside it the heads and their settings."""
@@ -315,42 +314,16 @@ def _model_class() -> type:
             save_file(self.heads.state_dict(), Path(folder) / "multitask.safetensors")
             (Path(folder) / "multitask.json").write_text(json.dumps(self.settings, indent=1), "utf-8")
 
-        def load_heads(self, folder):
-            """Read the heads of a saved model; ValueError if keys are missing, unknown or of another shape."""
-            try:
-                self.heads.load_state_dict(load_file(Path(folder) / "multitask.safetensors"))
-            except (RuntimeError, SafetensorError) as error:
-                raise ValueError(f"the heads in {folder} do not fit: {' '.join(str(error).split())[:300]}") from error
-            return self
-
         @classmethod
         def from_pretrained(cls, base, folder):
             """Put a saved adapter and its heads onto a freshly loaded base model; nothing may be missing."""
-            from medtune.models import load_tuned
-
             settings = json.loads((Path(folder) / "multitask.json").read_text("utf-8"))
-            return cls(load_tuned(base, folder), **settings).to(base.device).load_heads(folder).eval()
-
-    return MultiTaskModel
-
-
-def _cells(image, image_grid_thw=None):
-    """Centres (rows, tokens, 2) and sizes (rows, 1, 2) of the cells of image tokens, as shares of the picture."""
-    import torch
-
-    grid = image.sum(1).sqrt()[:, None].expand(-1, 2)  # Gemma-3: one square
-    if image_grid_thw is not None:  # Qwen-VL: patches, several of which are merged into a token
-        grid = image_grid_thw[:, 1:] / (image_grid_thw.prod(1) / image.sum(1)).sqrt()[:, None]
-    high, wide = grid.round().float()[..., None].unbind(1)
-    place = (image.cumsum(1) - 1).clamp(min=0)
-    centres = torch.stack([(place % wide + 0.5) / wide, (place // wide + 0.5) / high], -1)
-    return centres, torch.cat([1 / wide, 1 / high], 1)[:, None]
-
-
-@functools.cache
-def _trainer_class() -> type:
-    import torch
-    from transformers import Trainer, TrainerCallback
+            model = cls(load_tuned(base, folder), **settings).to(base.device)
+            try:
+                load_model(model.heads, Path(folder) / "multitask.safetensors")
+            except (RuntimeError, SafetensorError) as error:
+                raise ValueError(f"the heads in {folder} do not fit: {' '.join(str(error).split())[:300]}") from error
+            return model.eval()
 
     class MultiTaskTrainer(Trainer):
         """`transformers.Trainer` for a `MultiTaskModel`, or for a base model with adapter that it wraps in one.
@@ -358,18 +331,17 @@ def _trainer_class() -> type:
         Parameters
         ----------
         data_collator : by default a `MultiTaskCollator` that takes wrong pictures from the training set.
-        head_learning_rate : of the heads and log-variances, which start from nothing; ``args`` has the adapter's.
+        head_learning_rate : of heads and log-variances, which start from nothing; ``args`` has the adapter's.
 
         Every log entry has each task's mean loss, its metric (`token_accuracy`, `mean_iou`, `match_accuracy` at 0.5) since the
         last one, and the log-variances; see `medtune.plots.plot_tasks`.
         """
 
         def __init__(self, model, args, *, head_learning_rate: float = 2e-3, data_collator=None, **options):
-            model = model if isinstance(model, _model_class()) else _model_class()(model)
-            if data_collator is None:
-                pool, seed = options["train_dataset"], args.seed
-                data_collator = MultiTaskCollator(options["processing_class"], pool=pool, seed=seed)
-            args.remove_unused_columns, self._seen = False, {True: 0, False: 0}
+            model = model if isinstance(model, MultiTaskModel) else MultiTaskModel(model)
+            own = {"pool": options["train_dataset"], "seed": args.seed}
+            data_collator = data_collator or MultiTaskCollator(options["processing_class"], **own)
+            args.remove_unused_columns, self._seen = False, {"": 0, "eval_": 0}
             super().__init__(model.to(args.device), args, data_collator=data_collator, **options)
             self.head_learning_rate = head_learning_rate
             self.model_accepts_loss_kwargs = True  # compute_loss divides by what counts in the whole step
@@ -383,27 +355,25 @@ def _trainer_class() -> type:
         def get_batch_samples(self, epoch_iterator, num_batches, device):
             """Count what has a loss, over all batches and ranks of a step."""
             batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-            counts = sum(task_counts(*(batch[name] for name in ("labels", "boxes", "matches"))) for batch in batches)
-            return batches, self.accelerator.reduce((counts + torch.zeros(3)).to(device), "mean")  # as gradients are
+            counts = sum((count(**batch) for batch in batches), torch.zeros(3))
+            return batches, self.accelerator.reduce(counts.to(device), "mean")  # ranks average their gradients
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             """Weigh and add the three losses."""
-            whole = getattr(num_items_in_batch, "ndim", 0) == 1  # not in an evaluation
-            step = {"items": num_items_in_batch, "parts": self.current_gradient_accumulation_steps} if whole else {}
-            out = model(**inputs, **step)
-            self._seen[model.training] += out.tally
+            step = {"items": num_items_in_batch, "parts": self.current_gradient_accumulation_steps}
+            out = model(**inputs, **(step if model.training else {}))
+            self._seen["" if model.training else "eval_"] += out.tally
             return (out.loss, {"loss": out.loss}) if return_outputs else out.loss
 
         def log(self, logs, start_time=None):
             """Add what each task did since the last entry."""
-            prefix, training = ("", True) if "loss" in logs else ("eval_", False)
+            prefix = "" if "loss" in logs else "eval_"
             if prefix + "loss" in logs:
-                losses, counts, right = self.accelerator.reduce(self._seen[training], "sum").cpu()
-                values, self._seen[training] = torch.cat([losses, right]) / counts.clamp(min=1).repeat(2), 0
-                values = dict(zip(LOGGED, values.tolist(), strict=True))
-                variances = self.accelerator.unwrap_model(self.model).heads.log_variances.tolist() if training else []
-                values |= {f"{task}_log_variance": s for task, s in zip(TASKS, variances, strict=False)}
-                logs |= {prefix + name: value for name, value in values.items()}
+                losses, counts, right = self.accelerator.reduce(self._seen[prefix], "sum").cpu()
+                values = (torch.cat([losses, right]) / counts.clamp(min=1).repeat(2)).tolist()
+                values += self.accelerator.unwrap_model(self.model).heads.log_variances.tolist()
+                logs |= {prefix + name: value for name, value in zip(LOGGED, values, strict=True)}
+                self._seen[prefix] = 0
             super().log(logs, start_time)
 
         def create_optimizer(self, model=None):
@@ -421,72 +391,38 @@ def _trainer_class() -> type:
 
         def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
             self.model.base.load_adapter(resume_from_checkpoint, "default", is_trainable=True)
-            self.model.load_heads(resume_from_checkpoint)
+            load_model(self.model.heads, Path(resume_from_checkpoint) / "multitask.safetensors")
 
-    return MultiTaskTrainer
-
-
-def judge(model, processor, images, questions, statements, *, batch_size: int = 16) -> tuple[list, list]:
-    """Locate what each question names and say how likely each statement is true of its picture.
-
-    Returns
-    -------
-    tuple : boxes, and match scores, 0..1, one a picture.
-    """
-    import torch
-
-    boxes, scores, device = [], [], model.heads.log_variances.device
-    rows = zip(images, questions, statements, strict=True)
-    samples = [dict(zip(("image", "question", "statement"), row, strict=True)) for row in rows]
-    model.eval()
-    for start in range(0, len(samples), batch_size):
-        batch = encode(processor, samples[start : start + batch_size])
-        with torch.no_grad():
-            out = model(**{key: value.to(device) for key, value in batch.items() if key != "labels"})
-        boxes, scores = boxes + out.boxes.tolist(), scores + torch.sigmoid(out.match_logits).tolist()
-    return boxes, scores
+    return MultiTaskModel, MultiTaskTrainer
 
 
-def choose_threshold(scores: Sequence[float], labels: Sequence[int], *, sensitivity: float = 0.95) -> float:
-    """Choose the highest threshold that keeps the share `sensitivity` of the true pairs (label 1): on validation data.
+def choose_threshold(scores: Sequence[float], sensitivity: float = 0.95) -> float:
+    """Choose the highest threshold that the share `sensitivity` of true pairs, with these scores, does not fall under.
 
     Examples
     --------
-    >>> choose_threshold([0.9, 0.8, 0.3, 0.7], [1, 1, 1, 0], sensitivity=0.6)
-    0.8
+    >>> choose_threshold([0.9, 0.8, 0.3, 0.7], sensitivity=0.75)
+    0.7
     """
-    true = sorted((score for score, label in zip(scores, labels, strict=True) if label == 1), reverse=True)
-    if not true or not 0 < sensitivity <= 1:
-        raise ValueError("a threshold wants scores of true pairs, and a sensitivity above 0 and up to 1")
-    return true[-int(-sensitivity * len(true) // 1) - 1]
+    return sorted(scores)[int((1 - sensitivity) * len(scores))]
 
 
 def locate_verify_diagnose(
-    model, processor, image, question, *, threshold: float, batch_size: int = 16, max_new_tokens: int = 160
-):
-    """Answer a question about a picture only if the answer and the picture match; lists of both are batched.
+    model, processor, images, questions, *, threshold: float, batch_size: int = 16, max_new_tokens: int = 160
+) -> list[dict]:
+    """Answer questions, one about each picture, but give no answer that does not match its picture.
 
     Returns
     -------
-    dict, or a list of them : "box"; "match_score", 0..1, of the drafted answer; "answer", None under `threshold`;
-        "reason".
+    list of dict : "box"; "match_score", 0..1, of the drafted answer; "answer", None under `threshold`; "reason".
     """
-    from medtune.generate import generate_answers
-
-    alone = isinstance(question, str)
-    images, questions = ([image], [question]) if alone else (list(image), list(question))
-    rows = [{"prompt": ask(q), "images": [i], "completion": [{"content": ""}]} for i, q in zip(images, questions, strict=True)]
+    rows = [{"prompt": ask(question), "completion": [{"content": ""}]} for question in questions]
+    rows = [row | {"images": [image]} for row, image in zip(rows, images, strict=True)]
     drafts = generate_answers(model.base, processor, rows, batch_size=batch_size, max_new_tokens=max_new_tokens)
     drafts, results = [draft["answer"] for draft in drafts], []
-    judged = judge(model, processor, images, questions, [statement_of(d) for d in drafts], batch_size=batch_size)
+    judged = model.judge(processor, images, questions, [statement_of(d) for d in drafts], batch_size=batch_size)
     for box, score, draft in zip(*judged, drafts, strict=True):
         passed, reason = score >= threshold, f"match {score:.3f}, threshold {threshold:.3f}"
         reason += "" if passed else ": picture and draft may not belong together, so there is no diagnosis"
         results.append({"box": box, "match_score": score, "answer": draft if passed else None, "reason": reason})
-    return results[0] if alone else results
-
-
-if __name__ == "__main__":
-    from medtune import train
-
-    train.main(trainer_class=_trainer_class())
+    return results
