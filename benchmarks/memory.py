@@ -227,7 +227,7 @@ def measure(config: dict, scale: str, steps: int) -> dict:
         for kind, layer in watched.items():
             with watch_saved(layer, saved[kind]):
                 ready_batch = trainer._prepare_inputs(cached([]))
-                with trainer.compute_loss_context_manager():
+                with torch.autocast(device, torch.bfloat16):  # as accelerate does once training starts
                     trainer.model.train()
                     SFTTrainer.compute_loss(trainer, trainer.model, ready_batch)
             del ready_batch

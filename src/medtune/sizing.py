@@ -90,7 +90,8 @@ def save_processor(name: str, out, *, scale: str = "full", tokenizer=None):
         words = tk.Tokenizer.from_file(os.fspath(tokenizer))
     else:
         words = tk.Tokenizer(tk.models.BPE())
-        words.pre_tokenizer, words.decoder = tk.pre_tokenizers.ByteLevel(add_prefix_space=False), tk.decoders.ByteLevel()
+        words.pre_tokenizer = tk.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        words.decoder = tk.decoders.ByteLevel()
         alphabet = tk.pre_tokenizers.ByteLevel.alphabet()
         trainer = tk.trainers.BpeTrainer(vocab_size=2000, initial_alphabet=alphabet, special_tokens=family["tokens"])
         words.train_from_iterator([_facts()["text"]] * 2, trainer)
@@ -109,7 +110,14 @@ def save_processor(name: str, out, *, scale: str = "full", tokenizer=None):
 
 
 def build_twin(
-    name: str, processor, *, scale: str = "full", dtype="bfloat16", device="cpu", quantization_config=None, seed: int = 0
+    name: str,
+    processor,
+    *,
+    scale: str = "full",
+    dtype="bfloat16",
+    device="cpu",
+    quantization_config=None,
+    seed: int = 0,
 ):
     """Build a model of the published shape with random weights straight on the device, in evaluation mode.
 
@@ -203,3 +211,56 @@ def make_twin(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return out
+
+
+def rehearse(run: str, *, steps: int = 2, scale: str | None = None, data: str = "sample", pairs: int = 120, root=None):
+    """Run a named run's notebooks, offline, for a handful of steps on a twin in place of the weights.
+
+    Parameters
+    ----------
+    run : folder in ``papermill_runs/``; results go to a run of the name ``<run>-rehearsal``.
+    steps : optimizer steps.
+    scale : "full" or "tiny"; by default the full shape where there is a GPU.
+    data, pairs : the data set, and about so many of its pairs.
+
+    Returns
+    -------
+    dict : as from `medtune.runs.run`. Times and memory mean something at full scale; scores never do.
+    """
+    import torch
+
+    from medtune import runs
+
+    root, name, cuda = runs.find_root(root), f"{run}-rehearsal", torch.cuda.is_available()
+    planned = runs.read_params(run, root=root)
+    model = next(values["model_name_or_path"] for values in planned.values() if "model_name_or_path" in values)
+    scale = scale or ("full" if cuda else "tiny")
+    dtype = "bfloat16" if cuda else "float32"
+    twin = root / "papermill_runs" / name / "out" / f"{scale}-twin"
+    os.environ["HF_HUB_OFFLINE"] = "1"  # the notebooks' processes inherit it
+    if not (twin / "config.json").exists():
+        words = root / "data" / "tiny-vlm" / "tokenizer.json"
+        tokenizer = words if words.exists() else None
+        make_twin(model, twin, scale=scale, dtype=dtype, device="cuda" if cuda else "cpu", tokenizer=tokenizer)
+    wanted = {
+        "data": data,
+        "model_name_or_path": os.path.relpath(twin),
+        "dtype": dtype,
+        "limit": pairs,
+        "num_train_epochs": 0.0,
+        "max_steps": steps,
+        "eval_steps": steps,
+        "save_steps": steps,
+        "eval_samples": 8,
+        "samples": 4,
+        "max_new_tokens": 16,
+    }
+    small = {"per_device_train_batch_size": 2, "batch_size": 4, "dataloader_num_workers": 0, "max_pixels": 0}
+    wanted |= small if scale == "tiny" else {}
+    overrides: dict[str, Any] = {}
+    for notebook, values in planned.items():
+        overrides |= {f"{notebook}.{key}": value for key, value in wanted.items() if key in values}
+        if "gradient_accumulation_steps" in values:
+            overrides[f"{notebook}.gradient_accumulation_steps"] = min(2, values["gradient_accumulation_steps"])
+    (root / "papermill_runs" / name / "params.yaml").unlink(missing_ok=True)  # of an earlier rehearsal
+    return runs.run(run, overrides=overrides, new_name=name, root=root)
