@@ -1,7 +1,7 @@
 """Build the site: gather the pages into OUT/source, then let Sphinx write OUT/html. Nothing is executed or fetched.
 
-python docs/build.py                  # the site in docs/_build/html; open index.html
-python docs/build.py --out elsewhere
+python docs/build_site.py                  # the site in docs/_build/html; open index.html
+python docs/build_site.py --out elsewhere
 
 The pages are the READMEs, the texts of this folder, the executed notebooks of the reference run, the cards of data and
 base model, the run profiles, the tables of results, and a page for each module of the package.
