@@ -137,7 +137,7 @@ def results_page(repo: Path = REPO) -> str:
         parts.append(f"## The run {summary['run']}")
         minutes, rows = summary.get("timing", {}), []
         for name, found in summary["notebooks"].items():
-            numbers = [(k, v) for k, v in found.get("results", found).items() if type(v) in (int, float, bool)]
+            numbers = [(k, v) for k, v in found.get("results", found).items() if type(v) in (int, float)]
             cell = ", ".join(f"{key.replace('_', ' ')} {show(value)}" for key, value in numbers)
             rows.append((name, minutes.get(name, ""), cell or "see the notebook"))
         parts.append(table(("notebook", "minutes", "results"), rows))
