@@ -87,7 +87,7 @@ def test_every_module_stands_in_one_group():
         ("[a](CONTRIBUTING.md#tests)", "[a](contributing.md#tests)"),
         ("[`a`](src/nothing.py) and [b](no/)", "`a` and b"),
         ("[a](https://example.org/x) [b](#here)", "[a](https://example.org/x) [b](#here)"),
-        ("![bars of [a] b](docs/images/results.svg)", "![bars of [a] b](../images/results.svg)"),
+        ("![bars of [a] b](docs/images/results.svg)", "![bars of [a] b](../files/docs/images/results.svg)"),
         ("[run](papermill_runs/x/params.yaml)", "[run](../profiles.md#x)"),
     ],
 )
@@ -96,6 +96,7 @@ def test_links_are_moved(before, after):
         "notebooks/x.ipynb": "notebooks/x.ipynb",
         "CONTRIBUTING.md": "about/contributing.md",
         "papermill_runs/x/params.yaml": "profiles.md#x",
+        "docs/images/results.svg": "files/docs/images/results.svg",
     }
     assert build_site.move_links(before, "README.md", "about/zh.md", pages) == after
 
@@ -145,6 +146,7 @@ class TestSite:
         wanted = ["index", "recipes", "results", "profiles", "about/zh", "reference/data", "reference/tiny-vlm"]
         wanted += ["reference/command", *(f"api/{name}" for name in build_site.modules())]
         wanted += [f"notebooks/{path.stem}" for path in build_site.executed_notebooks()]
+        wanted += [f"runs/{path.parent.name}/{path.stem}" for path in build_site.other_notebooks()]
         wanted += [text[5:-3] for text in TEXTS if text.startswith("docs/")]
         assert not [name for name in wanted if not (site / f"{name}.html").is_file()]
 
