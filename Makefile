@@ -46,7 +46,7 @@ reference: sample ## run RUN and keep a small executed copy in papermill_runs/re
 	$(BIN)/medtune reference $(RUN)
 
 site: $(VENV)/.all ## the course as a static site in docs/_build/html, offline
-	$(BIN)/python docs/build.py
+	$(BIN)/python docs/build_site.py
 
 lint: $(VENV)/.all ## ruff, and no outputs in the notebooks
 	$(BIN)/ruff check .

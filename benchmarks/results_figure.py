@@ -53,7 +53,17 @@ def draw(drawn: dict, seeds: int, language: int, path: Path) -> None:
 
     from medtune import plots
 
-    plt.rcParams |= {"svg.hashsalt": "medtune", "font.size": 11, "font.family": list(plots.font_families())}
+    style = {"svg.hashsalt": "medtune", "font.size": 11, "font.family": list(plots.font_families())}
+    with plt.rc_context(style):
+        figure = _figure(drawn, seeds, language)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, metadata={"Date": None, "Description": json.dumps(drawn)})
+    plt.close(figure)
+
+
+def _figure(drawn: dict, seeds: int, language: int):
+    import matplotlib.pyplot as plt
+
     figure, axis = plt.subplots(figsize=(9, 4.2), layout="constrained")
     for number, (column, *labels) in enumerate(COLUMNS):
         values = [drawn[row[0]][column] for row in ROWS]
@@ -80,9 +90,7 @@ def draw(drawn: dict, seeds: int, language: int, path: Path) -> None:
     order = [*range(1, len(labels)), 0]  # the line last
     legend = [[handles[i] for i in order], [labels[i] for i in order]]
     figure.legend(*legend, loc="outside lower center", ncols=3, frameon=False, fontsize=10)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None, "Description": json.dumps(drawn)})
-    plt.close(figure)
+    return figure
 
 
 def shown(path: Path) -> dict:

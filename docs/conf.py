@@ -1,4 +1,4 @@
-"""Sphinx settings of the site. `docs/build.py` gathers the pages and calls Sphinx; `make site` calls both."""
+"""Sphinx settings of the site. `docs/build_site.py` gathers the pages and calls Sphinx; `make site` calls both."""
 
 from importlib.metadata import version as installed
 

@@ -16,7 +16,7 @@ import pytest
 REPO = Path(__file__).parents[1]
 for folder in ("docs", "benchmarks"):
     sys.path.insert(0, str(REPO / folder))
-import build  # noqa: E402
+import build_site  # noqa: E402
 import results_figure  # noqa: E402
 import results_table  # noqa: E402
 
@@ -76,8 +76,8 @@ def test_the_picture_can_be_drawn(tmp_path):
 
 
 def test_every_module_stands_in_one_group():
-    grouped = [name for names in build.GROUPS.values() for name in names]
-    assert len(set(grouped)) == len(grouped) and set(build.modules()) <= set(grouped)
+    grouped = [name for names in build_site.GROUPS.values() for name in names]
+    assert len(set(grouped)) == len(grouped) and set(build_site.modules()) <= set(grouped)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_every_module_stands_in_one_group():
         ("[a](CONTRIBUTING.md#tests)", "[a](contributing.md#tests)"),
         ("[`a`](src/nothing.py) and [b](no/)", "`a` and b"),
         ("[a](https://example.org/x) [b](#here)", "[a](https://example.org/x) [b](#here)"),
-        ("![bars of [a] b](docs/images/results.svg)", "![bars of [a] b](../images/results.svg)"),
+        ("![bars of [a] b](docs/images/results.svg)", "![bars of [a] b](../files/docs/images/results.svg)"),
         ("[run](papermill_runs/x/params.yaml)", "[run](../profiles.md#x)"),
     ],
 )
@@ -96,8 +96,9 @@ def test_links_are_moved(before, after):
         "notebooks/x.ipynb": "notebooks/x.ipynb",
         "CONTRIBUTING.md": "about/contributing.md",
         "papermill_runs/x/params.yaml": "profiles.md#x",
+        "docs/images/results.svg": "files/docs/images/results.svg",
     }
-    assert build.move_links(before, "README.md", "about/zh.md", pages) == after
+    assert build_site.move_links(before, "README.md", "about/zh.md", pages) == after
 
 
 # ---- the built site
@@ -107,7 +108,9 @@ def test_links_are_moved(before, after):
 def site(tmp_path_factory) -> Path:
     """The folder of HTML pages. A warning of Sphinx is an error of the build."""
     out = tmp_path_factory.mktemp("site")
-    done = subprocess.run([sys.executable, REPO / "docs" / "build.py", "--out", out], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, REPO / "docs" / "build_site.py", "--out", out], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return out / "html"
 
@@ -141,8 +144,9 @@ class TestSite:
 
     def test_it_has_all_that_was_promised(self, site):
         wanted = ["index", "recipes", "results", "profiles", "about/zh", "reference/data", "reference/tiny-vlm"]
-        wanted += ["reference/command", *(f"api/{name}" for name in build.modules())]
-        wanted += [f"notebooks/{path.stem}" for path in build.executed_notebooks()]
+        wanted += ["reference/command", *(f"api/{name}" for name in build_site.modules())]
+        wanted += [f"notebooks/{path.stem}" for path in build_site.executed_notebooks()]
+        wanted += [f"runs/{path.parent.name}/{path.stem}" for path in build_site.other_notebooks()]
         wanted += [text[5:-3] for text in TEXTS if text.startswith("docs/")]
         assert not [name for name in wanted if not (site / f"{name}.html").is_file()]
 
@@ -180,7 +184,7 @@ class TestSite:
             assert not re.search(r"(url\(|@import)\s*[\"']?(https?:)?//", path.read_text("utf-8")), path
 
     def test_a_notebook_page_shows_what_was_executed(self, pages, site):
-        for path in build.executed_notebooks():
+        for path in build_site.executed_notebooks():
             page = pages[site / "notebooks" / f"{path.stem}.html"]
             cells = nbformat.read(path, 4).cells
             figures = [o for c in cells if c.cell_type == "code" for o in c.outputs if "image/png" in o.get("data", {})]
@@ -191,7 +195,7 @@ class TestSite:
             assert len(page.select("div.cell details, details.hide")) >= folded > 0, "solutions are folded"
 
     def test_a_module_page_shows_its_functions(self, pages, site):
-        for name in build.modules():
+        for name in build_site.modules():
             module = __import__(f"medtune.{name}", fromlist=["_"])
             public = [
                 k for k, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__
@@ -230,7 +234,7 @@ class TestSite:
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("response", lambda response: errors.append(response.url) if response.status >= 400 else None)
         names = ["index", "about/zh", "recipes", "results", "profiles", "reference/command", "api/index", "api/roi"]
-        for name in [*names, *(f"notebooks/{path.stem}" for path in build.executed_notebooks())]:
+        for name in [*names, *(f"notebooks/{path.stem}" for path in build_site.executed_notebooks())]:
             page.goto(f"{address}{name}.html", wait_until="load")
             sizes = page.eval_on_selector_all("main img", "images => images.map(i => i.complete && i.naturalWidth)")
             assert all(sizes), name

@@ -1,7 +1,7 @@
 """Build the site: gather the pages into OUT/source, then let Sphinx write OUT/html. Nothing is executed or fetched.
 
-python docs/build.py                  # the site in docs/_build/html; open index.html
-python docs/build.py --out elsewhere
+python docs/build_site.py                  # the site in docs/_build/html; open index.html
+python docs/build_site.py --out elsewhere
 
 The pages are the READMEs, the texts of this folder, the executed notebooks of the reference run, the cards of data and
 base model, the run profiles, the tables of results, and a page for each module of the package.
@@ -47,16 +47,35 @@ def find_pages(repo: Path = REPO) -> dict[str, str]:
     pages |= {f"docs/{path.name}": path.name for path in (repo / "docs").glob("*.md")}
     for path in executed_notebooks(repo):
         pages[f"notebooks/{path.name}"] = pages[str(path.relative_to(repo))] = f"notebooks/{path.name}"
+    for path in other_notebooks(repo):
+        pages[str(path.relative_to(repo))] = f"runs/{path.parent.name}/{path.name}"
     pages |= {f"src/medtune/{name}.py": f"api/{name}.md" for name in modules(repo)}
-    for path in (repo / "papermill_runs").glob("*/params.yaml"):
+    for path in profiles(repo):
         folder = f"papermill_runs/{path.parent.name}"
         pages[folder] = pages[f"{folder}/params.yaml"] = f"profiles.md#{path.parent.name}"
+    for file in [file for file in pages if file.endswith(".md")]:  # pictures and small files that a text links to
+        for target in re.findall(r"\]\(([^()\s#:]+)\)", (repo / file).read_text("utf-8")):
+            linked = os.path.normpath(os.path.join(os.path.dirname(file), target))
+            if (repo / linked).is_file() and not linked.endswith((".md", ".ipynb")):
+                pages.setdefault(linked, f"files/{linked}")
     return pages
 
 
 def executed_notebooks(repo: Path = REPO) -> list[Path]:
     """Notebooks of the reference run, in their order."""
     return sorted((repo / "papermill_runs" / "reference" / RUN).glob("*.ipynb"))
+
+
+def other_notebooks(repo: Path = REPO) -> list[Path]:
+    """Executed notebooks of the other reference runs."""
+    paths = sorted((repo / "papermill_runs" / "reference").glob("*/*.ipynb"))
+    return [path for path in paths if path.parent.name != RUN]
+
+
+def profiles(repo: Path = REPO) -> list[Path]:
+    """Parameters of the runs that come with the repository; `medtune run --name` marks what a reader made of them."""
+    paths = sorted((repo / "papermill_runs").glob("*/params.yaml"))
+    return [path for path in paths if not path.read_text("utf-8").startswith("# Copied from")]
 
 
 def modules(repo: Path = REPO) -> dict[str, str]:
@@ -80,36 +99,36 @@ def move_links(text: str, file: str, page: str, pages: dict[str, str]) -> str:
         if re.match(r"[a-z]+:|#", target) or not target:
             return match.group()
         path = os.path.normpath(os.path.join(os.path.dirname(file), target))
-        new, _, own = pages.get(path, path if path.startswith("docs/images/") else "").partition("#")
+        new, _, own = pages.get(path, "").partition("#")
         if not new:
             return label
-        new = new.removeprefix("docs/")
         anchor = f"#{own}" if own else anchor or ""
         return f"{picture}[{label}]({os.path.relpath(new, os.path.dirname(page) or '.')}{anchor})"
 
     return re.sub(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s#]*)(#[^()\s]*)?\)", moved, text)
 
 
-def clean_notebook(notebook: dict, page: str, pages: dict[str, str]) -> dict:
+def clean_notebook(notebook: dict, name: str, page: str, pages: dict[str, str]) -> dict:
     """Keep what a reader wants: no progress bars, no library's warnings, solutions folded, links between pages."""
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
-            cell["source"] = move_links("".join(cell["source"]), page, page, pages)
+            cell["source"] = move_links("".join(cell["source"]), f"notebooks/{name}", page, pages)
         elif "outputs" in cell:
             kept = [output for output in cell["outputs"] if output.get("name") != "stderr"]
             cell["outputs"] = [output for output in kept if PROGRESS_BAR not in output.get("data", {})]
         tags = cell["metadata"].get("tags", [])
         cell["metadata"] = {"tags": [*tags, "hide-cell"] if "solution" in tags and "outputs" in cell else tags}
-    notebook["cells"].insert(1, note_on_top(page))
+    notebook["cells"].insert(1, note_on_top(name, page))
     notebook["metadata"] = {key: notebook["metadata"][key] for key in ("kernelspec", "language_info")}
     return notebook
 
 
-def note_on_top(page: str) -> dict:
+def note_on_top(name: str, page: str) -> dict:
     """A cell that says what the reader has before him."""
+    run = page.split("/")[1] if page.startswith("runs/") else RUN
     text = (
-        ":::{note}\nThis is the notebook as the reference run executed it on two CPU cores, without progress bars and "
-        f"without pictures of the patient. To run it yourself: `make lab`, then open `{page}`.\n:::"
+        f":::{{note}}\nThis is the notebook as the reference run `{run}` executed it, without progress bars and "
+        f"pictures of the patient. To run it yourself: `make lab`, then open `notebooks/{name}`.\n:::"
     )
     return {"cell_type": "markdown", "id": "about-this-page", "metadata": {}, "source": text}
 
@@ -134,10 +153,12 @@ def results_page(repo: Path = REPO) -> str:
     parts += ["## Before and after", re.search(r"<!-- results -->\n(.*?)<!-- /results -->", readme, re.S).group(1)]
     for path in sorted((repo / "papermill_runs" / "reference").glob("*/summary.json")):
         summary = json.loads(path.read_text("utf-8"))
+        if "notebooks" not in summary:  # a study has tables of its own
+            continue
         parts.append(f"## The run {summary['run']}")
         minutes, rows = summary.get("timing", {}), []
         for name, found in summary["notebooks"].items():
-            numbers = [(k, v) for k, v in found.get("results", found).items() if type(v) in (int, float, bool)]
+            numbers = [(k, v) for k, v in found.get("results", found).items() if type(v) in (int, float)]
             cell = ", ".join(f"{key.replace('_', ' ')} {show(value)}" for key, value in numbers)
             rows.append((name, minutes.get(name, ""), cell or "see the notebook"))
         parts.append(table(("notebook", "minutes", "results"), rows))
@@ -152,6 +173,13 @@ def results_page(repo: Path = REPO) -> str:
             finders = converted["box_finders"]
             head = ("finder", *next(iter(finders.values())))
             parts.append(table(head, [(name, *map(show, found.values())) for name, found in finders.items()]))
+    if others := other_notebooks(repo):
+        names = [(f"{path.parent.name}: {path.stem}", f"runs/{path.parent.name}/{path.stem}") for path in others]
+        parts += [
+            "## Executed notebooks of other runs",
+            "\n".join(f"- [{title}]({page}.ipynb)" for title, page in names),
+        ]
+        parts.append("```{toctree}\n:hidden:\n\n" + "\n".join(f"{title} <{page}>" for title, page in names) + "\n```")
     return "\n\n".join(parts)
 
 
@@ -162,7 +190,7 @@ def profiles_page(repo: Path = REPO) -> str:
         "A run is a folder `papermill_runs/<name>/` with the file `params.yaml`: which notebooks, with which "
         "parameters. Start one with `medtune run <name>`; list all its parameters with `medtune params <name>`.",
     ]
-    for path in sorted((repo / "papermill_runs").glob("*/params.yaml")):
+    for path in profiles(repo):
         parts += [f"## {path.parent.name}", f"```yaml\n{path.read_text('utf-8').strip()}\n```"]
     return "\n\n".join(parts)
 
@@ -190,8 +218,7 @@ def gather(source: Path, repo: Path = REPO) -> None:
     """Write every page into the folder `source`."""
     pages = find_pages(repo)
     shutil.rmtree(source, ignore_errors=True)
-    for folder in ("_static", "images"):
-        shutil.copytree(repo / "docs" / folder, source / folder)
+    shutil.copytree(repo / "docs" / "_static", source / "_static")
     shutil.copy(repo / "docs" / "conf.py", source)
     written = {"results.md": results_page(repo), "profiles.md": profiles_page(repo)} | api_pages(repo)
     for file, page in pages.items():
@@ -202,12 +229,16 @@ def gather(source: Path, repo: Path = REPO) -> None:
             written[page] = move_links(text, file, page, pages)
     licence = (repo / "LICENSE").read_text("utf-8")
     written["about/licence.md"] = f"# Licence\n\n```text\n{licence}\n```\n"
-    for path in executed_notebooks(repo):
-        page = f"notebooks/{path.name}"
-        written[page] = json.dumps(clean_notebook(json.loads(path.read_text("utf-8")), page, pages))
+    for path in [*executed_notebooks(repo), *other_notebooks(repo)]:
+        page = pages[str(path.relative_to(repo))]
+        written[page] = json.dumps(clean_notebook(json.loads(path.read_text("utf-8")), path.name, page, pages))
     for page, text in written.items():
         (source / page).parent.mkdir(parents=True, exist_ok=True)
         (source / page).write_text(text, "utf-8")
+    for file, copied in pages.items():
+        if copied.startswith("files/"):
+            (source / copied).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(repo / file, source / copied)
     command = [sys.executable, "-m", "typer", "medtune.cli", "utils", "docs", "--name", "medtune"]
     command += ["--title", "The command medtune", "--output", source / "reference" / "command.md"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
