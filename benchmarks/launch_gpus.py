@@ -110,15 +110,30 @@ def settings(folder: Path, small: bool) -> dict:
 
 def train_all(file: str) -> None:
     """In every rank: the runs of a file, one after the other; and the twin with experts, made in shards."""
-    from transformers import AutoConfig
+    import torch
+    from transformers import AutoConfig, TrainerCallback
 
     from medtune import models, train
 
     load = models.load_base
 
+    class Measure(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.times = []
+            if torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats()
+
+        def on_step_end(self, args, state, control, **kwargs):
+            self.times.append(time.perf_counter())  # TRL has just read the loss, so the card is done
+
+        def on_train_end(self, args, state, control, **kwargs):
+            peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+            found = {"times": self.times, "peak_gb": peak / 1e9}
+            file = Path(args.output_dir) / f"measured-{args.process_index}.json"
+            file.write_text(json.dumps(found))
+
     def in_shards(path, **options):
         import deepspeed
-        import torch
         from transformers import AutoModelForImageTextToText
 
         if not str(path).endswith("experts"):
@@ -138,7 +153,7 @@ def train_all(file: str) -> None:
     for arguments in json.loads(Path(file).read_text()):
         parsed = train.parse_arguments([part for k, v in arguments.items() for part in (f"--{k}", str(v))])
         plugin = parsed[1].deepspeed_plugin
-        train.run(train.build_trainer(*parsed), parsed[0], parsed[2])
+        train.run(train.build_trainer(*parsed, callbacks=[Measure()]), parsed[0], parsed[2])
 
 
 def launch(out: Path, folder: Path, name: str, ranks: int, runs: dict[str, dict], seconds: float) -> None:
@@ -163,11 +178,13 @@ def launch(out: Path, folder: Path, name: str, ranks: int, runs: dict[str, dict]
         line = {"run": name, "part": key, "ranks": ranks, "code": code, "launch_seconds": time.perf_counter() - started}
         try:
             log = json.loads((Path(run["output_dir"]) / "log.json").read_text())
-            steps = [entry for entry in log if "loss" in entry]
-            line["losses"] = [entry["loss"] for entry in steps]
-            batch, late = ranks * run["per_device_train_batch_size"], steps[len(steps) // 3 :]
-            line["samples_per_second"] = batch * (len(late) - 1) / (late[-1]["seconds"] - late[0]["seconds"])
-            line |= json.loads((Path(run["output_dir"]) / "result.json").read_text())
+            line["losses"] = [entry["loss"] for entry in log if "loss" in entry]
+            files = [Path(run["output_dir"]) / f"measured-{rank}.json" for rank in range(ranks)]
+            measured = [json.loads(file.read_text()) for file in files]
+            late = measured[0]["times"][len(measured[0]["times"]) // 3 :]  # the first steps warm up
+            batch = ranks * run["per_device_train_batch_size"]
+            line["samples_per_second"] = batch * (len(late) - 1) / (late[-1] - late[0])
+            line["peak_gb"] = [rank["peak_gb"] for rank in measured]
         except (OSError, ValueError, IndexError, ZeroDivisionError) as error:
             line["error"] = f"{type(error).__name__}: {error}"
         with open(out / "results.jsonl", "a") as results:

@@ -4,8 +4,8 @@
 under ``torchrun``, ``accelerate launch`` or ``deepspeed`` trains in many. The keys are those of `ScriptArguments`,
 TRL's ``SFTConfig`` and ``ModelConfig``; an unknown one is refused.
 
-In ``output_dir`` there will be ``settings.json``, ``log.json`` (loss and seconds), ``checkpoint-N`` folders,
-``result.json`` (memory of every rank) and at last ``model``: the adapter, or the whole model, with its processor.
+In ``output_dir`` there will be ``settings.json``, ``log.json``, ``checkpoint-N`` folders and at
+last ``model``: the adapter, or the whole model, with its processor.
 """
 
 from __future__ import annotations
@@ -17,11 +17,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 # Settings of DeepSpeed by name: zero1, zero2 and zero3, and each with _offload.
@@ -40,7 +38,6 @@ class ScriptArguments:
     eval_samples: int = field(default=32, metadata={"help": "Validation pairs of an evaluation."})
     max_pixels: int = field(default=0, metadata={"help": "Most pixels of a picture; 0: what the processor says."})
     autocast_adapter_dtype: bool = field(default=True, metadata={"help": "float32 adapters (not under ZeRO-3)."})
-    trace_step: int = field(default=0, metadata={"help": "Step whose profile is written to trace-rank*.json; 0: none."})
     resume: bool = field(default=False, metadata={"help": "Continue from the newest complete checkpoint."})
 
 
@@ -75,8 +72,6 @@ def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, Any, Any]:
         raise ValueError("resume_from_checkpoint: loading a foreign checkpoint can run its code; use resume instead")
     if training_args.n_gpu > 1:
         raise ValueError("one process sees several GPUs: start it with torchrun, or set CUDA_VISIBLE_DEVICES=0")
-    if (model_args.load_in_4bit or model_args.load_in_8bit) and not model_args.use_peft:
-        raise ValueError("load_in_4bit and load_in_8bit need use_peft: quantised weights cannot be trained")
     return script_args, training_args, model_args
 
 
@@ -122,16 +117,14 @@ def build_trainer(script_args: ScriptArguments, training_args, model_args, *, tr
     where = {"device_map": None if stage == 3 else {"": training_args.device}, "revision": model_args.model_revision}
     where |= {"dtype": model_args.dtype, "quantization_config": get_quantization_config(model_args)}
     model = models.load_base(path, attn_implementation=model_args.attn_implementation, **where)
-    if model_args.use_peft:
-        if not (model_args.lora_target_modules or model_args.lora_target_parameters):
-            targets = models.adapter_targets(model, script_args.target)
-            model_args = replace(model_args, **{f"lora_{key}": value for key, value in targets.items()})
+    if peft_config := get_peft_config(model_args):
+        if not (peft_config.target_modules or peft_config.target_parameters):
+            vars(peft_config).update(models.adapter_targets(model, script_args.target))
         set_seed(training_args.seed)  # adapters start at random
         cast = script_args.autocast_adapter_dtype and stage != 3  # ZeRO-3 wants one dtype
-        model = get_peft_model(model, get_peft_config(model_args), autocast_adapter_dtype=cast)
+        model = get_peft_model(model, peft_config, autocast_adapter_dtype=cast)
         if stage == 3 and training_args.activation_checkpointing:  # the other kind fails with adapters under ZeRO-3
             training_args.activation_checkpointing_kwargs = {"use_reentrant": True}
-            training_args.gradient_checkpointing_kwargs = training_args.activation_checkpointing_kwargs
     if stage == 3 and experts:
         integration.set_hf_deepspeed_config(training_args.deepspeed_plugin.hf_ds_config)
     data = {"train_dataset": train, "eval_dataset": watched, "processing_class": processor}
@@ -169,8 +162,7 @@ def _prepare(out: Path, settings: dict, resume: bool, stage: int | None, ranks: 
     noted, complete = out / "settings.json", complete_checkpoints(out)
     old = json.loads(noted.read_text("utf-8")) if noted.exists() else settings
     if changed := [key for key in settings if settings[key] != old.get(key)]:
-        was, now = (values.get(changed[0]) for values in (old, settings))
-        raise ValueError(f"{out} holds a run with {changed[0]} {was!r}, not {now!r}: choose another output_dir")
+        raise ValueError(f"{out} holds a run with another {', '.join(changed)}: choose another output_dir")
     if not (resume and noted.exists()) and (noted.exists() or any(out.glob("checkpoint-*"))):
         raise ValueError(f"{out} holds another run: set resume to continue your own, or choose another output_dir")
     out.mkdir(parents=True, exist_ok=True)
@@ -182,8 +174,8 @@ def _prepare(out: Path, settings: dict, resume: bool, stage: int | None, ranks: 
         return None, False
     folder, note = complete[0]
     if note["zero_stage"] != stage:
-        was, now = ("no DeepSpeed" if s is None else f"ZeRO stage {s}" for s in (note["zero_stage"], stage))
-        raise ValueError(f"{folder} was written with {was}, this run has {now}: continue with {was}")
+        was = "without DeepSpeed" if note["zero_stage"] is None else f"under ZeRO stage {note['zero_stage']}"
+        raise ValueError(f"{folder} was written {was}: only a run of the same kind can continue it")
     universal, tag = bool(stage) and note["ranks"] != ranks, f"global_step{note['step']}"
     if universal and not (folder / "latest_universal").exists():
         command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
@@ -192,13 +184,12 @@ def _prepare(out: Path, settings: dict, resume: bool, stage: int | None, ranks: 
     return str(folder), universal
 
 
-def _callback(trainer, script_args: ScriptArguments, limit: int | None):
+def _callback(trainer):
     """Between the steps: the log, the end that a signal asks for, disk space, notes of complete checkpoints."""
     import torch
     from transformers import TrainerCallback
-    from transformers.trainer_utils import rotate_checkpoints
 
-    out, first, start = Path(trainer.args.output_dir), trainer.is_world_process_zero(), time.perf_counter()
+    out, first = Path(trainer.args.output_dir), trainer.is_world_process_zero()
     trained = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters() if p.requires_grad)
     needed = 16 * trained + 50_000_000  # bytes: weights, their float32 copy, two moments of Adam; the processor
 
@@ -206,19 +197,10 @@ def _callback(trainer, script_args: ScriptArguments, limit: int | None):
         stop = 0  # number of the signal that asked for an end
 
         def on_log(self, args, state, control, **kwargs):
-            state.log_history[-1]["seconds"] = round(time.perf_counter() - start, 3)
             if first:
                 _write(out / "log.json", state.log_history)
 
-        def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step + 1 == script_args.trace_step:
-                self.profile = torch.profiler.profile(record_shapes=True)
-                self.profile.start()
-
         def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step == script_args.trace_step:
-                self.profile.stop()
-                self.profile.export_chrome_trace(str(out / f"trace-rank{args.process_index}.json"))
             full = first and shutil.disk_usage(out).free < needed
             flags = torch.tensor([self.stop, int(full)], device=args.device)
             if args.world_size > 1:  # all ranks stop, or do not save, at the same step
@@ -237,76 +219,45 @@ def _callback(trainer, script_args: ScriptArguments, limit: int | None):
                 sizes = {str(f.relative_to(folder)): f.stat().st_size for f in folder.rglob("*") if f.is_file()}
                 note = {"step": state.global_step, "zero_stage": zero_stage(args), "ranks": args.world_size}
                 _write(folder / "complete.json", note | {"files": sizes})
-                rotate_checkpoints(str(out), limit, best_model_checkpoint=state.best_model_checkpoint)
 
     return Callback()
 
 
-def _memory(trainer) -> dict[str, int]:
-    """Bytes that this rank holds: weights, what the optimizer adds, and the most that were in use on a GPU."""
-    import torch
-
-    def size(tensors):
-        return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
-
-    weights = [getattr(p, "ds_tensor", p) for p in trainer.model.parameters()]
-    inner, held = trainer.optimizer, []
-    while hasattr(inner, "optimizer"):  # accelerate's wrapper, then DeepSpeed's, which trains a float32 copy
-        inner = inner.optimizer
-        for name in ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat"):
-            held += getattr(inner, name, [])
-    held += [value for state in inner.state.values() for value in state.values()]
-    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-    return {"rank": trainer.args.process_index, "weights": size(weights), "optimizer": size(held), "peak": peak}
-
-
 def run(trainer, script_args: ScriptArguments, model_args) -> None:
-    """Train, from the newest complete checkpoint if `resume` says so, save the model and write ``result.json``.
+    """Train, from the newest complete checkpoint if `resume` says so, and save the model.
 
     Raises
     ------
     ValueError, OSError : the folder belongs to another run, the ZeRO stages differ, the disk is full.
     SystemExit : 130 after Ctrl-C, SIGTERM or SIGUSR1, once the checkpoint of the current step is written.
     """
-    from accelerate.utils import broadcast_object_list, gather_object
+    from accelerate.utils import broadcast_object_list
 
     from medtune import models
 
-    args, stage, found = trainer.args, zero_stage(trainer.args), [None, None]
-    out, first = Path(args.output_dir), trainer.is_world_process_zero()
+    args, stage, first = trainer.args, zero_stage(trainer.args), trainer.is_world_process_zero()
+    out, ranks = Path(args.output_dir), args.world_size
     settings: dict = asdict(script_args) | asdict(model_args) | {key: getattr(args, key) for key in FIXED}
-    settings["samples_per_step"] = args.world_size * args.per_device_train_batch_size * args.gradient_accumulation_steps
-    settings = json.loads(json.dumps(settings | {"resume": None, "trace_step": None}, default=str))
-    if first:
-        try:
-            found[0] = _prepare(out, settings, script_args.resume, stage, args.world_size)
-        except (ValueError, OSError) as error:
-            found[1] = error
-    broadcast_object_list(found)
-    if found[1]:
-        raise found[1]
-    checkpoint, universal = found[0]
+    settings |= {"samples_per_step": ranks * args.per_device_train_batch_size * args.gradient_accumulation_steps}
+    settings = json.loads(json.dumps(settings | {"resume": None}, default=str))
+    found = [_prepare(out, settings, script_args.resume, stage, ranks) if first else None]
+    checkpoint, universal = broadcast_object_list(found)[0]
     if universal:
         args.deepspeed_plugin.hf_ds_config.config["checkpoint"] = {"load_universal": True}
-    callback = _callback(trainer, script_args, args.save_total_limit)
-    args.save_total_limit = None  # an old checkpoint goes once the new one is complete, not before
+    callback = _callback(trainer)
     trainer.add_callback(callback)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, frame: setattr(callback, "stop", number))
     trainer.train(resume_from_checkpoint=checkpoint)
     if callback.stop:
         raise SystemExit(130)
-    state = None
+    model = trainer.model
     if stage == 3:  # the shards of all ranks, put together on rank 0
         state = trainer.deepspeed._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=model_args.use_peft)
-    memory = gather_object([_memory(trainer)])
+        model.save_pretrained = partial(model.save_pretrained, state_dict=state)
     if first:
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        whole = SimpleNamespace(save_pretrained=partial(model.save_pretrained, state_dict=state))
         card = models.model_card(model_args.model_name_or_path, data=script_args.data, settings=settings)
-        models.save_model(whole, trainer.processing_class, out / "model", card=card)
-        _write(out / "result.json", {"zero_stage": stage, "memory": memory, "log": trainer.state.log_history[-1]})
-    trainer.accelerator.wait_for_everyone()
+        models.save_model(model, trainer.processing_class, out / "model", card=card)
 
 
 def main(argv: list[str] | None = None, trainer_class=None) -> None:
