@@ -130,12 +130,23 @@ def build_trainer(script_args: ScriptArguments, training_args, model_args, *, tr
     data = {"train_dataset": train, "eval_dataset": watched, "processing_class": processor}
     trainer = (trainer_class or SFTTrainer)(model=model, args=training_args, **data, **options)
     trainer.model_accepts_loss_kwargs = True  # the loss is a mean over the tokens of all ranks, see notebook 03
+    if stage == 3:
+        trainer.data_collator = partial(_with_picture, trainer.data_collator, train)
     if trainer.is_world_process_zero():
         rows = [train[i] for i in range(min(4, len(train)))]
         batch = trainer.data_collator([dict(row) for row in rows])
         preflight.check_labels(batch, processor, [row["completion"][0]["content"][0]["text"] for row in rows])
         preflight.check_image_tokens(batch, processor)
     return trainer
+
+
+def _with_picture(collate, train, rows: list[dict]) -> dict:
+    """Add a row that does not count to a batch without pictures: under ZeRO-3 no rank may skip the vision tower."""
+    if any(row["images"] for row in rows):
+        return collate(rows)
+    batch = collate([*rows, next(dict(row) for row in train if row["images"])])
+    batch["labels"][len(rows) :] = -100
+    return batch
 
 
 def complete_checkpoints(output_dir) -> list[tuple[Path, dict]]:
