@@ -3,8 +3,8 @@
     torchrun ... tests/ranks.py runs.json
 
 A run is a list of arguments for `medtune.train`, or ["probe", folder, *arguments]: then rank 0 also writes logits and
-greedy answers of the live model, as it stands in shards over the ranks after training. ["fail", rank, *arguments] breaks off on that
-rank.
+greedy answers of the live model, as it stands in shards over the ranks after training. ["fail", rank,
+*arguments] breaks off on that rank.
 """
 
 import json

@@ -235,7 +235,6 @@ def together(place) -> Path:
         arguments(place, "experts-zero3", half, **experts),
         ["probe", str(place / "experts-untrained"), *untrained],
         arguments(place, "mixed-zero3", 1, **mixed, **sharded),
-        arguments(place, "uninterrupted", half, deepspeed="zero2", max_steps=LONG),
     ]
     (place / "together.json").write_text(json.dumps(runs))
     launch(torchrun(RANKS, place / "together.json"), place / "together.log")
@@ -291,6 +290,14 @@ def test_a_sample_without_picture_on_one_rank(together, name):
 # ---- interruptions
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(place) -> Path:
+    """Two ranks under ZeRO-2, from the first step to the last."""
+    run = arguments(place, "uninterrupted", BATCH // 2, deepspeed="zero2", max_steps=LONG)
+    launch(torchrun("-m", "medtune.train", *run), place / "uninterrupted.log")
+    return place
+
+
 def start(place: Path, name: str, **changes) -> list[str]:
     """`medtune.train` in two ranks under ZeRO-2, with a checkpoint every second step."""
     settings = {"deepspeed": "zero2", "max_steps": LONG, "save_strategy": "steps", "save_steps": 2} | changes
@@ -301,10 +308,10 @@ def newest(folder: Path) -> int:
     return next((note["step"] for _, note in train.complete_checkpoints(folder)), 0)
 
 
-def test_stopped_killed_and_resumed(together):
+def test_stopped_killed_and_resumed(uninterrupted):
     """Ctrl-C, then kill -9 of one rank, then an incomplete checkpoint and one rank instead of two: the same losses."""
-    out = together / "interrupted"
-    with Launch(torchrun(*start(together, "interrupted")), together / "stopped.log") as launched:
+    out = uninterrupted / "interrupted"
+    with Launch(torchrun(*start(uninterrupted, "interrupted")), uninterrupted / "stopped.log") as launched:
         launched.wait_for(lambda: newest(out) >= 2)
         os.killpg(launched.process.pid, signal.SIGINT)
         for rank in launched.ranks():  # a terminal sends it to all of them
@@ -312,7 +319,7 @@ def test_stopped_killed_and_resumed(together):
         assert launched.end() != 0
     stopped = newest(out)
     assert 2 <= stopped < LONG and not (out / "model").exists()
-    with Launch(torchrun(*start(together, "interrupted", resume=True)), together / "killed.log") as launched:
+    with Launch(torchrun(*start(uninterrupted, "interrupted", resume=True)), uninterrupted / "killed.log") as launched:
         launched.wait_for(lambda: newest(out) > stopped)
         random.choice(launched.ranks()).kill()
         assert launched.end() != 0
@@ -320,10 +327,10 @@ def test_stopped_killed_and_resumed(together):
     assert stopped < killed < LONG
     shutil.copytree(out / f"checkpoint-{killed}", out / f"checkpoint-{LONG - 1}", dirs_exist_ok=True)
     (out / f"checkpoint-{LONG - 1}" / "complete.json").unlink()
-    one_rank = start(together, "interrupted", resume=True, per_device_train_batch_size=BATCH)
-    said = launch(torchrun(*one_rank, ranks=1), together / "resumed.log")
+    one_rank = start(uninterrupted, "interrupted", resume=True, per_device_train_batch_size=BATCH)
+    said = launch(torchrun(*one_rank, ranks=1), uninterrupted / "resumed.log")
     assert f"checkpoint-{LONG - 1} is incomplete" in said
-    assert agree(together / "uninterrupted", out)
+    assert agree(uninterrupted / "uninterrupted", out)
     assert len(list(out.glob("checkpoint-*"))) <= 2, "save_total_limit"
 
 
@@ -373,14 +380,14 @@ def on_machine(machines: list[str], number: int, *command: str) -> list[str]:
     return [*inside, *torchrun(*command, ranks=1, options=tuple(meet))]
 
 
-def test_two_machines_and_a_cut_cable(together, two_machines):
+def test_two_machines_and_a_cut_cable(uninterrupted, two_machines):
     """The losses of one machine; after the cable is cut both ends stop with an error, and resume once it is mended."""
-    out, timeout = together / "machines", 20
+    out, timeout = uninterrupted / "machines", 20
     settings = {"deepspeed": "", "ddp_timeout": timeout, "max_steps": LONG, "save_strategy": "steps", "save_steps": 2}
-    command = ["-m", "medtune.train", *arguments(together, "machines", BATCH // 2)]
+    command = ["-m", "medtune.train", *arguments(uninterrupted, "machines", BATCH // 2)]
     for key, value in settings.items():
         command += [f"--{key}", str(value)] if value != "" else []
-    logs = [together / f"machine{number}.log" for number in (0, 1)]
+    logs = [uninterrupted / f"machine{number}.log" for number in (0, 1)]
     both = [on_machine(two_machines, number, *command) for number in (0, 1)]
     with Launch(both[0], logs[0]) as first, Launch(both[1], logs[1]) as second:
         first.wait_for(lambda: newest(out) >= 2)
@@ -394,4 +401,4 @@ def test_two_machines_and_a_cut_cable(together, two_machines):
     both = [on_machine(two_machines, number, *command, "--resume") for number in (0, 1)]
     with Launch(both[0], logs[0]) as first, Launch(both[1], logs[1]) as second:
         assert first.end() == 0 and second.end() == 0, logs[0].read_text()[-3000:]
-    assert agree(together / "uninterrupted", out)
+    assert agree(uninterrupted / "uninterrupted", out)

@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,11 @@ def _callback(trainer):
 
     class Callback(TrainerCallback):
         stop = 0  # number of the signal that asked for an end
+
+        def on_train_begin(self, args, state, control, **kwargs):
+            for group in torch.distributed.distributed_c10d._world.pg_map if args.world_size > 1 else ():
+                wait = timedelta(seconds=args.ddp_timeout)  # on a CPU, and in DeepSpeed's groups, nobody sets it
+                torch.distributed.distributed_c10d._set_pg_timeout(wait, group)
 
         def on_log(self, args, state, control, **kwargs):
             if first:
