@@ -215,6 +215,16 @@ def audit(
         raise ValueError(f"the split of {source} leaks: {', '.join(leaks)}")
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def train(
+    context: typer.Context, config: Annotated[Path, typer.Argument(help="A YAML of TRL's keys, see docs/launch.md.")]
+) -> None:
+    """Fine-tune as a YAML says, in one process; options override it. For many: torchrun -m medtune.train --config."""
+    from .train import main as start
+
+    start(["--config", str(config), *context.args])
+
+
 @app.command()
 def evaluate(
     source: Annotated[Path, typer.Argument(help="JSONL of answers to score, or a folder of slices to answer.")],
