@@ -40,20 +40,11 @@ ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assi
 
 
 def load_pairs(
-    source: str | os.PathLike,
-    *,
-    config: str | None = None,
-    split: str | None = None,
-    streaming: bool = False,
-    limit: int | None = None,
-    window: Any = None,
-    columns: dict[str, str] | None = None,
-    captions: str | os.PathLike | None = None,
-    image_root: str | os.PathLike | None = None,
-    allow_empty_captions: bool = False,
-    salt: str | None = None,
-    strict: bool = True,
-) -> datasets.Dataset | datasets.IterableDataset:
+    source: str | os.PathLike, *, config: str | None = None, split: str | None = None, streaming: bool = False,
+    limit: int | None = None, window: Any = None, columns: dict[str, str] | None = None,
+    captions: str | os.PathLike | None = None, image_root: str | os.PathLike | None = None,
+    allow_empty_captions: bool = False, salt: str | None = None, strict: bool = True,
+) -> datasets.Dataset | datasets.IterableDataset:  # fmt: skip
     """Load pairs from parquet, the hub, a table of captions, ShareGPT JSON, DICOM files, or a folder of any of these.
 
     Parameters
@@ -250,8 +241,7 @@ def _parquet_rows(shard: Path, columns: dict[str, str]) -> Iterator[dict]:
         with pq.ParquetFile(shard, pre_buffer=False, buffer_size=1 << 20) as file:
             names = _renamed(file.schema_arrow.names, columns, shard)
             for batch in file.iter_batches(32, columns=list(names), use_threads=False):
-                for row in batch.to_pylist():
-                    row = {ours: row[theirs] for theirs, ours in names.items()}
+                for row in batch.rename_columns(names).to_pylist():
                     image = row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"]
                     row["image"] = {"bytes": image, "path": None} if isinstance(image, bytes) else None
                     yield row | {"id": None if row["id"] is None else str(row["id"])}
@@ -490,9 +480,8 @@ def reject_reason(row: dict, *, max_pixels: int = 50_000_000, max_words: int = 2
             data = picture_bytes(image)
             if not data:
                 return "image: has zero bytes"
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit comes next
-                image = Image.open(io.BytesIO(data))
+            with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+                image = Image.open(io.BytesIO(data))  # our own limit comes next
         if image.width * image.height > max_pixels:
             return f"image: {image.width} x {image.height} pixels, more than {max_pixels} (a decompression bomb?)"
         image.draft("L", (max(1, image.width // 8), max(1, image.height // 8)))

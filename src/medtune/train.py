@@ -106,6 +106,21 @@ def zero_stage(training_args) -> int | None:
     return training_args.deepspeed_plugin and training_args.deepspeed_plugin.zero_stage
 
 
+@contextlib.contextmanager
+def _whole_if_experts(path, stage: int | None, training_args):
+    """Load experts whole before ZeRO-3 shards them: transformers 5.23 does not turn them round when it shards itself."""
+    from transformers import AutoConfig
+    from transformers.integrations import deepspeed
+
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False).get_text_config()
+    experts = stage == 3 and hasattr(config, "num_experts")
+    if experts:
+        deepspeed.unset_hf_deepspeed_config()
+    yield
+    if experts:
+        deepspeed.set_hf_deepspeed_config(training_args.deepspeed_plugin.hf_ds_config)
+
+
 def build_trainer(script_args: ScriptArguments, training_args, model_args, *, trainer_class=None, **options):
     """Load base model, processor and data, add the adapter, and make the trainer, as notebook 03 does.
 
@@ -126,6 +141,10 @@ def build_trainer(script_args: ScriptArguments, training_args, model_args, *, tr
     from medtune import convert, models
 
     stage = zero_stage(training_args)
+    if stage is not None:
+        import deepspeed
+
+        deepspeed.init_distributed()  # on a CPU only torch.distributed has been told so far
     with training_args.main_process_first(desc="reading the records"):
         train = convert.read_records(script_args.data, "train")
         watched = None
@@ -133,27 +152,25 @@ def build_trainer(script_args: ScriptArguments, training_args, model_args, *, tr
             watched = convert.read_records(script_args.data, "validation").shuffle(seed=training_args.seed)
             watched = watched.select(range(min(script_args.eval_samples, len(watched))))
     processor = models.load_processor(model_args.model_name_or_path, max_pixels=script_args.max_pixels or None)
-    model = models.load_base(
-        model_args.model_name_or_path,
-        dtype=model_args.dtype,
-        quantization_config=get_quantization_config(model_args),
-        device_map=None if stage == 3 else {"": training_args.device},
-        attn_implementation=model_args.attn_implementation,
-        revision=model_args.model_revision,
-    )
-    if model_args.use_peft:
-        if not model_args.lora_target_modules and not model_args.lora_target_parameters:
-            targets = models.adapter_targets(model, script_args.target)
-            model_args = replace(model_args, **{f"lora_{key}": value for key, value in targets.items()})
-        set_seed(training_args.seed)  # the adapters start at random
-        model = get_peft_model(
-            model,
-            get_peft_config(model_args),
-            autocast_adapter_dtype=script_args.autocast_adapter_dtype and stage != 3,
+    with _whole_if_experts(model_args.model_name_or_path, stage, training_args):
+        model = models.load_base(
+            model_args.model_name_or_path,
+            dtype=model_args.dtype,
+            quantization_config=get_quantization_config(model_args),
+            device_map=None if stage == 3 else {"": training_args.device},
+            attn_implementation=model_args.attn_implementation,
+            revision=model_args.model_revision,
         )
-        if stage == 3 and training_args.activation_checkpointing:  # the other kind fails with adapters
-            training_args.activation_checkpointing_kwargs = {"use_reentrant": True}
-            training_args.gradient_checkpointing_kwargs = training_args.activation_checkpointing_kwargs
+        if model_args.use_peft:
+            if not model_args.lora_target_modules and not model_args.lora_target_parameters:
+                targets = models.adapter_targets(model, script_args.target)
+                model_args = replace(model_args, **{f"lora_{key}": value for key, value in targets.items()})
+            set_seed(training_args.seed)  # the adapters start at random
+            cast = script_args.autocast_adapter_dtype and stage != 3
+            model = get_peft_model(model, get_peft_config(model_args), autocast_adapter_dtype=cast)
+            if stage == 3 and training_args.activation_checkpointing:  # the other kind fails with adapters
+                training_args.activation_checkpointing_kwargs = {"use_reentrant": True}
+                training_args.gradient_checkpointing_kwargs = training_args.activation_checkpointing_kwargs
     trainer = (trainer_class or SFTTrainer)(
         model=model,
         args=training_args,
