@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import tempfile
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -212,7 +213,7 @@ def _counts(name: str, method: str, target: str, lora_r: int, modules_to_save: t
 
     from medtune.models import adapter_targets, part_of
 
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings(action="ignore"):
         model = AutoModelForImageTextToText.from_config(twin_config(name), dtype=getattr(torch, dtype))
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
         if method == "qlora":  # NF4: half a byte, and for every 64 weights a scale of a byte, itself scaled in blocks
@@ -322,8 +323,9 @@ def plan(
     top = max(kept + max(work, head, casts), trained + seen + max(work, acts["vision_work"] * patches))
     optimizer = 2 * trained if zero_stage == 0 else 12 * found["trained_parameters"] / gpus  # ZeRO: states in float32
     gradients, weights = trained / (gpus if zero_stage > 1 else 1), weights / (gpus if zero_stage > 2 else 1)
+    gathered = 2 * found["weights"] / text["num_hidden_layers"] * (zero_stage > 2)  # a layer in use, and the next
     sizes = {"weights": weights, "adapter": trained * (method != "full"), "optimizer": optimizer}
-    peak = sum(sizes.values()) + picture["bytes"] * batch_size + top
+    peak = sum(sizes.values()) + picture["bytes"] * batch_size + top + gathered
     sizes |= {"gradients": gradients, "activations": top - min(gradients, top), "peak": peak}
     sizes["needed"] = 1.1 * peak + 7e8
     sizes |= {"logits": 10 * rows * text["vocab_size"], "kv_cache": acts["cache"] * (tokens + new_tokens) * batch_size}
@@ -382,8 +384,7 @@ def rehearse(run: str, *, steps: int = 2, scale: str | None = None, data: str = 
     twin, words = folder / "out" / f"{scale}-twin", root / "data" / "tiny-vlm" / "tokenizer.json"
     os.environ["HF_HUB_OFFLINE"] = "1"  # the notebooks' processes inherit it
     if not (twin / "config.json").exists():
-        words = words if words.exists() else None
-        make_twin(model, twin, scale=scale, dtype=dtype, device=device, tokenizer=words)
+        make_twin(model, twin, scale=scale, dtype=dtype, device=device, tokenizer=words if words.exists() else None)
     wanted = {"data": data, "model_name_or_path": os.path.relpath(twin), "dtype": dtype, "limit": pairs}
     wanted |= {"num_train_epochs": 0.0, "max_steps": steps, "eval_steps": steps, "save_steps": steps}
     wanted |= {"eval_samples": 8, "samples": 4, "max_new_tokens": 16}
