@@ -95,10 +95,7 @@ def save_processor(name: str, out, *, scale: str = "full", tokenizer=None):
     words.add_special_tokens(family["tokens"])
     options = {"extra_special_tokens": family["extra"], "padding_side": "left", **family["named"]}
     PreTrainedTokenizerFast(tokenizer_object=words, chat_template=family["template"], **options).save_pretrained(out)
-    processor = dict(family["processor"])
-    if scale == "tiny":
-        pictures = processor["image_processor"] | family["tiny_processor"]
-        processor |= {**family.get("tiny", {}), "image_processor": pictures}
+    processor = family["tiny_processor" if scale == "tiny" else "processor"]
     (out / "processor_config.json").write_text(json.dumps(processor, indent=1), encoding="utf-8")
     return load_processor(out)
 
@@ -127,6 +124,9 @@ def build_twin(
     torch.manual_seed(seed)
     with torch.device(device):
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+    for weight in model.parameters():  # Gemma-3 starts its merger at zero: no gradient would reach the vision tower
+        if weight.ndim > 1 and not weight.any():
+            torch.nn.init.normal_(weight, std=0.02)
     ends = {tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(["<end_of_turn>", "<|im_end|>"])}
     model.generation_config.eos_token_id = sorted(ends - {None, tokenizer.unk_token_id})
     model.generation_config.pad_token_id = tokenizer.pad_token_id
