@@ -1,9 +1,10 @@
 """Peaks of GPU memory of training runs on shape twins, really through TRL's SFTTrainer: what the planner is held to.
 
-    python benchmarks/memory.py OUT.jsonl --part 0 --parts 2    # half of the configurations, about 5 minutes on an H200
-    python benchmarks/memory.py OUT.jsonl --tiny                # all of them at tiny scale on a CPU, to try the script
+    python benchmarks/memory.py OUT.jsonl --part 0     # half of the configurations, about 5 minutes on an H200
+    python benchmarks/memory.py OUT.jsonl --tiny       # all of them at tiny scale on a CPU, to try the script
 
-Each line of OUT.jsonl is one configuration. Weights are random: nothing here says anything about quality.
+FIT are those that the constants of `medtune.sizing` were fitted to, CHECK those that it had not seen. Each line of
+OUT.jsonl is one configuration. Weights are random: nothing here says anything about quality.
 """
 
 import argparse
@@ -119,7 +120,7 @@ def layers_of(model) -> dict:
     return {kind: stack[len(stack) // 2] for kind, stack in stacks.items()}
 
 
-def measure(config: dict, scale: str, steps: int) -> dict:
+def measure(config: dict, scale: str, steps: int, note_saved: bool) -> dict:
     """Train `steps` steps of one configuration and return what the memory did."""
     import peft
     import transformers
@@ -144,7 +145,7 @@ def measure(config: dict, scale: str, steps: int) -> dict:
     )
     gc.collect()
     result |= {"build_seconds": time.perf_counter() - began, "weights": now() - start}
-    rows = records(batch, pixels, 60, json.dumps(sizing._facts()["text"]))
+    rows = records(batch, pixels, 60, json.dumps(sizing.FACTS["text"]))
     if config["method"] == "generate":
         text = [processor.apply_chat_template(rows[0]["prompt"], tokenize=False, add_generation_prompt=True)] * batch
         inputs = processor(text=text, images=list(rows["images"]), return_tensors="pt", padding=True).to(model.device)
@@ -153,7 +154,7 @@ def measure(config: dict, scale: str, steps: int) -> dict:
             new = options["new_tokens"]
             model.generate(**inputs, max_new_tokens=new, min_new_tokens=new, do_sample=False)
         shapes = {key: list(value.shape) for key, value in inputs.items()}
-        return result | {"peak": peak(), "batch_shapes": shapes}
+        return result | {"peak": peak() - start, "batch_shapes": shapes}
 
     log: list[dict] = []
 
@@ -222,7 +223,7 @@ def measure(config: dict, scale: str, steps: int) -> dict:
     result["batch_shapes"] = {key: list(value.shape) for key, value in cached([*rows]).items()}
     result["answer_tokens"] = int((ready[0]["labels"] != -100).sum())
     saved: dict[str, list] = {"language": [], "vision": []}
-    if not config["checkpointing"]:
+    if note_saved and not config["checkpointing"]:  # keeps graphs alive: no peak of the same process counts then
         watched = layers_of(trainer.model)
         for kind, layer in watched.items():
             with watch_saved(layer, saved[kind]):
@@ -252,7 +253,9 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("out")
     parser.add_argument("--part", type=int, default=None)
-    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--check", action="store_true", help="measure CHECK instead of FIT")
+    parser.add_argument("--saved", action="store_true", help="also note what a layer keeps, instead of the peak")
+    parser.add_argument("--without-checkpointing", action="store_true", help="of FIT only these")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=420, help="start no further configuration after this")
@@ -262,7 +265,7 @@ def main():
     began = time.perf_counter()
     for values in CHECK if given.check else FIT:
         config = dict(zip(KEYS, values, strict=True))
-        if given.part not in (None, config["part"]):
+        if given.part not in (None, config["part"]) or (given.without_checkpointing and config["checkpointing"]):
             continue
         if time.perf_counter() - began > given.seconds:
             break
@@ -272,7 +275,7 @@ def main():
             torch.cuda.reset_peak_memory_stats()
         clock = time.perf_counter()
         try:
-            line |= measure(config, "tiny" if given.tiny else "full", given.steps)
+            line |= measure(config, "tiny" if given.tiny else "full", given.steps, given.saved)
         except torch.OutOfMemoryError as error:
             line |= {"error": "out of memory", "message": str(error)[:200]}
         except Exception as error:

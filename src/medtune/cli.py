@@ -88,9 +88,27 @@ def run(
 
 
 @app.command()
+def plan(
+    model: Annotated[str, typer.Argument(help="Hub name of a published model, such as Qwen/Qwen3-VL-2B-Instruct.")],
+    method: str = "lora", target: str = "language", lora_r: int = 8, modules_to_save: list[str] | None = None,
+    batch_size: Annotated[int | None, typer.Option(help="Of each GPU; left out, one is recommended.")] = None,
+    checkpointing: bool = True, zero_stage: int = 0, gpus: int = 1, gpu_gb: float = 80.0, image_size: int = 512,
+    text_tokens: int = 150, pairs: int = 0, samples_per_second: float = 0.0,
+) -> None:  # fmt: skip
+    """Say what training takes: GB on each GPU by part, disk, hours; medtune.sizing.plan explains each option."""
+    from . import sizing
+
+    options = {key: value for key, value in locals().items() if key not in ("model", "sizing")}
+    options["modules_to_save"] = tuple(modules_to_save or ())
+    fixed = {key: options.pop(key) for key in ("batch_size", "checkpointing", "zero_stage")}
+    found = sizing.plan(model, **options, **fixed) if batch_size else sizing.recommend(model, **options)
+    _table([{"what": key, "value": value} for key, value in found.items()])
+
+
+@app.command()
 def rehearse(
     name: Run,
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 2,
+    steps: int = 2,
     scale: Annotated[str | None, typer.Option(help="full or tiny; by default full where there is a GPU.")] = None,
     root: Root = None,
 ) -> None:

@@ -1,0 +1,98 @@
+"""Hold the planner against measured peaks: from the lines of benchmarks/memory.py to the committed table.
+
+    python benchmarks/planner_table.py FIT.jsonl ... --check CHECK.jsonl ...   # write measured.json and README.md
+    python benchmarks/planner_table.py                                         # README.md anew, from measured.json
+
+Both stand in papermill_runs/reference/planner-h200/; nothing in them is typed by hand.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from medtune import sizing
+
+FOLDER = Path(__file__).parents[1] / "papermill_runs" / "reference" / "planner-h200"
+
+
+def rows_of(files: list[str], kind: str) -> list[dict]:
+    """What the table needs of each line, in GB; a configuration measured twice counts with its last line."""
+    rows = {}
+    for line in (json.loads(line) for file in files for line in Path(file).read_text("utf-8").splitlines()):
+        row = {key: line[key] for key in ("model", "method", "target", "batch", "pixels", "checkpointing")}
+        options = {key: value for key, value in line["options"].items() if key != "must"}
+        row |= {"options": options, "set": kind, "device": line["device"]}
+        shapes = line.get("batch_shapes", {})
+        if "peak" in line:
+            row |= {"tokens": shapes["input_ids"][1], "peak_gb": round(line["peak"] / 1e9, 3)}
+            row |= {"weights_gb": round(line["weights"] / 1e9, 3)}
+        if "steps" in line:
+            row |= {"reserved_gb": round(line["reserved"] / 1e9, 3)}
+            row |= {"samples_per_second": round(line["samples_per_second"], 2)}
+        if "error" in line:
+            row["error"] = line["error"]
+        rows[json.dumps([row[key] for key in list(row)[:6]] + [options])] = row
+    return list(rows.values())
+
+
+def options_of(row: dict) -> dict:
+    """The arguments of `sizing.plan` for a measured row."""
+    options = row["options"]
+    dtype = options.get("dtype", "float32" if row["method"] == "full" else "bfloat16")
+    picture = sizing.picture_size(row["model"], row["pixels"])
+    return {
+        "method": row["method"],
+        "target": row["target"],
+        "lora_r": options.get("r", 8),
+        "lora_dropout": options.get("dropout", 0.0),
+        "modules_to_save": tuple(options.get("save", ())),
+        "dtype": dtype,
+        "batch_size": row["batch"],
+        "image_size": row["pixels"],
+        "checkpointing": row["checkpointing"],
+        "text_tokens": row["tokens"] - picture["tokens"] if "tokens" in row else 92,
+        "gpu_gb": 150.0,
+    }
+
+
+def table(rows: list[dict]) -> str:
+    """The rows beside what the planner says, in Markdown."""
+    lines = ["| model | training | batch | tokens | measured GB | planned GB | | samples/s | |", "|" + "---|" * 9]
+    for row in rows:
+        options = {key: value for key, value in row["options"].items() if key != "save"}
+        extra = [f"{key} {value}" for key, value in options.items()] + row["options"].get("save", [])
+        how = ", ".join([f"{row['method']} {row['target']}".strip(), *extra])
+        how += ", checkpointing" if row["checkpointing"] else ""
+        found = sizing.plan(row["model"], **options_of(row))
+        measured, off = row.get("peak_gb", row.get("error")), ""
+        if "peak_gb" in row:
+            off = f"{found['peak'] / row['peak_gb'] - 1:+.1%}"
+        cells = [row["model"].split("/")[1], how, row["batch"], row.get("tokens", ""), measured, f"{found['peak']:.3f}"]
+        lines.append(f"| {' | '.join(map(str, [*cells, off, row.get('samples_per_second', ''), row['set']]))} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Write the table, and before it the measured figures if there are new ones."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("fit", nargs="*")
+    parser.add_argument("--check", nargs="*", default=[])
+    given = parser.parse_args()
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    if given.fit:
+        rows = rows_of(given.fit, "fit") + rows_of(given.check, "check")
+        text = ",\n ".join(json.dumps(row) for row in rows)
+        (FOLDER / "measured.json").write_text(f"[{text}]\n", encoding="utf-8")
+    rows = json.loads((FOLDER / "measured.json").read_text("utf-8"))
+    trained = [row for row in rows if row["method"] != "generate"]
+    text = (
+        f"# The planner against measured peaks\n\n{trained[0]['device']}, TRL's SFTTrainer on shape twins with random "
+        "weights, five steps, one picture a sample; GB are 10^9 bytes and peaks `torch.cuda.max_memory_allocated`. The "
+        "constants of `medtune.sizing` were fitted to the rows marked fit; those marked check came later. Nothing here "
+        f"says anything about quality.\n\n{table(trained)}\n"
+    )
+    (FOLDER / "README.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
