@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -120,6 +121,8 @@ class MultiTaskCollator:
     question : asked instead of a record's own; ``{structure}`` in it becomes the name of the record's structure.
     negative_ratio, verify_ratio : chance of a record to get a wrong picture, or its own with a statement. Each record
         is drawn for itself, so the ratio is exact in expectation for any batch size.
+    predicted_ratio : chance that the match head looks into the box that is predicted, as it does at inference, and not
+        into the true one.
     hard_negatives : take wrong pictures of the same structure with another finding, where there are any.
     pool : records to take wrong pictures from; by default those of the batch. A record that finds none stays right.
     seed, epoch : with a record's `id` they decide what becomes of it, whatever the number of workers.
@@ -127,13 +130,14 @@ class MultiTaskCollator:
     A record has `prompt`, `completion`, one picture in `images`, and may have `id`, `roi` (its box), `structure`, and
     `shows`: all structures to be seen in its picture. A wrong picture is never one with the same structure and finding,
     nor one that shows the structure. A batch also has `regions`, where the match head looks: the true box of the
-    picture that is shown (all of it if there is none); `boxes` to learn, NaN for none; `matches`, 1, 0 or -1 for none.
+    picture that is shown, or NaN for the predicted one; `boxes` to learn, NaN for none; `matches`, 1, 0 or -1 for none.
     """
 
     processor: Any
     question: str = ""
     negative_ratio: float = 0.3
     verify_ratio: float = 0.3
+    predicted_ratio: float = 0.5
     hard_negatives: bool = False
     pool: Any = ()
     seed: int = 0
@@ -168,8 +172,8 @@ class MultiTaskCollator:
             question = self.question.replace("{structure}", finding_of(row)[0])
             said["question"] = question or row["prompt"][-1]["content"][-1]["text"]
             samples.append({"image": shown["images"][0]} | said)
-            own["regions"].append(box or [0.0, 0.0, 1.0, 1.0])
-            own["boxes"].append([float("nan")] * 4 if wrong or not box else box)
+            own["regions"].append(box if box and rng.random() >= self.predicted_ratio else [math.nan] * 4)
+            own["boxes"].append([math.nan] * 4 if wrong or not box else box)
             own["matches"].append(int(not wrong) if verify else -1)
         return encode(self.processor, samples, **own)
 
@@ -263,7 +267,7 @@ def classes() -> tuple[type, type]:
         ):  # fmt: skip
             """Predict `boxes` and `match_logits`; with labels, also `loss`, and `tally`, (3, 3): sums of losses, counts, sums of metrics.
 
-            Without `regions` the match head looks into the predicted box. `items` are the counts of a whole step and
+            Without `regions`, or where they are NaN, the match head looks into the predicted box. `items` are the counts of a whole step and
             `parts` its number of batches, so that gradients add up to those of one large batch.
             """
             taught = torch.zeros_like(token_kinds[:, 1:]) if labels is None else labels[:, 1:] != -100
@@ -273,7 +277,8 @@ def classes() -> tuple[type, type]:
             hidden = self.heads["norm"](out.hidden_states[-1].float())
             centres, size = cells(token_kinds == IMAGE, inputs.get("image_grid_thw"))
             predicted = self.locate(hidden, token_kinds, centres)
-            where = (predicted.detach() if regions is None else regions)[:, None]
+            given = predicted.detach() if regions is None else regions
+            where = given.where(given.isfinite(), predicted.detach())[:, None]
             low, high = (centres - size / 2).maximum(where[..., :2]), (centres + size / 2).minimum(where[..., 2:])
             logits = self.verify(hidden, token_kinds, ((high - low).clamp(min=0) / size).prod(-1))
             result = ModelOutput(boxes=predicted.detach().clamp(0, 1), match_logits=logits)
