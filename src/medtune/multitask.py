@@ -265,8 +265,8 @@ def classes() -> tuple[type, type]:
 
             `tally`, (3, 3), holds for each task the sum of its losses, their number, and the sum of its metric.
 
-            Without `regions`, or where they are NaN, the match head looks into the predicted box. `items` are the counts of a whole step and
-            `parts` its number of batches, so that gradients add up to those of one large batch.
+            Without `regions`, or where they are NaN, the match head looks into the predicted box. `items` are the counts
+            of a whole step, and `parts` its number of batches, so that gradients add up to those of one large batch.
             """
             taught = labels[:, 1:] != -100
             keep = taught.any(0).nonzero()[:, 0] if taught.any() else taught.new_zeros(1, dtype=torch.long)
@@ -335,8 +335,8 @@ def classes() -> tuple[type, type]:
         data_collator : by default a `MultiTaskCollator` that takes wrong pictures from the training set.
         head_learning_rate : of heads and log-variances, which start from nothing; ``args`` has the adapter's.
 
-        Every log entry has each task's mean loss, its metric (`token_accuracy`, `mean_iou`, `match_accuracy` at 0.5) since the
-        last one, and the log-variances; see `medtune.plots.plot_tasks`.
+        Every log entry has each task's mean loss and metric (`token_accuracy`, `mean_iou`, `match_accuracy` at 0.5)
+        since the last one, and the log-variances; see `medtune.plots.plot_tasks`.
         """
 
         def __init__(self, model, args, *, head_learning_rate: float = 2e-3, data_collator=None, **options):
