@@ -1,13 +1,13 @@
 """What the multi-task model can do, and what it takes: the figures of notebook 07 that its one run does not make.
 
     python benchmarks/multitask.py profile --out papermill_runs/reference/multitask-2b-h200
-    python benchmarks/multitask.py ablation --out papermill_runs/reference/multitask-ablation --workers 16
-    python benchmarks/multitask.py table papermill_runs/reference/multitask-ablation
+    python benchmarks/multitask.py ablation --out results --workers 8
+    python benchmarks/multitask.py collect --results results --out papermill_runs/reference/multitask-ablation
 
 `profile` runs the published recipe (Qwen3-VL-2B, batch 2, accumulation 4, activation checkpointing, LoRA r 8 alpha 32)
 on a twin of the model's shape with random weights, and reports the peak of GPU memory. `ablation` trains the tiny base
-model in several ways with several seeds, one process each, and writes one JSON object a line. `table` prints the
-tables that the notebook shows.
+model in several ways with several seeds, one process each, and keeps boxes, match scores and answers. `collect` scores
+them, and writes the tables that the notebook shows.
 """
 
 import argparse
@@ -256,15 +256,88 @@ def ablation(out: Path, parquet: Path, arms: list[str], seeds: list[int], worker
         print(f"killed: {arm}, seed {seed}", flush=True)
 
 
+def collect(results: list[Path], out: Path, parquet: Path) -> None:
+    """Score what the runs left, one JSON object a line in ``runs.jsonl``, and sum them up in ``summary.json``."""
+    import gzip
+
+    import pyarrow.parquet as pq
+
+    from medtune import metrics
+
+    columns = ["caption", "roi", "slice", "group", "split", "has_box"]
+    rows = sorted(pq.read_table(parquet, columns=columns).to_pylist(), key=lambda row: row["slice"])
+    runs = []
+    for file in sorted(file for folder in results for file in folder.glob("*.json.gz")):
+        with gzip.open(file, "rt", encoding="utf-8") as opened:
+            run = json.load(opened)
+        test = [row for row in rows if row["split"] == "test" and row["has_box"] == run["config"]["drawn"]]
+        found, groups, true = run["test"], [row["group"] for row in test], [row["roi"] for row in test]
+        scores = {name: run[name] for name in ("arm", "seed", "seconds", "config")}
+        boxes = metrics.box_scores(found["boxes"], true, groups=groups)
+        scores |= {"iou": boxes["iou"], "iou_above_0.5": boxes["iou_above_0.5"]}
+        scores["iou_interval"] = [boxes["intervals"]["iou"][end] for end in ("low", "high")]
+        pairs = found["pairs"]
+        right, labels = [found["right"][i] for i, _ in pairs], [1] * len(pairs) + [0] * len(pairs)
+        match = metrics.match_scores(right + found["wrong"], labels, groups=[groups[i] for i, _ in pairs] * 2)
+        scores |= {"auroc": match["auroc"], "pairs": len(pairs)}
+        scores["auroc_interval"] = [match["intervals"]["auroc"][end] for end in ("low", "high")]
+        if "answers" in found:
+            texts = (found["answers"], [row["caption"] for row in test])
+            finding = metrics.finding_scores(*texts)
+            scores |= {"place": finding["place_exact"], "entity_f1": finding["f1"]}
+            scores["bleu"] = metrics.standard_scores(*texts)["bleu"]
+        if "right_drafts" in found:  # of the model's own drafts; the threshold is that of the true validation pairs
+            at = sorted(run["validation"]["right"])[int(0.1 * len(run["validation"]["right"]))]
+            scores["answered_rightly"] = sum(x >= at for x in found["right_drafts"]) / len(found["right_drafts"])
+            scores["answered_in_vain"] = sum(x >= at for x in found["wrong_drafts"]) / len(found["wrong_drafts"])
+            scores["threshold"] = at
+        if (run["arm"], run["seed"]) == ("all three", 0):
+            scores["log"] = run["log"]
+        runs.append(scores)
+    runs.sort(key=lambda run: (list(ARMS).index(run["arm"]), run["seed"]))
+    (out / "runs.jsonl").write_text("".join(json.dumps(run) + "\n" for run in runs), "utf-8")
+    (out / "summary.json").write_text(json.dumps(summarise(runs), indent=1), "utf-8")
+
+
+def summarise(runs: list[dict]) -> dict:
+    """Put mean and range over seeds of each arm into two tables: the arms, and the text by the number of pairs."""
+    shown = {"iou": "mean IoU", "iou_above_0.5": "IoU over 0.5", "auroc": "match AUROC", "place": "place right"}
+    shown |= {"entity_f1": "entity F1", "bleu": "word BLEU-4"}
+    untrained = {"text alone": {"iou", "iou_above_0.5", "auroc"}, "box alone": {"auroc", "place", "entity_f1", "bleu"}}
+    untrained |= {"match alone": {"iou", "iou_above_0.5", "place", "entity_f1", "bleu"}}
+
+    def cell(arm: str, key: str) -> str:
+        values = [run[key] for run in runs if run["arm"] == arm and key in run]
+        if not values or key in untrained.get(arm.split(",")[0], ()):
+            return "-"
+        digits = 1 if key == "bleu" else 3
+        return f"{sum(values) / len(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+    done = [arm for arm in ARMS if any(run["arm"] == arm for run in runs)]
+    seeds = {arm: sum(run["arm"] == arm for run in runs) for arm in done}
+    arms = {arm: {"seeds": seeds[arm]} | {name: cell(arm, key) for key, name in shown.items()} for arm in done}
+    by_pairs: dict[str, dict] = {}
+    for arm in done:
+        if arm.split(",")[0] in ("all three", "text alone"):
+            task, _, number = arm.partition(", ")
+            heads = "with heads" if task == "all three" else "without"
+            line = by_pairs.setdefault(number or "all 2962 pairs", {})
+            line |= {f"{name}, {heads}": cell(arm, key) for key, name in list(shown.items())[3:]}
+    by_pairs = {name: by_pairs[name] for name in sorted(by_pairs, key=lambda name: int(name.split()[-2]))}
+    small = {name: line for name, line in arms.items() if "pairs" not in name}
+    return {"arms": small, "by_pairs": by_pairs, "runs": len(runs), "steps": runs[0]["config"]["steps"]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["profile", "ablation", "one", "table"])
+    parser.add_argument("what", choices=["profile", "ablation", "one", "collect"])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--parquet", type=Path, default=REPO / "data" / "sample" / "sample.parquet")
     parser.add_argument("--data", type=Path, help="of 'one': where 'ablation' put the records")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--results", nargs="+", type=Path, help="of 'collect': folders that 'ablation' wrote")
     parser.add_argument("--seconds", type=float, default=1e9, help="stop what is unfinished then")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -272,7 +345,9 @@ def main() -> None:
         profile(args.out)
     elif args.what == "one":
         train_one(args.arms[0], args.seeds[0], args.data, args.out)
-    elif args.what == "ablation":
+    elif args.what == "collect":
+        collect(args.results, args.out, args.parquet)
+    else:
         ablation(args.out, args.parquet, args.arms, args.seeds, args.workers, args.seconds)
 
 
