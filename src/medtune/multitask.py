@@ -2,8 +2,8 @@
 
 A sample of a batch serves one of three purposes. To *diagnose*: question and picture, and the answer to learn. To
 *verify*: question, picture and a statement that belong together (match 1), or the same with another sample's picture
-(match 0). Right pictures also teach to *locate* what the question names. No answer ever stands behind a statement, or it
-would be copied: at inference the model drafts its answer first, and then the heads judge the draft as a statement.
+(match 0). Right pictures also teach to *locate* what the question names. No answer ever stands behind a statement: it
+would be copied. At inference the model drafts an answer first, and then the heads judge the draft as a statement.
 
 Boxes are (x0, y0, x1, y1) as shares of the picture, 0..1. `classes` gives the model and the trainer; a function makes
 them, so that importing this file does not load torch.
@@ -26,8 +26,8 @@ from medtune.generate import generate_answers
 from medtune.models import load_tuned
 
 TASKS = ("text", "box", "match")
-LOGGED = [f"{task}_loss" for task in TASKS] + ["token_accuracy", "mean_iou", "match_accuracy"]
-LOGGED += [f"{task}_log_variance" for task in TASKS]
+METRICS = ("token_accuracy", "mean_iou", "match_accuracy")
+LOGGED = [*(f"{task}_loss" for task in TASKS), *METRICS, *(f"{task}_log_variance" for task in TASKS)]
 SETTINGS = {"weighting": "uncertainty", "weights": [1.0, 1.0, 1.0], "miss_weight": 10.0, "width": 256}
 PROMPT, IMAGE, STATEMENT = 1, 2, 3  # kinds of tokens that the heads look at; 0 is all the rest
 _MARK = "\ue000"  # stands for statement and answer while the chat template is rendered
@@ -78,13 +78,14 @@ def _answer(row: Mapping[str, Any]) -> str:
     return row["completion"][-1]["content"][0]["text"]
 
 
-def encode(processor, samples: Sequence[Mapping[str, Any]], **more: Sequence) -> dict:
+def encode(processor, samples: Sequence[Mapping[str, Any]], own: Sequence[tuple] = ()) -> dict:
     """Make a batch of samples with `image`, `question`, and `statement` or `answer` or neither, padded on the right.
 
     Returns
     -------
     dict : what the processor makes of it, and, of shape (rows, tokens), `labels`, -100 but for an answer and its end,
-        and `token_kinds`, which tells the heads what belongs to prompt, picture and statement; and `more` as tensors.
+        and `token_kinds`, which tells the heads what belongs to prompt, picture and statement; and if `own` has
+        them for each sample, `regions`, `boxes` and `matches`, see `MultiTaskCollator`.
     """
     import torch
 
@@ -107,7 +108,7 @@ def encode(processor, samples: Sequence[Mapping[str, Any]], **more: Sequence) ->
     soft = getattr(processor.tokenizer, "image_token_id", None) or processor.image_token_id  # Gemma-3's is its begin
     kinds = torch.where(ids == soft, IMAGE, PROMPT).masked_fill(said, STATEMENT).masked_fill(after, 0) * mask
     batch |= {"labels": ids.masked_fill(~learned | (mask == 0), -100), "token_kinds": kinds}
-    return batch | {name: torch.tensor(values) for name, values in more.items()}
+    return batch | dict(zip(("regions", "boxes", "matches"), map(torch.tensor, zip(*own, strict=True)), strict=False))
 
 
 @dataclass
@@ -120,6 +121,8 @@ class MultiTaskCollator:
     question : asked instead of a record's own; ``{structure}`` in it becomes the name of the record's structure.
     negative_ratio, verify_ratio : chance of a record to get a wrong picture, or its own with a statement. Each record
         is drawn for itself, so the ratio is exact in expectation for any batch size.
+    predicted_ratio : chance that the match head looks into the box that is predicted, as it does at inference, and not
+        into the true one.
     hard_negatives : take wrong pictures of the same structure with another finding, where there are any.
     pool : records to take wrong pictures from; by default those of the batch. A record that finds none stays right.
     seed, epoch : with a record's `id` they decide what becomes of it, whatever the number of workers.
@@ -127,13 +130,14 @@ class MultiTaskCollator:
     A record has `prompt`, `completion`, one picture in `images`, and may have `id`, `roi` (its box), `structure`, and
     `shows`: all structures to be seen in its picture. A wrong picture is never one with the same structure and finding,
     nor one that shows the structure. A batch also has `regions`, where the match head looks: the true box of the
-    picture that is shown (all of it if there is none); `boxes` to learn, NaN for none; `matches`, 1, 0 or -1 for none.
+    picture that is shown, or NaN for the predicted one; `boxes` to learn, NaN for none; `matches`, 1, 0 or -1 for none.
     """
 
     processor: Any
     question: str = ""
     negative_ratio: float = 0.3
     verify_ratio: float = 0.3
+    predicted_ratio: float = 0.5
     hard_negatives: bool = False
     pool: Any = ()
     seed: int = 0
@@ -149,13 +153,13 @@ class MultiTaskCollator:
         own, near = finding_of(row), [(finding_of(other), other.get("shows") or ()) for other in batch]
         records, known = (self.pool, self._known) if self._known else (batch, near)
         fits = [i for i, (other, shows) in enumerate(known) if other != own and own[0] not in shows]
-        hard = [i for i, (other, _) in enumerate(known) if other != own and other[0] == own[0]]
-        places = hard if hard and self.hard_negatives else fits
-        return records[rng.choice(places)] if places else None
+        if self.hard_negatives:
+            fits = [i for i, (other, _) in enumerate(known) if other != own and other[0] == own[0]] or fits
+        return records[rng.choice(fits)] if fits else None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict:
         """Make a batch of tensors."""
-        samples, own = [], {"regions": [], "boxes": [], "matches": []}
+        samples, own, none = [], [], [np.nan] * 4
         for row in rows:
             rng = random.Random(f"{self.seed} {self.epoch} {row.get('id') or _answer(row)}")
             draw, answer = rng.random() - self.negative_ratio, _answer(row)
@@ -168,10 +172,9 @@ class MultiTaskCollator:
             question = self.question.replace("{structure}", finding_of(row)[0])
             said["question"] = question or row["prompt"][-1]["content"][-1]["text"]
             samples.append({"image": shown["images"][0]} | said)
-            own["regions"].append(box or [0.0, 0.0, 1.0, 1.0])
-            own["boxes"].append([float("nan")] * 4 if wrong or not box else box)
-            own["matches"].append(int(not wrong) if verify else -1)
-        return encode(self.processor, samples, **own)
+            region = box if box and rng.random() >= self.predicted_ratio else none
+            own.append((region, none if wrong or not box else box, int(not wrong) if verify else -1))
+        return encode(self.processor, samples, own)
 
 
 @functools.cache
@@ -237,8 +240,7 @@ def classes() -> tuple[type, type]:
 
             parts = {"norm": nn.LayerNorm(size), "asked": nn.Linear(size, 1), "query": nn.Linear(size, width)}
             parts |= {"token": nn.Linear(size + 2, width), "edges": nn.Linear(width, 4)}
-            parts |= {"votes": net(width, 4, nn.ReLU)}
-            parts |= {"look": net(size, 1, nn.Tanh), "match": net(3 * size, 1, nn.ReLU)}
+            parts |= {"vote": net(width, 4, nn.ReLU), "look": net(size, 1, nn.Tanh), "match": net(3 * size, 1, nn.ReLU)}
             self.heads = nn.ModuleDict(parts)
             self.heads.register_parameter("log_variances", nn.Parameter(torch.zeros(3)))
 
@@ -247,7 +249,7 @@ def classes() -> tuple[type, type]:
             query = (pool(self.heads["asked"](hidden), kinds == PROMPT) * hidden).sum(1, keepdim=True)
             tokens = torch.cat([hidden, 2 * centres - 1], -1)
             tokens = torch.tanh(self.heads["token"](tokens) + self.heads["query"](query))
-            votes = centres.repeat(1, 1, 2) + torch.tanh(self.heads["votes"](tokens).float()) / 2
+            votes = centres.repeat(1, 1, 2) + torch.tanh(self.heads["vote"](tokens).float()) / 2
             edges = (pool(self.heads["edges"](tokens), kinds == IMAGE) * votes).sum(1).unflatten(1, (2, 2))
             return torch.cat([edges.amin(1), edges.amax(1)], 1)
 
@@ -258,26 +260,27 @@ def classes() -> tuple[type, type]:
             told = (pool(scores, kinds == STATEMENT) * hidden).sum(1)
             return self.heads["match"](torch.cat([seen, told, seen * told], 1))[:, 0].float()
 
-        def forward(
-            self, token_kinds, labels=None, boxes=None, matches=None, regions=None, items=None, parts=1, **inputs
-        ):  # fmt: skip
-            """Predict `boxes` and `match_logits`; with labels, also `loss`, and `tally`, (3, 3): sums of losses, counts, sums of metrics.
+        def forward(self, token_kinds, labels, boxes=None, matches=None, regions=None, items=None, parts=1, **inputs):
+            """Predict `boxes` and `match_logits`; with true boxes and matches, compute `loss` and `tally` too.
 
-            Without `regions` the match head looks into the predicted box. `items` are the counts of a whole step and
-            `parts` its number of batches, so that gradients add up to those of one large batch.
+            `tally`, (3, 3), holds for each task the sum of its losses, their number, and the sum of its metric.
+
+            Without `regions`, or where they are NaN, the match head looks into the predicted box. `items` are the counts
+            of a whole step, and `parts` its number of batches, so that gradients add up to those of one large batch.
             """
-            taught = torch.zeros_like(token_kinds[:, 1:]) if labels is None else labels[:, 1:] != -100
+            taught = labels[:, 1:] != -100
             keep = taught.any(0).nonzero()[:, 0] if taught.any() else taught.new_zeros(1, dtype=torch.long)
             # logits only where there is something to learn: they are as wide as the vocabulary
             out = self.base(**inputs, output_hidden_states=True, logits_to_keep=keep, use_cache=False)
             hidden = self.heads["norm"](out.hidden_states[-1].float())
             centres, size = cells(token_kinds == IMAGE, inputs.get("image_grid_thw"))
             predicted = self.locate(hidden, token_kinds, centres)
-            where = (predicted.detach() if regions is None else regions)[:, None]
-            low, high = (centres - size / 2).maximum(where[..., :2]), (centres + size / 2).minimum(where[..., 2:])
+            where = predicted.detach() if regions is None else regions.where(regions.isfinite(), predicted.detach())
+            low = (centres - size / 2).maximum(where[:, None, :2])
+            high = (centres + size / 2).minimum(where[:, None, 2:])
             logits = self.verify(hidden, token_kinds, ((high - low).clamp(min=0) / size).prod(-1))
             result = ModelOutput(boxes=predicted.detach().clamp(0, 1), match_logits=logits)
-            if labels is None:
+            if boxes is None:
                 return result
             targets, valid, paired = labels[:, 1:][:, keep], boxes.isfinite().all(1), matches >= 0
             text = nn.functional.cross_entropy(out.logits.float().flatten(0, 1), targets.flatten(), reduction="sum")
@@ -303,7 +306,6 @@ def classes() -> tuple[type, type]:
             self.eval()
             for start in range(0, len(samples), batch_size):
                 batch = encode(processor, samples[start : start + batch_size])
-                del batch["labels"]
                 out = self(**{key: value.to(self.heads.log_variances.device) for key, value in batch.items()})
                 boxes, scores = boxes + out.boxes.tolist(), scores + torch.sigmoid(out.match_logits).tolist()
             return boxes, scores
@@ -333,18 +335,18 @@ def classes() -> tuple[type, type]:
         data_collator : by default a `MultiTaskCollator` that takes wrong pictures from the training set.
         head_learning_rate : of heads and log-variances, which start from nothing; ``args`` has the adapter's.
 
-        Every log entry has each task's mean loss, its metric (`token_accuracy`, `mean_iou`, `match_accuracy` at 0.5) since the
-        last one, and the log-variances; see `medtune.plots.plot_tasks`.
+        Every log entry has each task's mean loss and metric (`token_accuracy`, `mean_iou`, `match_accuracy` at 0.5)
+        since the last one, and the log-variances; see `medtune.plots.plot_tasks`.
         """
 
         def __init__(self, model, args, *, head_learning_rate: float = 2e-3, data_collator=None, **options):
             model = model if isinstance(model, MultiTaskModel) else MultiTaskModel(model)
-            own = {"pool": options["train_dataset"], "seed": args.seed}
-            data_collator = data_collator or MultiTaskCollator(options["processing_class"], **own)
+            processor, train = options["processing_class"], options["train_dataset"]
+            data_collator = data_collator or MultiTaskCollator(processor, pool=train, seed=args.seed)
             args.remove_unused_columns, self._seen = False, {"": 0, "eval_": 0}
             super().__init__(model.to(args.device), args, data_collator=data_collator, **options)
-            self.head_learning_rate = head_learning_rate
-            self.model_accepts_loss_kwargs = True  # compute_loss divides by what counts in the whole step
+            # compute_loss divides by what counts in the whole step
+            self.head_learning_rate, self.model_accepts_loss_kwargs = head_learning_rate, True
 
             class Epoch(TrainerCallback):  # other records become negatives
                 def on_epoch_begin(self, args, state, control, **kwargs):
@@ -355,8 +357,8 @@ def classes() -> tuple[type, type]:
         def get_batch_samples(self, epoch_iterator, num_batches, device):
             """Count what has a loss, over all batches and ranks of a step."""
             batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-            counts = sum((count(**batch) for batch in batches), torch.zeros(3))
-            return batches, self.accelerator.reduce(counts.to(device), "mean")  # ranks average their gradients
+            counts = sum((count(**batch) for batch in batches), torch.zeros(3)).to(device)
+            return batches, self.accelerator.reduce(counts, "mean")  # ranks average their gradients
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             """Weigh and add the three losses."""
@@ -407,17 +409,21 @@ def choose_threshold(scores: Sequence[float], sensitivity: float = 0.95) -> floa
     return sorted(scores)[int((1 - sensitivity) * len(scores))]
 
 
-def locate_verify_diagnose(
-    model, processor, images, questions, *, threshold: float, batch_size: int = 16, max_new_tokens: int = 160
-) -> list[dict]:
+def locate_verify_diagnose(model, processor, images, questions, *, threshold, batch_size=16, max_new_tokens=160):
     """Answer questions, one about each picture, but give no answer that does not match its picture.
+
+    Parameters
+    ----------
+    model, processor : a `MultiTaskModel` and its processor.
+    images, questions : pictures (PIL), and a question about each.
+    threshold : least match score, 0..1, of a draft that is given as an answer; see `choose_threshold`.
 
     Returns
     -------
     list of dict : "box"; "match_score", 0..1, of the drafted answer; "answer", None under `threshold`; "reason".
     """
-    rows = [{"prompt": ask(question), "completion": [{"content": ""}]} for question in questions]
-    rows = [row | {"images": [image]} for row, image in zip(rows, images, strict=True)]
+    pairs = zip(images, questions, strict=True)
+    rows = [{"prompt": ask(text), "images": [image], "completion": [{"content": ""}]} for image, text in pairs]
     drafts = generate_answers(model.base, processor, rows, batch_size=batch_size, max_new_tokens=max_new_tokens)
     drafts, results = [draft["answer"] for draft in drafts], []
     judged = model.judge(processor, images, questions, [statement_of(d) for d in drafts], batch_size=batch_size)

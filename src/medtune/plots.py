@@ -201,6 +201,31 @@ def plot_training(log_history: Sequence[Mapping]):
     return figure
 
 
+@_drawn
+def plot_tasks(log_history: Sequence[Mapping]):
+    """Draw loss, log-variance and metric of each task that a `medtune.multitask` trainer logged.
+
+    Examples
+    --------
+    >>> figure = plot_tasks([{"step": 1, "box_loss": 2.0, "mean_iou": 0.1}, {"step": 2, "box_loss": 1.5}])
+    >>> [[line.get_label() for line in axis.lines] for axis in figure.axes]
+    [['box'], [], ['box: mean iou']]
+    """
+    figure, axes = _axes(1, 3, 12, 3.4)
+    metrics = {"text": "token_accuracy", "box": "mean_iou", "match": "match_accuracy"}
+    for colour, (task, metric) in zip(COLOURS, metrics.items(), strict=False):
+        labels = {f"{task}_loss": task, f"{task}_log_variance": task, metric: f"{task}: {metric.replace('_', ' ')}"}
+        for axis, (key, label) in zip(axes, labels.items(), strict=True):
+            if points := [(log["step"], log[key]) for log in log_history if key in log]:
+                axis.plot(*zip(*points, strict=True), color=colour, marker=".", label=label, linewidth=1.6)
+    for axis, title in zip(axes, ("loss", "log-variance s", "metric in training"), strict=True):
+        axis.set(title=title, xlabel="optimizer step", yscale="log" if title == "loss" else "linear")
+        axis.grid(True)
+        if axis.lines:
+            axis.legend(fontsize=8)
+    return figure
+
+
 def live_plot(every: float = 5.0):
     """Make a callback for ``SFTTrainer(callbacks=[...])`` that redraws `plot_training` below the cell.
 
