@@ -2,46 +2,34 @@
 
 The parts work without the page: `load_models`, `answer`, `read_upload` and `save_feedback`. The page is for one's own
 machine: it listens on 127.0.0.1 unless a password guards it, asks no other server, and keeps no upload but what a
-visitor saves, and that without metadata. Beside this file, `chat.json` has its words, `chat.html` its style.
+visitor saves, and that without metadata. Beside this file, `chat.json` has its words (English and Chinese), its layout
+and which event calls which function; `chat.html` its style.
 """
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
 import secrets
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from . import data, dicom
 
-MAX_PICTURES, MAX_TURNS = 8, 10  # of one conversation
-MAX_MEGABYTES, MAX_PIXELS, MAX_SLICES = 64, 40_000_000, 1000  # of a file (all its frames together); of one upload
-MAX_EDGE, MAX_TOKENS, MAX_CHARACTERS = 2048, 512, 2000  # larger pictures are scaled down; of an answer; of a question
+# bytes of a file, or pixels of a picture or of all frames of a file; slices of an upload; a longer edge is scaled down
+MAX_SIZE, MAX_SLICES, MAX_EDGE = 64_000_000, 1000, 2048
+# pictures and turns of a conversation; characters of a question or a caption
+MAX_PICTURES, MAX_TURNS, MAX_CHARACTERS = 8, 10, 2000
 PAGE = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
 TEXT = PAGE["text"]  # key -> what the page says in English, in Chinese
-_SAVING = threading.Lock()
 
 
-@dataclass
-class Models:
-    """The two answerers of a page; `base` may be `tuned` with its adapter switched off."""
-
-    base: Any
-    tuned: Any
-    processor: Any  # of both, so that both get the same prompt
-    locate: Any = None  # of a multi-task model: (picture, question) to box, match_score, answer and reason
-    lock: Any = field(default_factory=threading.Lock)  # who answers holds it: the switch is the model's, for everybody
-
-
-def load_models(base, adapter=None, *, tuned=None, multitask=None, max_pixels: int | None = None, **options) -> Models:
+def load_models(base, adapter=None, *, tuned=None, multitask=None, max_pixels: int | None = None, **options):
     """Load base and tuned model; an adapter shares the weights of the base.
 
     Parameters
@@ -50,6 +38,12 @@ def load_models(base, adapter=None, *, tuned=None, multitask=None, max_pixels: i
     multitask : folder of a multi-task model, which locates, verifies and then answers.
     max_pixels : of a picture after resizing.
     **options : for `medtune.models.load_base`, such as dtype; the default is bfloat16 on a GPU and float32 without.
+
+    Returns
+    -------
+    SimpleNamespace : `base` and `tuned` (or None), which are the same model if there is an adapter; their `processor`,
+        one, so that both get the same prompt; `locate`, None or a function of picture and question; and `worker`, the
+        one thread that generates: switching an adapter off is for the whole model, whoever asks.
 
     Raises
     ------
@@ -61,30 +55,28 @@ def load_models(base, adapter=None, *, tuned=None, multitask=None, max_pixels: i
 
     if adapter and tuned:
         raise ValueError("give an adapter or a tuned (merged) model, not both")
-    defaults = {"dtype": "bfloat16", "device_map": {"": 0}} if torch.cuda.is_available() else {"dtype": "float32"}
+    options = ({"dtype": "bfloat16", "device_map": {"": 0}} if torch.cuda.is_available() else {}) | options
     own = adapter if adapter and any(Path(adapter).glob("*processor_config.json")) else tuned or base
-    processor, model = models.load_processor(own, max_pixels=max_pixels), models.load_base(base, **defaults | options)
-    loaded = Models(model, None, processor)
-    if adapter:
-        loaded.base = loaded.tuned = models.load_tuned(model, adapter)
-    elif tuned:
-        loaded.tuned = models.load_base(tuned, **defaults | options)
+    loaded = SimpleNamespace(processor=models.load_processor(own, max_pixels=max_pixels), worker=ThreadPoolExecutor(1))
+    base, loaded.locate = models.load_base(base, **options), None
+    loaded.tuned = models.load_tuned(base, adapter) if adapter else tuned and models.load_base(tuned, **options)
+    loaded.base = loaded.tuned if adapter else base
     if multitask:
-        from .multitask import load_multitask, locate_verify_diagnose
+        from . import multitask as heads
 
-        loaded.locate = functools.partial(locate_verify_diagnose, load_multitask(multitask))
+        loaded.locate = heads.load(multitask)
     return loaded
 
 
 def answer(
-    models: Models, which: str, messages: Sequence[dict], pictures: Sequence[Any], *,
+    models: SimpleNamespace, which: str, messages: Sequence[dict], pictures: Sequence[Any], *,
     max_new_tokens: int = 160, do_sample: bool = False, stopped: Callable[[], bool] = bool,
 ) -> Iterator[dict]:  # fmt: skip
-    """Answer as one of the models, word by word; any number of threads may call this at once, one is answered.
+    """Answer as one of the models, word by word; when several ask at once, one after the other is answered.
 
     Parameters
     ----------
-    models, which : "base" or "tuned" of these.
+    models, which : what `load_models` gives; "base" or "tuned".
     messages : roles and content parts, as a chat template takes them, ending with a question.
     pictures : one for each image part, in their order.
     max_new_tokens, do_sample : longest answer; draw each token (temperature 0.8, top-p 0.95) or take the likeliest.
@@ -98,42 +90,39 @@ def answer(
     import torch
     from transformers import TextIteratorStreamer
 
-    model, processor, off = getattr(models, which), models.processor, which == "base" and models.base is models.tuned
+    model, processor, shared = getattr(models, which), models.processor, models.base is models.tuned
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     inputs = processor(text=[prompt], images=[list(pictures)] if pictures else None, return_tensors="pt")
     streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     options = {"do_sample": do_sample, "pad_token_id": processor.tokenizer.pad_token_id, "streamer": streamer}
     options |= {"temperature": 0.8, "top_p": 0.95} if do_sample else {}
-    left, failed, times, said = threading.Event(), [], [], ""
+    inputs = inputs.to(model.device, dtype=model.dtype)
+    gone, times, said = [], [], ""
 
-    def note_time(ids, scores, **_):
+    def note(ids, scores, **_):
         times.append(time.perf_counter())
-        return torch.full((len(ids),), stopped() or left.is_set(), device=ids.device)
+        return torch.full((len(ids),), bool(stopped() or gone), device=ids.device)
 
     def generate():
         try:
-            with models.lock, model.disable_adapter() if off else contextlib.nullcontext():
+            with model.disable_adapter() if shared and which == "base" else contextlib.nullcontext():
                 times.append(time.perf_counter())
-                options.update(inputs.to(model.device, dtype=model.dtype))
-                model.generate(**options, max_new_tokens=max_new_tokens, stopping_criteria=[note_time])
-        except Exception as error:  # in a thread of its own nobody would hear of it
-            failed.append(error)
+                model.generate(**inputs, **options, max_new_tokens=max_new_tokens, stopping_criteria=[note])
         finally:
             streamer.end()
 
-    threading.Thread(target=generate, daemon=True).start()
+    job = models.worker.submit(generate)
     try:
         for piece in streamer:
             said, seconds = said + piece, [moment - times[0] for moment in times] or [0.0]
             yield {"text": said.strip(), "tokens": len(times) - 1, "seconds": seconds[-1], "first": seconds[:2][-1]}
+        job.result()  # raises what went wrong
     finally:
-        left.set()  # who no longer listens need not be answered to the end
-    if failed:
-        raise failed[0]
+        gone.append(job.cancel())  # who no longer listens need not be answered to the end
 
 
-def read_upload(files: Sequence[str | os.PathLike]) -> SimpleNamespace:
-    """Read PNG, JPEG and DICOM files that a stranger sent; the files stay as they are.
+def read_upload(files: Sequence[str | os.PathLike], room: int = MAX_PICTURES) -> SimpleNamespace:
+    """Read PNG, JPEG and DICOM files that a stranger sent, at most `room` pictures; the files stay as they are.
 
     Returns
     -------
@@ -148,41 +137,33 @@ def read_upload(files: Sequence[str | os.PathLike]) -> SimpleNamespace:
     >>> read_upload([file]).refused[0][1][0]
     'it is no PNG, JPEG or DICOM picture'
     """
-    import numpy as np
     from PIL import Image, UnidentifiedImageError
 
     folder, pictures, refused, frames, windows = tempfile.TemporaryDirectory(prefix="medtune-"), [], [], {}, False
-    known = {UnidentifiedImageError: "no_picture", Image.DecompressionBombError: "large", OverflowError: "many"}
+    keys = {UnidentifiedImageError: "no_picture", Image.DecompressionBombError: "much"}
+
+    def check(size):
+        if size > MAX_SIZE or len(pictures) >= room or sum(frames.values()) >= MAX_SLICES:
+            raise Image.DecompressionBombError
+
     for number, file in enumerate(map(Path, files)):
         try:
-            if len(pictures) >= MAX_PICTURES or sum(frames.values()) >= MAX_SLICES:
-                raise OverflowError
-            if file.stat().st_size > MAX_MEGABYTES * 10**6:
-                raise Image.DecompressionBombError
+            check(file.stat().st_size)
             if data.is_dicom(file):
                 about = dicom.copy_without_patient(file, bare := Path(folder.name, f"{number:05}.dcm"))
-                if (about["rows"] or 0) * (about["columns"] or 0) * about["frames"] > MAX_PIXELS:
-                    raise Image.DecompressionBombError
+                check((about["rows"] or 0) * (about["columns"] or 0) * about["frames"])
                 frames[bare.name], windows = len(dicom.read_frames(bare)), about["modality"] == "CT"
                 continue
             with Image.open(file, formats=("PNG", "JPEG")) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise Image.DecompressionBombError
+                check(image.width * image.height)
                 rgb = data.to_rgb(image)
             rgb.thumbnail((MAX_EDGE, MAX_EDGE))
-            pictures.append(Image.fromarray(np.asarray(rgb)))  # its pixels: what else the file held stays behind
+            pictures.append(Image.frombytes("RGB", rgb.size, rgb.tobytes()))  # the file's metadata stay behind
         except Exception as error:  # decoders raise many kinds
-            refused.append((file.name, [text.format(error) for text in TEXT[known.get(type(error), "damaged")]]))
+            refused.append((file.name, [text.format(error) for text in TEXT[keys.get(type(error), "damaged")]]))
     series = dicom.series_files(folder.name) if frames else []
-    slices = [(str(path), n) for one in series for path in one for n in range(frames.get(path.name, 0))]
+    slices = [(path, n) for one in series for path in one for n in range(frames.get(path.name, 0))]
     return SimpleNamespace(pictures=pictures, slices=slices, windows=windows, refused=refused, folder=folder)
-
-
-_read_frames = functools.lru_cache(maxsize=4)(dicom.read_frames)
-
-
-def _digest(picture: Any) -> str:
-    return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()[:32]
 
 
 def save_feedback(folder: str | os.PathLike, key: str, pictures: Sequence[Any], *, caption: str, **said: str) -> Path:
@@ -190,7 +171,7 @@ def save_feedback(folder: str | os.PathLike, key: str, pictures: Sequence[Any], 
 
     Parameters
     ----------
-    folder : gets `feedback.jsonl` and `images/`, in PNG without metadata.
+    folder : gets `feedback.jsonl` and `images/`, in PNG without metadata; one call at a time.
     key : names the answer: a later word on it replaces the former.
     pictures : several make a pair each, of one `group`; convert joins them again with `pictures_per_sample`.
     caption : what a model should learn to answer. Empty after a thumb down: convert rejects such a row, and counts it.
@@ -203,29 +184,26 @@ def save_feedback(folder: str | os.PathLike, key: str, pictures: Sequence[Any], 
     >>> data.load_pairs(file)[0]["caption"]
     'A cat.'
     """
-    folder, names = Path(folder), [f"images/{_digest(picture)}.png" for picture in pictures]
-    row = {"id": key, "image": names, "caption": caption} | said
-    row["group"] = hashlib.sha256("".join(names).encode()).hexdigest()[:16]
-    file, part = folder / "feedback.jsonl", folder / ".part"
-    with _SAVING:
-        (folder / "images").mkdir(parents=True, exist_ok=True)
-        for name, picture in zip(names, pictures, strict=True):
-            picture.save(part, "PNG")
-            os.replace(part, folder / name)
-        lines = file.read_text("utf-8").splitlines() if file.exists() else []
-        lines = [line for line in lines if json.loads(line)["id"] != key] + [json.dumps(row, ensure_ascii=False)]
-        part.write_text("\n".join(lines) + "\n", "utf-8")
-        os.replace(part, file)
+    file, part = Path(folder, "feedback.jsonl"), Path(folder, ".part")
+    names = [f"images/{hashlib.sha256(f'{p.size}'.encode() + p.tobytes()).hexdigest()[:32]}.png" for p in pictures]
+    row = {"id": key, "image": names, "caption": caption, "group": hashlib.sha256(str(names).encode()).hexdigest()[:16]}
+    Path(folder, "images").mkdir(parents=True, exist_ok=True)
+    for name, picture in zip(names, pictures, strict=True):
+        picture.save(part, "PNG")
+        os.replace(part, Path(folder, name))
+    lines = file.read_text("utf-8").splitlines() if file.exists() else []
+    lines = [line for line in lines if json.loads(line)["id"] != key] + [json.dumps(row | said, ensure_ascii=False)]
+    part.write_text("\n".join(lines) + "\n", "utf-8")
+    os.replace(part, file)
     return file
 
 
-
-def build_page(models: Models, feedback: str | os.PathLike = "chat_feedback", examples: Sequence[dict] | None = None):
+def build_page(models: SimpleNamespace, feedback="chat_feedback", examples: Sequence[dict] | None = None):
     """Make the page, a `gradio.Blocks`; `launch` also serves it.
 
     Parameters
     ----------
-    models : whose answers to show; without a tuned or multi-task model those of the base alone.
+    models : as `load_models` gives them; without a tuned or multi-task model only the base answers.
     feedback : the folder for `save_feedback`.
     examples : rows with image, caption and caption_zh. Default: six structures of the sample set, if it is built.
     """
@@ -233,158 +211,139 @@ def build_page(models: Models, feedback: str | os.PathLike = "chat_feedback", ex
 
     from .roi import draw_box
 
-    ui, words, sides = SimpleNamespace(), {}, ["base", "tuned"] if models.tuned or models.locate else ["base"]
+    ui, words, sides = {}, {}, ["base", "tuned"] if models.tuned or models.locate else ["base"]
     if examples is None:
         with contextlib.suppress(OSError):
             rows = data.load_pairs("sample", split="test", limit=200)
             examples = list({row["structure"]: row for row in rows}.values())[:6]
-    known = {name: {"visible": bool(examples)} for name in ("shelf", "reference")}
-    known["shelf"]["value"] = [row["image"] for row in examples or ()]
-    known |= {"none": {"visible": not examples}, "tuned": {"visible": sides[-1] == "tuned"}}
+    empty = {"pictures": [], "upload": None, "turns": [], "stopped": False}  # what a visitor has
+    given = {"none": {"visible": not examples}, "tuned": {"visible": len(sides) > 1}}
+    given["shelf"] = {"value": [row["image"] for row in examples or ()], "visible": bool(examples)}
+    given["state"] = {"value": SimpleNamespace(**empty)}
 
     def build(nodes):  # kind, name, options ("@key" stands for a text) and what is inside
         for kind, name, options, *inner in nodes:
             keys = {prop: text[1:] for prop, text in options.items() if str(text).startswith("@")}
-            options = options | {prop: TEXT[key][0] for prop, key in keys.items()} | known.get(name, {})
-            setattr(ui, name, part := getattr(gr, kind)(**options))
-            words.update({part: keys} if keys else {})
-            with part if inner else contextlib.nullcontext():
+            texts = {prop: TEXT[key][0] for prop, key in keys.items()}
+            ui[name] = getattr(gr, kind)(**options | texts | given.get(name, {}))
+            words.update({name: keys} if keys else {})
+            with ui[name] if inner else contextlib.nullcontext():
                 build(inner[0] if inner else ())
-
-    def visit():
-        return SimpleNamespace(pictures=[], upload=None, turns=[], stopped=False)
 
     def look(at, preset, now):  # the slice that the slider points at, if there is a series
         path, frame = now.upload.slices[int(at) - 1] if now.upload else (None, 0)
-        return [_read_frames(path, window=preset or None)[frame]] if path else []
+        return path and dicom.read_frames(path, window=preset or None)[frame]
 
-    def show(lang, now, status="", at=1, preset=""):  # all that follows from what a visitor has
-        slices, windows = (now.upload.slices, now.upload.windows) if now.upload else ([], False)
-        presets = [(f"{TEXT[key][lang]} {c}/{w}", key) for key, (c, w) in dicom.WINDOWS.items() if windows]
-        return talk(lang, now) | {
-            state: now, ui.status: status, ui.files: None, ui.view: (look(at, preset, now) or [None])[0],
-            ui.gallery: gr.Gallery(now.pictures, visible=bool(now.pictures)), ui.series: gr.Column(visible=bool(slices)),
-            ui.window: gr.Dropdown([(TEXT["stored"][lang], ""), *presets], value=preset),
-            ui.slider: gr.Slider(1, max(len(slices), 2), value=at, visible=len(slices) > 1),
-        }  # fmt: skip
-
-    def talk(lang, now):
+    def talk(lang, now):  # both conversations
         lines = {side: [] for side in sides}
         for turn, side in ((turn, side) for turn in now.turns for side in sides):
             said, new = turn["said"].get(side, {"text": "…"}), len(turn["pictures"])
             asked = TEXT["pictures"][lang].format(new) * bool(new) + " " + turn["question"]
             text = said["text"] + (f"\n\n*{TEXT['stats'][lang].format(**said)}*" if "first" in said else "")
             lines[side] += [{"role": "user", "content": asked.strip()}, {"role": "assistant", "content": text}]
-        return {getattr(ui, side): lines[side] for side in sides}
+        return {ui[side]: lines[side] for side in sides}
+
+    def show(lang, now, status="", at=1, preset=""):  # all that follows from what a visitor has
+        slices, windows = (now.upload.slices, now.upload.windows) if now.upload else ([], False)
+        presets = [(f"{TEXT[key][lang]} {c}/{w}", key) for key, (c, w) in dicom.WINDOWS.items() if windows]
+        return talk(lang, now) | {
+            ui["state"]: now, ui["status"]: status, ui["files"]: None,
+            ui["view"]: look(at, preset, now), ui["series"]: gr.Column(visible=bool(slices)),
+            ui["slider"]: gr.Slider(1, max(len(slices), 2), value=at), ui["several"]: gr.Column(visible=len(slices) > 1),
+            ui["window"]: gr.Dropdown([(TEXT["stored"][lang], ""), *presets], value=preset),
+            ui["gallery"]: gr.Gallery(now.pictures, visible=bool(now.pictures)),
+        }  # fmt: skip
 
     def add(paths, lang, now):
-        upload = read_upload(paths or [])
+        upload, why = read_upload(paths or [], MAX_PICTURES - len(now.pictures)), TEXT["refused"][lang]
         for path in paths or []:
             os.unlink(path)  # it may hold the patient's name
-        many = [("", TEXT["many"])] if len(now.pictures + upload.pictures) > MAX_PICTURES else []
-        now.pictures, now.upload = (now.pictures + upload.pictures)[:MAX_PICTURES], upload if upload.slices else now.upload
-        return show(lang, now, "\n\n".join(TEXT["refused"][lang].format(n, why[lang]) for n, why in upload.refused + many))
+        now.pictures, now.upload = now.pictures + upload.pictures, upload if upload.slices else now.upload
+        return show(lang, now, "\n\n".join(why.format(name, reason[lang]) for name, reason in upload.refused))
 
     def keep(at, preset, lang, now):
-        now.pictures = (now.pictures + look(at, preset, now))[:MAX_PICTURES]
+        now.pictures = [*now.pictures, look(at, preset, now)][:MAX_PICTURES]
         return show(lang, now, at=at, preset=preset)
 
     def choose(event: gr.SelectData, lang, now):
         row, now.upload = examples[event.index], None
         now.pictures = [data.to_rgb(row["image"])]
-        return show(lang, now) | {ui.reference: row["caption"] if lang == 0 else row["caption_zh"]}
+        return show(lang, now) | {ui["reference"]: row["caption_zh" if lang else "caption"]}
+
+    def clear(lang):
+        return show(lang, SimpleNamespace(**empty)) | {ui["located"]: gr.Image(None, visible=False)}
 
     def ask(text, sampled, longest, at, preset, lang, now):
         for mark in models.processor.tokenizer.get_added_vocab():  # such as the end of a turn, or a picture
             text = text.replace(mark, " ")
         seen = [picture for turn in now.turns for picture in turn["pictures"]]
-        new = [picture for picture in now.pictures + look(at, preset, now) if picture not in seen]
-        full = "many" if len(seen + new) > MAX_PICTURES else "full" if len(now.turns) >= MAX_TURNS else None
-        if problem := full or (None if text.strip() else "empty"):
-            yield {ui.status: TEXT[problem][lang]}
+        new = [picture for picture in (*now.pictures, look(at, preset, now)) if picture and picture not in seen]
+        seen, full = seen + new, len(now.turns) >= MAX_TURNS or len(seen + new) > MAX_PICTURES
+        if full or not (seen and text.strip()):
+            yield {ui["status"]: TEXT["full" if full else "empty"][lang]}
             return
         turn = {"id": secrets.token_hex(16), "question": text.strip()[:MAX_CHARACTERS], "pictures": new, "said": {}}
-        now.turns, now.stopped, seen = [*now.turns, turn], False, seen + new
-        yield {state: now, ui.question: "", ui.status: ""} | talk(lang, now)
+        turn["parts"] = [{"type": "image"}] * len(new) + [{"type": "text", "text": turn["question"]}]
+        now.turns, now.stopped = [*now.turns, turn], False
+        yield {ui["state"]: now, ui["question"]: "", ui["status"]: ""} | talk(lang, now)
         for side in sides:
             if side == "tuned" and models.locate and seen:
-                with models.lock:
-                    found = models.locate(seen[-1], turn["question"])
+                found = models.worker.submit(models.locate, seen[-1], turn["question"]).result()
                 turn["said"][side] = {"text": found["answer"] or TEXT["no_answer"][lang].format(found["reason"])}
                 label = TEXT["match"][lang].format(found["match_score"])
-                yield {ui.located: gr.Image(draw_box(seen[-1], found["box"]), label=label, visible=True)}
-            shown, messages = 0.0, []
+                yield {ui["located"]: gr.Image(draw_box(seen[-1], found["box"]), label=label, visible=True)}
+            messages = []
             for old in now.turns:
-                parts = [{"type": "image"}] * len(old["pictures"]) + [{"type": "text", "text": old["question"]}]
-                said = [{"type": "text", "text": old["said"].get(side, {}).get("text") or "…"}]
-                messages += [{"role": "user", "content": parts}, {"role": "assistant", "content": said}]
-            options = {"do_sample": sampled, "max_new_tokens": max(1, min(int(longest), MAX_TOKENS))}
-            parts = answer(models, side, messages[:-1], seen, stopped=lambda: now.stopped, **options)
-            for turn["said"][side] in parts if getattr(models, side) else ():
-                if time.monotonic() - shown > 0.1:
-                    shown = time.monotonic()
+                said = {"type": "text", "text": old["said"].get(side, {}).get("text") or "…"}
+                messages += [{"role": "user", "content": old["parts"]}, {"role": "assistant", "content": [said]}]
+            options = {"max_new_tokens": int(longest), "do_sample": sampled, "stopped": lambda: now.stopped}
+            parts = answer(models, side, messages[:-1], seen, **options)
+            for part in parts if getattr(models, side) else ():
+                turn["said"][side] = part
+                if part["tokens"] % 4 < 2:  # the first one at once, then every other is enough
                     yield talk(lang, now)
-            yield talk(lang, now) | {state: now}
+            yield talk(lang, now) | {ui["state"]: now}
 
     def stop(now):
         now.stopped = True
 
     def learn(lang, now, number, side, rating, caption):
-        turn = now.turns[number]
-        pictures = [picture for old in now.turns[: number + 1] for picture in old["pictures"]]
+        turn, pictures = now.turns[number], [p for old in now.turns[: number + 1] for p in old["pictures"]]
         said = {"caption": caption, "question": turn["question"], "answer": turn["said"][side]["text"]}
-        file = save_feedback(feedback, f"{turn['id']}-{side}", pictures, **said, model=side, rating=rating)
-        return TEXT["kept"][lang].format(file)
+        said |= {"model": side, "rating": rating}
+        return TEXT["kept"][lang].format(save_feedback(feedback, f"{turn['id']}-{side}", pictures, **said))
 
     def vote(event: gr.LikeData, lang, now):
-        number, side, up = event.index // 2, event.target.elem_id, event.liked in (True, "Like")
-        text = now.turns[number]["said"][side]["text"]
-        return learn(lang, now, number, side, "up" if up else "down", text if up else "")
+        number, side = event.index // 2, event.target.elem_id
+        liked = ("up", now.turns[number]["said"][side]["text"]) if event.liked in (True, "Like") else ("down", "")
+        return learn(lang, now, number, side, *liked)
 
     def correct(text, lang, now):
-        if now.turns and text.strip():
-            return learn(lang, now, len(now.turns) - 1, sides[-1], "corrected", text.strip()[:MAX_CHARACTERS])
-        return TEXT["empty" if now.turns else "first"][lang]
+        said = lang, now, len(now.turns) - 1, sides[-1], "corrected", text.strip()[:MAX_CHARACTERS]
+        return learn(*said) if now.turns and text.strip() else TEXT["first"][lang]
 
-    def translate(lang, at, preset, now):
-        told = {part: gr.update(**{prop: TEXT[key][lang] for prop, key in keys.items()}) for part, keys in words.items()}
-        return show(lang, now, at=at, preset=preset) | told
+    def translate(at, preset, lang, now):
+        told = {name: {prop: TEXT[key][lang] for prop, key in keys.items()} for name, keys in words.items()}
+        return {ui[name]: gr.update(**texts) for name, texts in told.items()} | show(lang, now, at=at, preset=preset)
 
+    calls = {call.__name__: call for call in (add, look, keep, choose, clear, ask, stop, vote, correct, translate)}
     with gr.Blocks(title="medtune chat", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        state = gr.State(visit())
         build(PAGE["layout"])
-        where, who = [ui.slider, ui.window], [ui.language, state]
-        chats = [getattr(ui, side) for side in sides]
-        shown = [state, ui.status, ui.files, ui.view, ui.gallery, ui.series, ui.window, ui.slider, *chats]
-        hidden = {"api_visibility": "private"}
-        ui.files.upload(add, [ui.files, *who], shown, api_name="upload")
-        moved = [ui.slider.input, ui.window.input]
-        gr.on(moved, lambda *a: look(*a)[0], [*where, state], ui.view, show_progress="hidden", trigger_mode="always_last", **hidden)
-        ui.keep.click(keep, [*where, *who], shown, **hidden)
-        ui.shelf.select(choose, who, [*shown, ui.reference], **hidden)
-        inputs, outputs = [ui.question, ui.sampled, ui.longest, *where, *who], [state, ui.question, ui.status, ui.located, *chats]
-        gr.on([ui.ask.click, ui.question.submit], ask, inputs, outputs, concurrency_limit=1, api_name="ask")
-        ui.stop.click(stop, state, queue=False, **hidden)
-        ui.clear.click(lambda lang: show(lang, visit()), ui.language, shown, **hidden)
-        for chat in chats:
-            chat.like(vote, who, ui.status, **hidden)
-        ui.save.click(correct, [ui.best, *who], ui.status, **hidden)
-        ui.language.input(translate, [ui.language, *where, state], list({*shown, *words}), **hidden)
+        for triggers, name, *ends, options in PAGE["events"]:
+            ends = [[ui[one] for part in end for one in PAGE["groups"].get(part, [part])] for end in ends]
+            events = [getattr(ui[part], event) for part, event in (trigger.split(".") for trigger in triggers)]
+            gr.on(events, calls[name], *ends, **options)
     return page
 
 
-def launch(
-    models: Models, *, host: str = "127.0.0.1", port: int | None = None, password: str | None = None,
-    feedback: str | os.PathLike = "chat_feedback", examples: Sequence[dict] | None = None, block: bool = True,
-):  # fmt: skip
-    """Serve the page, by default until it is interrupted.
+def launch(models, *, host: str = "127.0.0.1", port: int | None = None, password: str | None = None, **options):
+    """Serve the page in the background; return it: `local_url` says where, `block_thread()` waits, `close()` ends it.
 
     Parameters
     ----------
-    models, feedback, examples : as for `build_page`.
+    models, **options : as for `build_page`.
     host, port : where to listen, and by default at the first free port from 7860 on.
     password : asked of every visitor (any user name); another host than this machine needs one of 8 characters or more.
-    block : wait; if False return the page, whose `local_url` says where it is and whose `close()` ends it.
 
     Raises
     ------
@@ -394,15 +353,10 @@ def launch(
 
     if (host not in ("127.0.0.1", "localhost", "::1") or password) and len(password or "") < 8:
         raise ValueError(f"others can reach {host}: set a password of at least 8 characters, or stay on 127.0.0.1")
-    page = build_page(models, feedback, examples).queue(max_size=64, default_concurrency_limit=4)
-
+    page = build_page(models, **options).queue(max_size=64, default_concurrency_limit=4)
     page.launch(
-        server_name=host, server_port=port, auth=password and (lambda user, given: secrets.compare_digest(given.encode(), password.encode())), share=False, quiet=True, ssr_mode=False,
-        max_file_size=MAX_MEGABYTES * 10**6, run_history=False, footer_links=[], enable_monitoring=False, inbrowser=False,
-        head_paths=Path(__file__).with_suffix(".html"), prevent_thread_lock=True,
-        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+        server_name=host, server_port=port, max_file_size=MAX_SIZE, head_paths=Path(__file__).with_suffix(".html"),
+        auth=password and (lambda _, given: secrets.compare_digest(given.encode(), password.encode())),
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]), **PAGE["launch"],
     )  # fmt: skip
-    print(f"medtune chat: {page.local_url}" + " (Ctrl+C stops it)" * block)
-    if block:
-        page.block_thread()
     return page
