@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 from . import data, dicom
 
@@ -69,7 +68,7 @@ def load_models(base, adapter=None, *, tuned=None, multitask=None, max_pixels: i
 
 
 def answer(
-    models: SimpleNamespace, which: str, messages: Sequence[dict], pictures: Sequence[Any], *,
+    models: SimpleNamespace, which: str, messages: Sequence[dict], pictures: Sequence, *,
     max_new_tokens: int = 160, do_sample: bool = False, stopped: Callable[[], bool] = bool,
 ) -> Iterator[dict]:  # fmt: skip
     """Answer as one of the models, word by word; when several ask at once, one after the other is answered.
@@ -79,7 +78,7 @@ def answer(
     models, which : what `load_models` gives; "base" or "tuned".
     messages : roles and content parts, as a chat template takes them, ending with a question.
     pictures : one for each image part, in their order.
-    max_new_tokens, do_sample : longest answer; draw each token (temperature 0.8, top-p 0.95) or take the likeliest.
+    max_new_tokens, do_sample : longest answer; draw each token, as the model's own settings say, or take the likeliest.
     stopped : asked after every token; True ends the answer.
 
     Yields
@@ -94,9 +93,7 @@ def answer(
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     inputs = processor(text=[prompt], images=[list(pictures)] if pictures else None, return_tensors="pt")
     streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    options = {"do_sample": do_sample, "pad_token_id": processor.tokenizer.pad_token_id, "streamer": streamer}
-    options |= {"temperature": 0.8, "top_p": 0.95} if do_sample else {}
-    inputs = inputs.to(model.device, dtype=model.dtype)
+    options = {"do_sample": do_sample, "max_new_tokens": max_new_tokens, "streamer": streamer}
     gone, times, said = [], [], ""
 
     def note(ids, scores, **_):
@@ -107,7 +104,7 @@ def answer(
         try:
             with model.disable_adapter() if shared and which == "base" else contextlib.nullcontext():
                 times.append(time.perf_counter())
-                model.generate(**inputs, **options, max_new_tokens=max_new_tokens, stopping_criteria=[note])
+                model.generate(**inputs.to(model.device, dtype=model.dtype), **options, stopping_criteria=[note])
         finally:
             streamer.end()
 
@@ -127,8 +124,8 @@ def read_upload(files: Sequence[str | os.PathLike], room: int = MAX_PICTURES) ->
     Returns
     -------
     SimpleNamespace : `pictures`, in RGB and without metadata; `slices`, (DICOM file, frame) in the order of the series;
-        `windows`, whether CT windows apply; `refused`, (name, (why in English, in Chinese)); and `folder`, with copies
-        of the DICOM files that hold no patient data, removed when nobody holds it any more.
+        `windows`, those of `medtune.dicom` for CT; `refused`, (name, (why in English, in Chinese)); and `folder`, with
+        copies of the DICOM files that hold no patient data, removed when nobody holds it any more.
 
     Examples
     --------
@@ -139,7 +136,7 @@ def read_upload(files: Sequence[str | os.PathLike], room: int = MAX_PICTURES) ->
     """
     from PIL import Image, UnidentifiedImageError
 
-    folder, pictures, refused, frames, windows = tempfile.TemporaryDirectory(prefix="medtune-"), [], [], {}, False
+    folder, pictures, refused, frames, ct = tempfile.TemporaryDirectory(prefix="medtune-"), [], [], {}, False
     keys = {UnidentifiedImageError: "no_picture", Image.DecompressionBombError: "much"}
 
     def check(size):
@@ -152,7 +149,7 @@ def read_upload(files: Sequence[str | os.PathLike], room: int = MAX_PICTURES) ->
             if data.is_dicom(file):
                 about = dicom.copy_without_patient(file, bare := Path(folder.name, f"{number:05}.dcm"))
                 check((about["rows"] or 0) * (about["columns"] or 0) * about["frames"])
-                frames[bare.name], windows = len(dicom.read_frames(bare)), about["modality"] == "CT"
+                frames[bare.name], ct = len(dicom.read_frames(bare)), about["modality"] == "CT"
                 continue
             with Image.open(file, formats=("PNG", "JPEG")) as image:
                 check(image.width * image.height)
@@ -163,10 +160,11 @@ def read_upload(files: Sequence[str | os.PathLike], room: int = MAX_PICTURES) ->
             refused.append((file.name, [text.format(error) for text in TEXT[keys.get(type(error), "damaged")]]))
     series = dicom.series_files(folder.name) if frames else []
     slices = [(path, n) for one in series for path in one for n in range(frames.get(path.name, 0))]
+    windows = dicom.WINDOWS if ct else {}
     return SimpleNamespace(pictures=pictures, slices=slices, windows=windows, refused=refused, folder=folder)
 
 
-def save_feedback(folder: str | os.PathLike, key: str, pictures: Sequence[Any], *, caption: str, **said: str) -> Path:
+def save_feedback(folder: str | os.PathLike, key: str, pictures: Sequence, *, caption: str, **said: str) -> Path:
     """Keep what somebody said of an answer, as a row of JSON Lines that `medtune convert` reads; return the file.
 
     Parameters
@@ -216,7 +214,7 @@ def build_page(models: SimpleNamespace, feedback="chat_feedback", examples: Sequ
         with contextlib.suppress(OSError):
             rows = data.load_pairs("sample", split="test", limit=200)
             examples = list({row["structure"]: row for row in rows}.values())[:6]
-    empty = {"pictures": [], "upload": None, "turns": [], "stopped": False}  # what a visitor has
+    empty = {"pictures": [], "upload": SimpleNamespace(slices=[], windows={}), "turns": [], "stopped": False}  # what a visitor has
     given = {"none": {"visible": not examples}, "tuned": {"visible": len(sides) > 1}}
     given["shelf"] = {"value": [row["image"] for row in examples or ()], "visible": bool(examples)}
     given["state"] = {"value": SimpleNamespace(**empty)}
@@ -224,14 +222,13 @@ def build_page(models: SimpleNamespace, feedback="chat_feedback", examples: Sequ
     def build(nodes):  # kind, name, options ("@key" stands for a text) and what is inside
         for kind, name, options, *inner in nodes:
             keys = {prop: text[1:] for prop, text in options.items() if str(text).startswith("@")}
-            texts = {prop: TEXT[key][0] for prop, key in keys.items()}
-            ui[name] = getattr(gr, kind)(**options | texts | given.get(name, {}))
+            ui[name] = getattr(gr, kind)(**options | {p: TEXT[k][0] for p, k in keys.items()} | given.get(name, {}))
             words.update({name: keys} if keys else {})
             with ui[name] if inner else contextlib.nullcontext():
                 build(inner[0] if inner else ())
 
     def look(at, preset, now):  # the slice that the slider points at, if there is a series
-        path, frame = now.upload.slices[int(at) - 1] if now.upload else (None, 0)
+        path, frame = now.upload.slices[int(at) - 1] if now.upload.slices else (None, 0)
         return path and dicom.read_frames(path, window=preset or None)[frame]
 
     def talk(lang, now):  # both conversations
@@ -244,13 +241,13 @@ def build_page(models: SimpleNamespace, feedback="chat_feedback", examples: Sequ
         return {ui[side]: lines[side] for side in sides}
 
     def show(lang, now, status="", at=1, preset=""):  # all that follows from what a visitor has
-        slices, windows = (now.upload.slices, now.upload.windows) if now.upload else ([], False)
-        presets = [(f"{TEXT[key][lang]} {c}/{w}", key) for key, (c, w) in dicom.WINDOWS.items() if windows]
+        slices = now.upload.slices
+        presets = [(f"{TEXT[key][lang]} {c}/{w}", key) for key, (c, w) in now.upload.windows.items()]
         return talk(lang, now) | {
-            ui["state"]: now, ui["status"]: status, ui["files"]: None,
-            ui["view"]: look(at, preset, now), ui["series"]: gr.Column(visible=bool(slices)),
-            ui["slider"]: gr.Slider(1, max(len(slices), 2), value=at), ui["several"]: gr.Column(visible=len(slices) > 1),
-            ui["window"]: gr.Dropdown([(TEXT["stored"][lang], ""), *presets], value=preset),
+            ui["state"]: now, ui["status"]: status, ui["files"]: None, ui["view"]: look(at, preset, now),
+            ui["series"]: gr.Column(visible=bool(slices)), ui["several"]: gr.Column(visible=len(slices) > 1),
+            ui["slider"]: gr.Slider(1, max(len(slices), 2), value=at),
+            ui["window"]: gr.Dropdown([(TEXT["stored"][lang], ""), *presets], value=preset, label=TEXT["window"][lang]),
             ui["gallery"]: gr.Gallery(now.pictures, visible=bool(now.pictures)),
         }  # fmt: skip
 
@@ -266,7 +263,7 @@ def build_page(models: SimpleNamespace, feedback="chat_feedback", examples: Sequ
         return show(lang, now, at=at, preset=preset)
 
     def choose(event: gr.SelectData, lang, now):
-        row, now.upload = examples[event.index], None
+        row, now.upload = examples[event.index], empty["upload"]
         now.pictures = [data.to_rgb(row["image"])]
         return show(lang, now) | {ui["reference"]: row["caption_zh" if lang else "caption"]}
 
@@ -297,8 +294,7 @@ def build_page(models: SimpleNamespace, feedback="chat_feedback", examples: Sequ
                 said = {"type": "text", "text": old["said"].get(side, {}).get("text") or "…"}
                 messages += [{"role": "user", "content": old["parts"]}, {"role": "assistant", "content": [said]}]
             options = {"max_new_tokens": int(longest), "do_sample": sampled, "stopped": lambda: now.stopped}
-            parts = answer(models, side, messages[:-1], seen, **options)
-            for part in parts if getattr(models, side) else ():
+            for part in answer(models, side, messages[:-1], seen, **options) if getattr(models, side) else ():
                 turn["said"][side] = part
                 if part["tokens"] % 4 < 2:  # the first one at once, then every other is enough
                     yield talk(lang, now)
@@ -309,9 +305,8 @@ def build_page(models: SimpleNamespace, feedback="chat_feedback", examples: Sequ
 
     def learn(lang, now, number, side, rating, caption):
         turn, pictures = now.turns[number], [p for old in now.turns[: number + 1] for p in old["pictures"]]
-        said = {"caption": caption, "question": turn["question"], "answer": turn["said"][side]["text"]}
-        said |= {"model": side, "rating": rating}
-        return TEXT["kept"][lang].format(save_feedback(feedback, f"{turn['id']}-{side}", pictures, **said))
+        said = {"question": turn["question"], "answer": turn["said"][side]["text"], "model": side, "rating": rating}
+        return TEXT["kept"][lang].format(save_feedback(feedback, f"{turn['id']}-{side}", pictures, caption=caption, **said))
 
     def vote(event: gr.LikeData, lang, now):
         number, side = event.index // 2, event.target.elem_id
@@ -324,7 +319,8 @@ def build_page(models: SimpleNamespace, feedback="chat_feedback", examples: Sequ
 
     def translate(at, preset, lang, now):
         told = {name: {prop: TEXT[key][lang] for prop, key in keys.items()} for name, keys in words.items()}
-        return {ui[name]: gr.update(**texts) for name, texts in told.items()} | show(lang, now, at=at, preset=preset)
+        presets = show(lang, now, at=at, preset=preset)[ui["window"]]
+        return {ui[name]: gr.update(**texts) for name, texts in told.items()} | {ui["window"]: presets}
 
     calls = {call.__name__: call for call in (add, look, keep, choose, clear, ask, stop, vote, correct, translate)}
     with gr.Blocks(title="medtune chat", analytics_enabled=False, delete_cache=(600, 3600)) as page:
@@ -349,14 +345,13 @@ def launch(models, *, host: str = "127.0.0.1", port: int | None = None, password
     ------
     ValueError : another host without a password, or one that is too short.
     """
-    import gradio as gr
-
     if (host not in ("127.0.0.1", "localhost", "::1") or password) and len(password or "") < 8:
         raise ValueError(f"others can reach {host}: set a password of at least 8 characters, or stay on 127.0.0.1")
     page = build_page(models, **options).queue(max_size=64, default_concurrency_limit=4)
     page.launch(
         server_name=host, server_port=port, max_file_size=MAX_SIZE, head_paths=Path(__file__).with_suffix(".html"),
         auth=password and (lambda _, given: secrets.compare_digest(given.encode(), password.encode())),
-        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]), **PAGE["launch"],
-    )  # fmt: skip
+        **PAGE["launch"],
+    )
+    print(f"medtune chat: {page.local_url} (Ctrl+C stops it)", flush=True)
     return page
