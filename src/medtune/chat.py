@@ -1,9 +1,9 @@
 """The side-by-side page: ask a base and a tuned model about pictures, and keep what people say about the answers.
 
 The parts work without the page: `load_models`, `answer`, `read_upload` and `save_feedback`. The page is for one's own
-machine: it listens on 127.0.0.1 unless a password guards it, asks no other server, and keeps no upload but what a
-visitor saves, and that without metadata. Beside this file, `chat.json` has its words (English and Chinese), its layout
-and which event calls which function; `chat.html` its style.
+machine: it listens on 127.0.0.1 unless a password guards it, asks no other server, and deletes an upload after two or
+three minutes; what a visitor saves is kept without metadata. Beside this file, `chat.json` has the words (English and
+Chinese), the layout, and which event calls which function; `chat.html` has the style.
 """
 
 import contextlib
@@ -214,7 +214,7 @@ def build_page(models: SimpleNamespace, feedback="chat_feedback", examples: Sequ
         with contextlib.suppress(OSError):
             rows = data.load_pairs("sample", split="test", limit=200)
             examples = list({row["structure"]: row for row in rows}.values())[:6]
-    empty = {"pictures": [], "upload": SimpleNamespace(slices=[], windows={}), "turns": [], "stopped": False}  # what a visitor has
+    empty = {"pictures": [], "upload": SimpleNamespace(slices=[], windows={}), "turns": [], "stopped": False}
     given = {"none": {"visible": not examples}, "tuned": {"visible": len(sides) > 1}}
     given["shelf"] = {"value": [row["image"] for row in examples or ()], "visible": bool(examples)}
     given["state"] = {"value": SimpleNamespace(**empty)}
@@ -253,8 +253,6 @@ def build_page(models: SimpleNamespace, feedback="chat_feedback", examples: Sequ
 
     def add(paths, lang, now):
         upload, why = read_upload(paths or [], MAX_PICTURES - len(now.pictures)), TEXT["refused"][lang]
-        for path in paths or []:
-            os.unlink(path)  # it may hold the patient's name
         now.pictures, now.upload = now.pictures + upload.pictures, upload if upload.slices else now.upload
         return show(lang, now, "\n\n".join(why.format(name, reason[lang]) for name, reason in upload.refused))
 
@@ -306,7 +304,7 @@ def build_page(models: SimpleNamespace, feedback="chat_feedback", examples: Sequ
     def learn(lang, now, number, side, rating, caption):
         turn, pictures = now.turns[number], [p for old in now.turns[: number + 1] for p in old["pictures"]]
         said = {"question": turn["question"], "answer": turn["said"][side]["text"], "model": side, "rating": rating}
-        return TEXT["kept"][lang].format(save_feedback(feedback, f"{turn['id']}-{side}", pictures, caption=caption, **said))
+        return TEXT["kept"][lang].format(save_feedback(feedback, turn["id"] + side, pictures, caption=caption, **said))
 
     def vote(event: gr.LikeData, lang, now):
         number, side = event.index // 2, event.target.elem_id
@@ -323,7 +321,8 @@ def build_page(models: SimpleNamespace, feedback="chat_feedback", examples: Sequ
         return {ui[name]: gr.update(**texts) for name, texts in told.items()} | {ui["window"]: presets}
 
     calls = {call.__name__: call for call in (add, look, keep, choose, clear, ask, stop, vote, correct, translate)}
-    with gr.Blocks(title="medtune chat", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+    # gradio's copies of what visitors sent and saw may hold a patient's name: each minute those older than 2 minutes go
+    with gr.Blocks(title="medtune chat", analytics_enabled=False, delete_cache=(60, 120)) as page:
         build(PAGE["layout"])
         for triggers, name, *ends, options in PAGE["events"]:
             ends = [[ui[one] for part in end for one in PAGE["groups"].get(part, [part])] for end in ends]
