@@ -4,7 +4,6 @@ Screenshots are kept in pytest's temporary folder, `pytest-current/screenshots*/
 """
 
 import json
-import shutil
 
 import numpy as np
 import pydicom
@@ -14,17 +13,8 @@ from pydicom.data import get_testdata_file
 
 from medtune import chat, data
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = [
-    *("--no-sandbox", "--disable-quic", "--disable-background-networking", "--disable-component-update"),
-    *("--disable-sync", "--no-first-run"),
-]
 WAIT = 60_000  # milliseconds: a shared machine may be slow, the page is not
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(400),
-    pytest.mark.skipif(not CHROMIUM, reason="there is no chromium: apt-get install chromium"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")
@@ -38,24 +28,17 @@ def site(tiny_vlm, small_adapter, sample_path, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as started:
-        yield started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-
-
-@pytest.fixture(scope="module")
 def screenshots(tmp_path_factory):
     return tmp_path_factory.mktemp("screenshots")
 
 
 @pytest.fixture
-def visit(site, browser):
+def visit(chromium, site):
     """Open the page; nothing may be asked of another server, and no script may fail."""
     opened = []
 
     def start(width=1280, height=900):
-        tab = browser.new_page(viewport={"width": width, "height": height}, locale="en")
+        tab = chromium.new_page(viewport={"width": width, "height": height}, locale="en")
         tab.set_default_timeout(WAIT)
         foreign, errors = [], []
         local = (site.local_url, "data:", "blob:")
@@ -132,12 +115,14 @@ def test_an_example_a_question_in_chinese_and_feedback(visit, site, screenshots)
     base, tuned = ask(tab)
     assert any("\u4e00" <= letter <= "\u9fff" for letter in base + tuned) and base != tuned
     tab.screenshot(path=screenshots / "chinese.png", full_page=True)
-    tab.locator("#tuned button[aria-label='like'], #tuned button[title='like']").first.click()
+    print(tab.locator("#tuned").inner_html())
+    tab.locator("#tuned .message-buttons button").last.click()  # copy, thumb down, thumb up
     tab.get_by_text("已保存").wait_for()
+    assert json.loads(site.feedback.read_text("utf-8"))["rating"] == "up"
     tab.get_by_text("更正回答").click()
     tab.fill("#best textarea", "图像为腹部。")
     tab.get_by_role("button", name="保存为训练数据").click()
-    tab.wait_for_timeout(3000)
+    tab.wait_for_timeout(2000)
     (row,) = [json.loads(line) for line in site.feedback.read_text("utf-8").splitlines()]
     assert (row["caption"], row["rating"], row["answer"]) == ("图像为腹部。", "corrected", tuned)
     assert data.load_pairs(site.feedback)[0]["image"].convert("RGB").size == site.examples[1]["image"].size

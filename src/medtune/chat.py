@@ -28,13 +28,13 @@ PAGE = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
 TEXT = PAGE["text"]  # key -> what the page says in English, in Chinese
 
 
-def load_models(base, adapter=None, *, tuned=None, multitask=None, max_pixels: int | None = None, **options):
+def load_models(base, adapter=None, *, tuned=None, multitask=None, threshold=0.5, max_pixels=None, **options):
     """Load base and tuned model; an adapter shares the weights of the base.
 
     Parameters
     ----------
     base, adapter, tuned : folder or hub name of the base; folder of an adapter on it, or of a merged model.
-    multitask : folder of a multi-task model, which locates, verifies and then answers.
+    multitask, threshold : folder of a multi-task model, which locates, verifies and then answers; the least match score.
     max_pixels : of a picture after resizing.
     **options : for `medtune.models.load_base`, such as dtype; the default is bfloat16 on a GPU and float32 without.
 
@@ -57,13 +57,14 @@ def load_models(base, adapter=None, *, tuned=None, multitask=None, max_pixels: i
     options = ({"dtype": "bfloat16", "device_map": {"": 0}} if torch.cuda.is_available() else {}) | options
     own = adapter if adapter and any(Path(adapter).glob("*processor_config.json")) else tuned or base
     loaded = SimpleNamespace(processor=models.load_processor(own, max_pixels=max_pixels), worker=ThreadPoolExecutor(1))
-    base, loaded.locate = models.load_base(base, **options), None
-    loaded.tuned = models.load_tuned(base, adapter) if adapter else tuned and models.load_base(tuned, **options)
-    loaded.base = loaded.tuned if adapter else base
+    first, loaded.locate = models.load_base(base, **options), None
+    loaded.tuned = models.load_tuned(first, adapter) if adapter else tuned and models.load_base(tuned, **options)
+    loaded.base = loaded.tuned if adapter else first
     if multitask:
-        from . import multitask as heads
+        from .multitask import classes, locate_verify_diagnose as locate
 
-        loaded.locate = heads.load(multitask)
+        heads, settings = classes()[0].from_pretrained(models.load_base(base, **options), multitask), {"threshold": threshold}
+        loaded.locate = lambda image, text: locate(heads, loaded.processor, [image], [text], **settings)[0]
     return loaded
 
 
@@ -272,7 +273,8 @@ def build_page(models: SimpleNamespace, feedback="chat_feedback", examples: Sequ
         for mark in models.processor.tokenizer.get_added_vocab():  # such as the end of a turn, or a picture
             text = text.replace(mark, " ")
         seen = [picture for turn in now.turns for picture in turn["pictures"]]
-        new = [picture for picture in (*now.pictures, look(at, preset, now)) if picture and picture not in seen]
+        new = [picture for picture in (*now.pictures, look(at, preset, now)) if picture]
+        new = [picture for n, picture in enumerate(new) if picture not in seen + new[:n]]
         seen, full = seen + new, len(now.turns) >= MAX_TURNS or len(seen + new) > MAX_PICTURES
         if full or not (seen and text.strip()):
             yield {ui["status"]: TEXT["full" if full else "empty"][lang]}
