@@ -115,8 +115,7 @@ def test_an_example_a_question_in_chinese_and_feedback(visit, site, screenshots)
     base, tuned = ask(tab)
     assert any("\u4e00" <= letter <= "\u9fff" for letter in base + tuned) and base != tuned
     tab.screenshot(path=screenshots / "chinese.png", full_page=True)
-    print(tab.locator("#tuned").inner_html())
-    tab.locator("#tuned .message-buttons button").last.click()  # copy, thumb down, thumb up
+    tab.locator("#tuned button[aria-label=Like]").click()
     tab.get_by_text("已保存").wait_for()
     assert json.loads(site.feedback.read_text("utf-8"))["rating"] == "up"
     tab.get_by_text("更正回答").click()

@@ -28,13 +28,13 @@ PAGE = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
 TEXT = PAGE["text"]  # key -> what the page says in English, in Chinese
 
 
-def load_models(base, adapter=None, *, tuned=None, multitask=None, threshold=0.5, max_pixels=None, **options):
+def load_models(base, adapter=None, *, tuned=None, heads=None, threshold=0.5, max_pixels=None, **options):
     """Load base and tuned model; an adapter shares the weights of the base.
 
     Parameters
     ----------
     base, adapter, tuned : folder or hub name of the base; folder of an adapter on it, or of a merged model.
-    multitask, threshold : folder of a multi-task model, which locates, verifies and then answers; the least match score.
+    heads, threshold : folder of a multi-task model, which locates, verifies, then answers; its least match score.
     max_pixels : of a picture after resizing.
     **options : for `medtune.models.load_base`, such as dtype; the default is bfloat16 on a GPU and float32 without.
 
@@ -50,7 +50,7 @@ def load_models(base, adapter=None, *, tuned=None, multitask=None, threshold=0.5
     """
     import torch
 
-    from . import models
+    from . import models, multitask
 
     if adapter and tuned:
         raise ValueError("give an adapter or a tuned (merged) model, not both")
@@ -60,11 +60,10 @@ def load_models(base, adapter=None, *, tuned=None, multitask=None, threshold=0.5
     first, loaded.locate = models.load_base(base, **options), None
     loaded.tuned = models.load_tuned(first, adapter) if adapter else tuned and models.load_base(tuned, **options)
     loaded.base = loaded.tuned if adapter else first
-    if multitask:
-        from .multitask import classes, locate_verify_diagnose as locate
-
-        heads, settings = classes()[0].from_pretrained(models.load_base(base, **options), multitask), {"threshold": threshold}
-        loaded.locate = lambda image, text: locate(heads, loaded.processor, [image], [text], **settings)[0]
+    if heads:
+        made, locate = multitask.classes()[0], multitask.locate_verify_diagnose
+        third = made.from_pretrained(models.load_base(base, **options), heads)  # on weights of its own
+        loaded.locate = lambda image, text: locate(third, loaded.processor, [image], [text], threshold=threshold)[0]
     return loaded
 
 

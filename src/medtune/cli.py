@@ -301,7 +301,7 @@ def chat(
     """Serve a page that asks base and tuned model about your pictures, side by side."""
     from . import chat
 
-    models = chat.load_models(base, adapter, tuned=tuned, multitask=multitask, max_pixels=max_pixels)
+    models = chat.load_models(base, adapter, tuned=tuned, heads=multitask, max_pixels=max_pixels)
     password = os.environ.get("MEDTUNE_CHAT_PASSWORD")  # not an option: other users see a command line
     chat.launch(models, feedback=feedback, host=host, port=port, password=password).block_thread()
 
