@@ -57,7 +57,7 @@ def small_adapter(tiny_vlm, sample_path, tmp_path_factory) -> Path:
     model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, **models.adapter_targets(base)))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=4e-3)
     rows = load_pairs(sample_path, split="train", limit=4)
-    for step in range(12):
+    for step in range(8):
         row, zh = rows[step % 4], step % 2
         question = {"type": "text", "text": "请描述这张医学图像。" if zh else "Describe this medical image."}
         turns = [{"role": "user", "content": [{"type": "image"}, question]}]

@@ -19,6 +19,7 @@ from medtune import chat, cli, convert, data, dicom, generate, models
 
 QUESTION = "Describe this medical image."
 NAME = "Testpatient^Grete"
+pytestmark = pytest.mark.timeout(400)  # a busy machine trains the small adapter slowly
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,7 @@ def bomb(path: Path) -> Path:
 # ---- answers
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_the_models_alone(pair, rows, tiny_vlm, small_adapter):
     base = models.load_base(tiny_vlm)
     for which in ("base", "tuned"):
@@ -92,6 +94,7 @@ def test_answers_are_those_of_the_models_alone(pair, rows, tiny_vlm, small_adapt
     assert say(pair, "base", rows[0]["image"])["text"] != say(pair, "tuned", rows[0]["image"])["text"]
 
 
+@pytest.mark.slow
 def test_visitors_at_once_never_get_each_others_model(pair, rows):
     jobs = [(which, n) for which in ("base", "tuned") for n in range(len(rows))]
     alone = {job: say(pair, job[0], rows[job[1]]["image"])["text"] for job in jobs}
@@ -102,6 +105,7 @@ def test_visitors_at_once_never_get_each_others_model(pair, rows):
     assert together == [alone[job] for job in many]
 
 
+@pytest.mark.slow
 def test_the_text_grows_and_can_be_stopped(pair, rows):
     parts = list(chat.answer(pair, "base", asked(QUESTION), [rows[0]["image"]], max_new_tokens=12))
     texts = [part["text"] for part in parts]
@@ -115,6 +119,7 @@ def test_the_text_grows_and_can_be_stopped(pair, rows):
     assert say(pair, "base", rows[0]["image"])["text"] == texts[-1]
 
 
+@pytest.mark.slow
 def test_an_error_reaches_the_caller_and_the_next_is_answered(pair, rows):
     with pytest.raises(ValueError, match="[Ii]mage"):
         list(chat.answer(pair, "tuned", asked(QUESTION, pictures=2), [rows[0]["image"]]))
@@ -123,10 +128,12 @@ def test_an_error_reaches_the_caller_and_the_next_is_answered(pair, rows):
     assert say(pair, "base", rows[0]["image"])["text"]
 
 
+@pytest.mark.slow
 def test_sampling_draws(pair, rows):
     assert len({say(pair, "base", rows[0]["image"], do_sample=True)["text"] for _ in range(4)}) > 1
 
 
+@pytest.mark.slow
 def test_a_merged_model_is_a_second_one(tiny_vlm, small_adapter, pair, rows, tmp_path):
     merged = models.merge_adapter(tiny_vlm, small_adapter)
     models.save_model(merged, pair.processor, tmp_path / "merged", card="for tests")
@@ -258,6 +265,7 @@ def test_texts_are_in_both_languages_and_the_layout_names_what_is_there():
     assert used <= known and {one for group in chat.PAGE["groups"].values() for one in group} <= known
 
 
+@pytest.mark.slow
 def test_a_page_of_the_base_alone(tiny_vlm, rows, tmp_path):
     alone = chat.load_models(tiny_vlm)
     assert alone.tuned is None
@@ -279,6 +287,7 @@ def talk(page, picture: Path, question: str = QUESTION, language: int = 0) -> tu
     return tuple(side[-1]["content"][0]["text"].rpartition("\n\n")[0] for side in (base, tuned))
 
 
+@pytest.mark.slow
 def test_visitors_of_the_page_get_their_own_answers(page, rows, tmp_path):
     files = []
     for n, row in enumerate(rows):
@@ -290,6 +299,7 @@ def test_visitors_of_the_page_get_their_own_answers(page, rows, tmp_path):
         assert list(pool.map(lambda file: talk(page, file), files * 2)) == alone * 2
 
 
+@pytest.mark.slow
 def test_follow_ups_know_what_was_said(page, pair, rows, tmp_path):
     picture = tmp_path / "a.png"
     rows[0]["image"].save(picture)
@@ -310,6 +320,7 @@ def test_follow_ups_know_what_was_said(page, pair, rows, tmp_path):
         assert said[2] == "Where is it?", "no token of the template gets through"
 
 
+@pytest.mark.slow
 def test_uploads_do_not_stay(page, ct):
     client = Client(page.local_url, verbose=False)
     client.predict([handle_file(file) for file in ct], 0, api_name="/upload")
@@ -319,12 +330,14 @@ def test_uploads_do_not_stay(page, ct):
     assert not [file for file in uploads if file.exists()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("host", "password"), [("0.0.0.0", None), ("0.0.0.0", "short"), ("127.0.0.1", "short")])
 def test_nobody_else_without_a_password(pair, host, password):
     with pytest.raises(ValueError, match="password of at least 8"):
         chat.launch(pair, host=host, password=password, examples=[])
 
 
+@pytest.mark.slow
 def test_a_password_is_asked_for(pair):
     page = chat.launch(pair, password="correct horse", examples=[])
     try:
@@ -337,6 +350,7 @@ def test_a_password_is_asked_for(pair):
         page.close()
 
 
+@pytest.mark.slow
 def test_one_machine_only_and_nothing_goes_out(page):
     config = page.config
     assert not config.get("analytics_enabled") and not page.share and not config.get("run_history")
