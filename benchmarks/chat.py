@@ -3,8 +3,8 @@
     python benchmarks/chat.py --adapter papermill_runs/tiny-cpu/out/03_finetune_lora/adapter
 
 Every visitor uploads a picture of their own and asks `--questions` questions; no more requests than that are sent.
-First all come one after the other, then at once. Prints one JSON object: answers, errors, visitors whose answers differ from
-those they got alone, and seconds: to the first token without others, and until both answers stand there.
+First all come one after the other, then at once. Prints one JSON object: answers, errors, visitors whose answers
+differ from those they got alone, and seconds: to the first token without others, and until both answers stand there.
 """
 
 import argparse
