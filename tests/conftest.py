@@ -43,6 +43,38 @@ def real() -> Path:
 
 
 @pytest.fixture(scope="session")
+def small_adapter(tiny_vlm, sample_path, tmp_path_factory) -> Path:
+    """An adapter on the tiny base after a few steps on four captions: enough to answer otherwise than the base."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from medtune import models
+    from medtune.data import load_pairs
+
+    folder = tmp_path_factory.mktemp("adapter") / "adapter"
+    torch.manual_seed(0)
+    processor, base = models.load_processor(tiny_vlm), models.load_base(tiny_vlm)
+    model = get_peft_model(base, LoraConfig(r=8, lora_alpha=32, **models.adapter_targets(base)))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=6e-3)
+    rows = load_pairs(sample_path, split="train", limit=4)
+    for step in range(12):
+        row, zh = rows[step % 4], step % 2
+        question = {"type": "text", "text": "请描述这张医学图像。" if zh else "Describe this medical image."}
+        turns = [{"role": "user", "content": [{"type": "image"}, question]}]
+        turns += [{"role": "assistant", "content": [{"type": "text", "text": row["caption_zh" if zh else "caption"]}]}]
+        prompt = processor.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
+        text = processor.apply_chat_template(turns, tokenize=False)
+        batch = processor(text=[text], images=[[row["image"]]], return_tensors="pt")
+        labels = batch["input_ids"].clone()
+        labels[:, : processor(text=[prompt], images=[[row["image"]]], return_tensors="pt")["input_ids"].shape[1]] = -100
+        model(**batch, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    models.save_model(model, processor, folder, card="for tests")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def chromium() -> Iterator:
     """A headless browser that asks nobody but the page; Debian's, for Playwright's own must be downloaded."""
     program = shutil.which("chromium")

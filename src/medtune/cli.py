@@ -315,6 +315,25 @@ def compare(
     _table(rows)
 
 
+@app.command()
+def chat(
+    base: Annotated[str, typer.Argument(help="Base model: folder or hub name.")],
+    adapter: Annotated[str | None, typer.Option(help="Folder of an adapter on the base.")] = None,
+    tuned: Annotated[str | None, typer.Option(help="Folder of a merged model, instead of an adapter.")] = None,
+    multitask: Annotated[str | None, typer.Option(help="Folder of a multi-task model: box and match score.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Most pixels of a picture after resizing.")] = None,
+    feedback: Annotated[Path, typer.Option(help="Folder for thumbs and corrections.")] = Path("chat_feedback"),
+    host: Annotated[str, typer.Option(help="Another needs MEDTUNE_CHAT_PASSWORD in the environment.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="Default: the first free one from 7860 on.")] = None,
+) -> None:
+    """Serve a page that asks base and tuned model about your pictures, side by side."""
+    from . import chat
+
+    models = chat.load_models(base, adapter, tuned=tuned, heads=multitask, max_pixels=max_pixels)
+    password = os.environ.get("MEDTUNE_CHAT_PASSWORD")  # not an option: other users see a command line
+    chat.launch(models, feedback=feedback, host=host, port=port, password=password).block_thread()
+
+
 def _predictions(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSONL of answers, or of a run's tuned model."""
     if not path.exists():
