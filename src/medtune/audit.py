@@ -13,10 +13,14 @@ import itertools
 import random
 import re
 import warnings
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tqdm.auto import tqdm
+
+from .data import picture_bytes, to_rgb
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,23 +55,21 @@ def fingerprint(dataset: Iterable[dict], *, workers: int = 2) -> Fingerprints:
     >>> fingerprint([{"image": b"no picture"}]).unreadable
     [0]
     """
+
     import numpy as np
     from threadpoolctl import threadpool_limits
-    from tqdm.auto import tqdm
 
-    results, waiting = [], deque()
+    results, total = [], len(dataset) if hasattr(dataset, "__len__") else None
+    cells = iter(tqdm(_cells(dataset), "Reading pictures", total, delay=2))
     # One BLAS thread in each of ours: on a busy machine they would wait for each other, 40 times slower.
     with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
-        total = len(dataset) if hasattr(dataset, "__len__") else None
-        for cell in tqdm(_cells(dataset), "Reading pictures", total, delay=2):
-            waiting.append(pool.submit(_fingerprint, cell))
-            if len(waiting) > 16 * workers:  # never more pictures in memory than these
-                results.append(waiting.popleft().result())
-        results += [future.result() for future in waiting]
-    nothing = (None, np.zeros((len(VIEWS), 4), np.uint64), np.zeros(LOW * LOW, np.float32))
-    digests, hashes, features = zip(*[r or nothing for r in results], strict=True) if results else ((), (), ())
-    hashes, features = (np.array(x).reshape(-1, *y.shape) for x, y in zip((hashes, features), nothing[1:], strict=True))
-    return Fingerprints(list(digests), hashes, features, [row for row, r in enumerate(results) if r is None])
+        # never more pictures in memory than these
+        while block := list(pool.map(_fingerprint, itertools.islice(cells, 16 * workers))):
+            results += block
+    digests = [digest for digest, _, _ in results]
+    hashes = np.array([bits for _, bits, _ in results], np.uint64).reshape(-1, len(VIEWS), 4)
+    features = np.array([feature for _, _, feature in results], np.float32).reshape(-1, LOW * LOW)
+    return Fingerprints(digests, hashes, features, [row for row, digest in enumerate(digests) if digest is None])
 
 
 def _cells(dataset: Iterable[dict]) -> Iterator[Any]:
@@ -78,16 +80,13 @@ def _cells(dataset: Iterable[dict]) -> Iterator[Any]:
     return (row["image"] for row in dataset)
 
 
-def _fingerprint(cell: Any) -> tuple | None:
+def _fingerprint(cell: Any) -> tuple:
     import numpy as np
     from PIL import Image
 
-    from .data import picture_bytes, to_rgb
-
     try:
         data = picture_bytes(cell)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             image = Image.open(io.BytesIO(data))
         if image.format == "JPEG" and image.mode in ("L", "RGB") and "exif" not in image.info:
             image.draft("L", (SIDE, SIDE))  # decoded at a fraction of its size, many times faster
@@ -96,7 +95,7 @@ def _fingerprint(cell: Any) -> tuple | None:
         filter_ = Image.Resampling.BOX if min(image.size) >= SIDE else Image.Resampling.BILINEAR
         small = np.asarray(image.convert("L").resize((SIDE, SIDE), filter_), np.float32)
     except Exception:  # decoders raise many kinds
-        return None
+        return None, np.zeros((len(VIEWS), 4)), np.zeros(LOW * LOW)
     rows, columns = zip(*VIEWS, strict=True)
     spectra = (_waves() @ small @ _waves().T).reshape(len(TRIMS), LOW, len(TRIMS), LOW)[rows, :, columns]
     spectra = spectra.reshape(len(VIEWS), LOW * LOW)
@@ -108,15 +107,14 @@ def _fingerprint(cell: Any) -> tuple | None:
 @functools.cache
 def _waves() -> np.ndarray:
     """Cosine waves over each trimmed axis, (9 * 16, 128): two products with them give the spectra of all views."""
+
     import numpy as np
 
-    waves = []
-    for before, after in TRIMS:
-        edges = (np.arange(SIDE + 1) / SIDE - before) / (1 - before - after)
-        wave = np.cos(np.pi * np.arange(LOW)[:, None] * (edges[:-1] + edges[1:]) / 2) * np.diff(edges.clip(0, 1))
-        wave[0] *= 0.5**0.5
-        waves.append(wave)
-    return np.concatenate(waves).astype(np.float32)
+    before, after = np.array(TRIMS).T[:, :, None, None]
+    edges = (np.arange(SIDE + 1) / SIDE - before) / (1 - before - after)  # (9, 1, 129)
+    waves = np.cos(np.pi * np.arange(LOW)[:, None] * (edges[..., :-1] + edges[..., 1:]) / 2) * np.diff(edges.clip(0, 1))
+    waves[:, 0] *= 0.5**0.5
+    return waves.reshape(-1, SIDE).astype(np.float32)
 
 
 # --- duplicates ---------------------------------------------------------------------------------------------------
@@ -134,9 +132,8 @@ def exact_duplicates(
     >>> exact_duplicates([{"image": png.getvalue()}, {"image": png.getvalue()}])
     [[0, 1]]
     """
-    from PIL import Image
 
-    from .data import picture_bytes, to_rgb
+    from PIL import Image
 
     marks = fingerprints or fingerprint(dataset)
     keys: list[Any] = list(marks.digests)
@@ -186,6 +183,7 @@ def near_duplicates(
     most one bit (multi-index hashing, Norouzi et al. 2012, https://arxiv.org/abs/1307.2982). Twice the pictures still
     take four times as long in the end: go through a set of many millions in parts that belong together.
     """
+
     import numpy as np
 
     marks = fingerprints or fingerprint(dataset)
@@ -211,8 +209,8 @@ def near_duplicates(
 
 def _join(left: np.ndarray, right: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Find (row of left, picture of right, distance) up to the limit; right holds all views of each picture in turn."""
+
     import numpy as np
-    from tqdm.auto import tqdm
 
     flips = limit // 16
     masks = [sum(1 << bit for bit in bits) for k in range(flips + 1) for bits in itertools.combinations(range(16), k)]
@@ -249,13 +247,9 @@ def _join(left: np.ndarray, right: np.ndarray, limit: int) -> tuple[np.ndarray, 
 
 
 def assign_groups(
-    dataset: Any,
-    *,
-    column: str | None = None,
-    id_pattern: str | None = None,
-    pairs: Iterable[tuple[int, int, int]] | None = None,
-    fingerprints: Fingerprints | None = None,
-) -> list[str]:
+    dataset: Any, *, column: str | None = None, id_pattern: str | None = None,
+    pairs: Iterable[tuple[int, int, int]] | None = None, fingerprints: Fingerprints | None = None,
+) -> list[str]:  # fmt: skip
     r"""Say for each row which pictures must stay on one side of a split: patient, series or look-alikes.
 
     Parameters
@@ -276,6 +270,7 @@ def assign_groups(
     >>> assign_groups(datasets.Dataset.from_dict({"id": ["p1_a", "p2_a", "p1_b"]}), id_pattern=r"(p\d+)_")
     ['p1', 'p2', 'p1']
     """
+
     import numpy as np
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -311,13 +306,9 @@ def assign_groups(
 
 
 def split_by_group(
-    groups: Sequence[str],
-    *,
-    shares: Sequence[float] = (0.8, 0.1, 0.1),
-    stratify: Sequence | None = None,
-    seed: int = 0,
-    names: Sequence[str] = SPLITS,
-) -> list[str]:
+    groups: Sequence[str], *, shares: Sequence[float] = (0.8, 0.1, 0.1), stratify: Sequence | None = None,
+    seed: int = 0, names: Sequence[str] = SPLITS,
+) -> list[str]:  # fmt: skip
     """Give every row a split so that no group is cut, shares come out as near as the groups allow, and none is empty.
 
     Groups are dealt out in random order, each to the split that lacks most of its kind; of several such deals the one
@@ -338,6 +329,7 @@ def split_by_group(
     >>> split_by_group(["p1", "p1", "p2", "p3"], shares=(2, 1, 1))
     ['train', 'train', 'validation', 'test']
     """
+
     import numpy as np
 
     groups, kinds = list(groups), [str(kind) for kind in stratify] if stratify is not None else [""] * len(groups)
@@ -370,15 +362,9 @@ def split_by_group(
 
 
 def audit_split(
-    dataset: Any,
-    groups: Sequence[str],
-    splits: Sequence[str | None],
-    *,
-    max_distance: int = MAX_DISTANCE,
-    fingerprints: Fingerprints | None = None,
-    raise_on_leak: bool = True,
-    seed: int = 0,
-) -> dict:
+    dataset: Any, groups: Sequence[str], splits: Sequence[str | None], *, max_distance: int = MAX_DISTANCE,
+    fingerprints: Fingerprints | None = None, raise_on_leak: bool = True, seed: int = 0,
+) -> dict:  # fmt: skip
     """Count what crosses a split, and fail unless it is nothing.
 
     Parameters
@@ -417,16 +403,11 @@ def audit_split(
         first = ", first rows {} and {} at distance {}".format(*crossing[0]) if crossing else ""
         remedy = "join groups with assign_groups(..., pairs=near_duplicates(...)) and split again"
         raise ValueError(f"the split leaks: {what}{first}; {remedy}")
-    return {
-        "rows": dict(Counter(split or "unassigned" for split in splits)),
-        "groups": dict(Counter(split for _, split in dict.fromkeys(zip(groups, splits, strict=True)) if split)),
-        "unreadable": len(marks.unreadable),
-        "near_duplicates": len(pairs),
-        "max_distance": max_distance,
-        **counts,
-        "leaking_pairs": crossing[:100],
-        "random_split": _leaks(shuffled, keys, pairs)[0],
-    }
+    members = dict.fromkeys(zip(groups, splits, strict=True))
+    report = {"rows": dict(Counter(split or "unassigned" for split in splits))}
+    report |= {"groups": dict(Counter(split for _, split in members if split)), "unreadable": len(marks.unreadable)}
+    report |= {"near_duplicates": len(pairs), "max_distance": max_distance, **counts, "leaking_pairs": crossing[:100]}
+    return report | {"random_split": _leaks(shuffled, keys, pairs)[0]}
 
 
 def _leaks(splits: list[str | None], keys: dict[str, list], pairs: list[tuple]) -> tuple[dict, list[tuple]]:
@@ -457,6 +438,7 @@ def nearest_caption_copier(
     Likeness is the cosine of the two pictures' low frequencies. It knows nothing of medicine: what it scores on a split
     is what copying scores, and on a split that leaks that is a lot.
     """
+
     import numpy as np
 
     known, asked = fingerprints or (fingerprint(train), fingerprint(test))

@@ -87,6 +87,21 @@ def run(
     print(f"{sum(minutes.values()):.1f} minutes. Executed notebooks and results: papermill_runs/{summary['run']}/out/")
 
 
+@app.command()
+def rehearse(
+    name: Run,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 2,
+    scale: Annotated[str | None, typer.Option(help="full or tiny; by default full where there is a GPU.")] = None,
+    root: Root = None,
+) -> None:
+    """Run a run's notebooks offline for a few steps, on random weights of the model's shape."""
+    from . import sizing
+
+    minutes = sizing.rehearse(name, steps=steps, scale=scale, root=root)["timing"]
+    _table([{"notebook": notebook, "minutes": value} for notebook, value in minutes.items()])
+    print(f"Random weights: no score means anything. Results: papermill_runs/{name}-rehearsal/out/")
+
+
 @app.command("list")
 def list_runs(
     study: Annotated[str, typer.Argument(help="The runs of this study; without it those of papermill_runs/.")] = "",

@@ -5,8 +5,6 @@ was left out, and why) and `convert.json` (settings, counts). Records grow in a 
 are noted after every 64 rows, so a killed run goes on where it stopped.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import functools
@@ -24,6 +22,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm.auto import tqdm
+
+from .captions import detect_language
+from .data import _split_of, load_pairs, picture_bytes, reject_reason, to_rgb
 
 MARK = "<image>"
 UNIT = 64  # rows held in memory and between two notes of progress
@@ -104,6 +109,7 @@ def _record(sample_id: str, turns: list[tuple[str, str]], images: list[str], ext
 
 def _open_source(source: Any) -> tuple[list[tuple], dict, list]:
     """Give shards as (name, rows, ids, problem or function that reads so many rows at a time), types, an identity."""
+
     import datasets
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -126,8 +132,6 @@ def _open_source(source: Any) -> tuple[list[tuple], dict, list]:
         plain = types and "image" in types[0] and types[0].get("id") == types[0].get("caption") == text
         if plain and types.count(types[0]) == len(types):
             return shards, types[0], [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-        from medtune.data import load_pairs
-
         source = load_pairs(source, strict=False)
     if not isinstance(source, datasets.Dataset) or not {"image", "id", "caption"} <= set(source.column_names):
         raise ValueError("convert needs a Dataset with image, id and caption, as medtune.data.load_pairs gives")
@@ -156,10 +160,6 @@ def _units(shards: list[tuple], first: int) -> Iterator[tuple]:
 
 def _judge(row: dict, jpeg_quality: int | None) -> tuple[bytes, str, str] | str:
     """Give picture bytes, suffix, and "copied" or "converted"; or the reason why the pair is bad."""
-    from PIL import Image
-
-    from medtune.data import picture_bytes, reject_reason, to_rgb
-
     suffix, whole = None, False
     with contextlib.suppress(Exception):  # decoders raise many kinds; reject_reason says which
         data = picture_bytes(row["image"])
@@ -180,10 +180,7 @@ def _judge(row: dict, jpeg_quality: int | None) -> tuple[bytes, str, str] | str:
 
 def _accept(shard: str, numbers: range, table: Any, job: dict, run: dict) -> Iterator[tuple]:
     """Yield (series, row number, row, split, caption, question, picture name, bytes, how); bad pairs go to `reject`."""
-    from medtune.captions import detect_language
-    from medtune.data import SPLITS as NAMES
-
-    rows, by_name = [], NAMES.get(re.split(r"[-_.]", shard)[0], "train")
+    rows, by_name = [], _split_of(Path(shard)) or "train"
     for i in range(len(numbers)):
         try:  # row by row: text that is not UTF-8 spoils its own row only
             rows += [{"problem": table}] if isinstance(table, str) else table.slice(i, 1).to_pylist()
@@ -237,8 +234,6 @@ def _read(file: Path) -> Iterator[tuple[str, Any]]:
 
 def _convert(shards: list[tuple], job: dict, state: dict, run: dict, text_only: Path | None) -> dict:
     """Convert what the state does not have, then give the files their names; convert.json comes last."""
-    from tqdm.auto import tqdm
-
     out, work, counts, files, dialogues = run["out"], run["work"], Counter(state["counts"]), {}, []
     nothing, rows = dict.fromkeys(run["extra"]), sum(shard[1] for shard in shards)
 
@@ -348,10 +343,8 @@ def convert_pairs(
     >>> convert_pairs(datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()), folder)["records"]
     {'train': 1}
     """
-    import datasets
-    import numpy as np
 
-    from medtune.captions import detect_language
+    import datasets
 
     asked = [questions] if isinstance(questions, str) else list(questions or (QUESTIONS[0], QUESTIONS[3]))
     if dialect not in DIALECTS or language not in ("en", "zh"):
@@ -433,8 +426,6 @@ def check_folder(folder: str | os.PathLike, *, processor: Any = None, max_length
     >>> check_folder(folder)["errors"][0]["problem"]
     'the roles are user'
     """
-    from PIL import Image
-
     folder = Path(folder).expanduser().resolve()
     info, others = folder / "dataset_info.json", {"dataset_info", "rejected", "convert", "check", "summary"}
     names = sorted(file.name for file in folder.glob("*.json*") if file.stem not in others)
@@ -499,6 +490,7 @@ def read_records(folder: str | os.PathLike, split: str = "train") -> Any:
     It has `id`, `prompt` and `completion` (turns of content parts), `images` (decoded when read) and what the source
     had, such as `group` and `roi`. FileNotFoundError: no such split; ValueError: a line does not conform.
     """
+
     import datasets
     from datasets.exceptions import DatasetGenerationError
 

@@ -40,20 +40,11 @@ ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assi
 
 
 def load_pairs(
-    source: str | os.PathLike,
-    *,
-    config: str | None = None,
-    split: str | None = None,
-    streaming: bool = False,
-    limit: int | None = None,
-    window: Any = None,
-    columns: dict[str, str] | None = None,
-    captions: str | os.PathLike | None = None,
-    image_root: str | os.PathLike | None = None,
-    allow_empty_captions: bool = False,
-    salt: str | None = None,
-    strict: bool = True,
-) -> datasets.Dataset | datasets.IterableDataset:
+    source: str | os.PathLike, *, config: str | None = None, split: str | None = None, streaming: bool = False,
+    limit: int | None = None, window: Any = None, columns: dict[str, str] | None = None,
+    captions: str | os.PathLike | None = None, image_root: str | os.PathLike | None = None,
+    allow_empty_captions: bool = False, salt: str | None = None, strict: bool = True,
+) -> datasets.Dataset | datasets.IterableDataset:  # fmt: skip
     """Load pairs from parquet, the hub, a table of captions, ShareGPT JSON, DICOM files, or a folder of any of these.
 
     Parameters
@@ -61,7 +52,7 @@ def load_pairs(
     source : "sample" (the built sample set), a hub id such as "UCSC-VLAA/MedTrinity-25M", or the path of a parquet file
         of a CSV, TSV, JSON or JSONL of captions or dialogues (messages, conversations, prompt/completion), of a DICOM
         file, or of a folder: parquet shards, or pictures with one table beside them.
-    config, split : configuration of a hub set, such as "25M_demo"; the split to keep, by the column `split`, by file
+    config, split : configuration of a hub set, such as "25M_demo" (or after a colon in `source`); the split to keep, by the column `split`, by file
         names such as `test-00000.parquet` or `test.jsonl`, or by the hub's splits (there the default is "train").
     streaming : return an IterableDataset that reads as you go: memory and disk stay flat.
     limit : the first rows only, held in memory, without reading or downloading the rest.
@@ -91,9 +82,10 @@ def load_pairs(
     if name == "sample":
         path = _find_sample()
     if not path.exists():
+        name, _, given = name.partition(":")
         if path.suffix in TABLES | DICOM | {".parquet"} or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
             raise FileNotFoundError(f"no such file or folder: {name}")
-        return _from_hub(name, config, split or "train", streaming, limit, columns)
+        return _from_hub(name, config or given or None, split or "train", streaming, limit, columns)
     plan = dict(columns=columns, strict=strict, window=window, salt=salt, split=split)
     shards = sorted(path.rglob("*.parquet")) if path.is_dir() else [path] * (path.suffix == ".parquet")
     if shards and not captions:
@@ -249,8 +241,7 @@ def _parquet_rows(shard: Path, columns: dict[str, str]) -> Iterator[dict]:
         with pq.ParquetFile(shard, pre_buffer=False, buffer_size=1 << 20) as file:
             names = _renamed(file.schema_arrow.names, columns, shard)
             for batch in file.iter_batches(32, columns=list(names), use_threads=False):
-                for row in batch.to_pylist():
-                    row = {ours: row[theirs] for theirs, ours in names.items()}
+                for row in batch.rename_columns(names).to_pylist():
                     image = row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"]
                     row["image"] = {"bytes": image, "path": None} if isinstance(image, bytes) else None
                     yield row | {"id": None if row["id"] is None else str(row["id"])}
@@ -489,9 +480,8 @@ def reject_reason(row: dict, *, max_pixels: int = 50_000_000, max_words: int = 2
             data = picture_bytes(image)
             if not data:
                 return "image: has zero bytes"
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit comes next
-                image = Image.open(io.BytesIO(data))
+            with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+                image = Image.open(io.BytesIO(data))  # our own limit comes next
         if image.width * image.height > max_pixels:
             return f"image: {image.width} x {image.height} pixels, more than {max_pixels} (a decompression bomb?)"
         image.draft("L", (max(1, image.width // 8), max(1, image.height // 8)))

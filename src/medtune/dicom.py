@@ -3,8 +3,6 @@
 Follows DICOM PS3.3: pixels C.7.6.3, modality LUT C.11.1, windows and VOI LUT C.11.2, overlays C.9.2.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import hmac
@@ -18,10 +16,9 @@ from pathlib import Path
 import numpy as np
 
 #: Named CT windows as (centre, width) in Hounsfield units, after Radiopaedia, "Windowing (CT)".
-WINDOWS = {
-    **{"brain": (40, 80), "stroke": (40, 40), "subdural": (75, 215), "temporal bone": (600, 2800)},
-    **{"lung": (-600, 1500), "mediastinum": (50, 350), "abdomen": (50, 400), "liver": (30, 150), "bone": (400, 1800)},
-}
+WINDOWS = {"brain": (40, 80), "stroke": (40, 40), "subdural": (75, 215), "temporal bone": (600, 2800),
+           "lung": (-600, 1500), "mediastinum": (50, 350), "abdomen": (50, 400), "liver": (30, 150),
+           "bone": (400, 1800)}  # fmt: skip
 # Body parts are passed on by list (PS3.16 annex L): what else stands in that tag may be free text.
 _PARTS = (
     "ABDOMEN|ANKLE|AORTA|ARM|BLADDER|BRAIN|BREAST|CHEST|CLAVICLE|COLON|[CLST]SPINE|ELBOW|ESOPHAGUS|EXTREMITY|EYE|FEMUR|"
@@ -50,8 +47,8 @@ def _open(path, **options):
             if isinstance(error, OSError) and error.errno:
                 raise
             problem = "is damaged or cut short"
-            if error.args and isinstance(error.args[0], _Problem):
-                problem = error.args[0]
+            if isinstance(error, _Problem):
+                problem = str(error)
             elif "missing" in str(error) and "dependencies" in str(error):
                 problem = f"is compressed as {ds.file_meta.TransferSyntaxUID.name}: pip install python-gdcm to read it"
         finally:
@@ -60,7 +57,7 @@ def _open(path, **options):
         raise ValueError(f"DICOM file {Path(path).name!r} {problem}") from None
 
 
-class _Problem(str):
+class _Problem(Exception):
     """Words of our own, free of patient data."""
 
 
@@ -180,12 +177,12 @@ def read_frames(path, *, window=None, overlays: bool = False) -> list:
     frames = []
     with _open(path) as ds:
         if not any(name in ds for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-            raise ValueError(_Problem("has no pixel data: it holds no picture, or was cut short"))
+            raise _Problem("has no pixel data: it holds no picture, or was cut short")
         if int(ds.Rows) * int(ds.Columns) > 2**28:  # a header may promise any size: stop before memory does
-            raise ValueError(_Problem("promises more than 2^28 pixels a frame"))
+            raise _Problem("promises more than 2^28 pixels a frame")
         grey = str(ds.PhotometricInterpretation).startswith("MONOCHROME")
         if window is not None and not (grey and (not isinstance(window, str) or ds.get("Modality") == "CT")):
-            raise ValueError(_Problem(f"is no CT in grey: the window {window!r} does not apply"))
+            raise _Problem(f"is no CT in grey: the window {window!r} does not apply")
         raws = iter_pixels(ds, correct_unused_bits=False) if overlays else itertools.repeat(None)
         for number, (stored, raw) in enumerate(zip(iter_pixels(ds), raws, strict=False)):
             rgb = np.stack([_grey(_flat(ds, number), stored, window)] * 3, -1) if grey else _colour(ds, stored)
@@ -260,9 +257,8 @@ def describe(path, *, salt: str, group_by: str = "patient") -> dict:
         raise ValueError("describe needs a salt that is not empty, and group_by patient, study or series")
     with _open(path, stop_before_pixels=True) as ds:
         flat, syntax = _flat(ds), ds.file_meta.get("TransferSyntaxUID")
-        modality, part, burned = (
-            str(flat.get(tag) or "").strip() for tag in ("Modality", "BodyPartExamined", "BurnedInAnnotation")
-        )
+        tags = ("Modality", "BodyPartExamined", "BurnedInAnnotation")
+        modality, part, burned = (str(flat.get(tag) or "").strip() for tag in tags)
         spacing = _numbers(flat, "PixelSpacing") or _numbers(flat, "ImagerPixelSpacing")
 
         def key(first):

@@ -5,8 +5,6 @@ a run that was killed goes on where it stopped. The controls of an evaluation us
 (for `pictures_from`), `grey_picture` and `no_picture` (for `image_transform`).
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
@@ -14,30 +12,21 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 
 def generate_answers(
-    model: Any,
-    processor: Any,
-    dataset: Any,
-    *,
-    out: str | Path | None = None,
-    batch_size: int = 8,
-    max_new_tokens: int = 256,
-    do_sample: bool = False,
-    seed: int = 0,
-    image_transform: Callable | None = None,
-    pictures_from: Sequence[int] | None = None,
-    question: str = "Describe this medical image.",
-    backend: str = "transformers",
-    cache_implementation: str | None = "auto",
-    workers: int | None = None,
+    model: Any, processor: Any, dataset: Any, *, out: str | Path | None = None, batch_size: int = 8,
+    max_new_tokens: int = 256, do_sample: bool = False, seed: int = 0, image_transform: Callable | None = None,
+    pictures_from: Sequence[int] | None = None, question: str = "Describe this medical image.",
+    backend: str = "transformers", cache_implementation: str | None = "auto", workers: int | None = None,
     **options: Any,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, Any]]:  # fmt: skip
     """Answer every sample of a data set.
 
     In float32 a greedy answer depends neither on the batch size nor on the order; in bfloat16 near ties may tip.
@@ -92,17 +81,11 @@ def generate_answers(
     donors = list(range(len(samples)) if pictures_from is None else map(int, pictures_from))
     if len(donors) != len(samples) or not set(donors) <= set(range(len(samples))):
         raise ValueError(f"pictures_from must hold {len(samples)} row numbers, one a sample")
-    settings = {
-        "model": _describe(model),
-        "processor": _describe(processor),
-        "data": data,
-        "pictures_from": None if pictures_from is None else donors,
-        "image_transform": getattr(image_transform, "__qualname__", type(image_transform).__name__),
-        "backend": backend,
-        "max_new_tokens": max_new_tokens,
-        "options": options,
-        "drawn": [seed, batch_size] if do_sample else None,  # a greedy answer depends on neither
-    }
+    transform = getattr(image_transform, "__qualname__", type(image_transform).__name__)
+    settings = {"model": _describe(model), "processor": _describe(processor), "data": data}
+    settings |= {"pictures_from": None if pictures_from is None else donors, "image_transform": transform}
+    settings |= {"backend": backend, "max_new_tokens": max_new_tokens, "options": options}
+    settings |= {"drawn": [seed, batch_size] if do_sample else None}  # a greedy answer depends on neither
     done = {} if out is None else _resume(Path(out), settings)
 
     order = sorted(range(len(samples)), key=lambda i: -lengths[i])
@@ -129,14 +112,11 @@ def generate_answers(
         for (number, batch), inputs in zip(todo, loader, strict=True):
             answers = dict(zip(batch, answer(inputs, number), strict=True))
             seconds, start = (time.perf_counter() - start) / len(answers), time.perf_counter()
-            new = [
-                {**samples[i], "answer": text, "tokens": tokens, "seconds": round(seconds, 6)}
-                for i, (text, tokens) in answers.items()
-                if samples[i]["id"] not in done
-            ]
+            new = {samples[i]["id"]: samples[i] | {"answer": text, "tokens": tokens, "seconds": round(seconds, 6)}
+                   for i, (text, tokens) in answers.items() if samples[i]["id"] not in done}  # fmt: skip
             if out is not None:
-                _append(Path(out), new)
-            done |= {row["id"]: row for row in new}
+                _append(Path(out), new.values())
+            done |= new
             bar.update(len(new))
     return [done[sample["id"]] for sample in samples]
 
@@ -150,19 +130,13 @@ def generation_speed(answers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     40.0
     """
     seconds, tokens = (sum(answer[name] for answer in answers) for name in ("seconds", "tokens"))
-    return {
-        "predict_runtime": round(seconds, 4),
-        "predict_samples_per_second": round(len(answers) / max(seconds, 1e-9), 3),
-        "predict_tokens_per_second": round(tokens / max(seconds, 1e-9), 3),
-        "predict_samples": len(answers),
-        "predict_tokens": tokens,
-    }
+    a_second = [round(number / max(seconds, 1e-9), 3) for number in (len(answers), tokens)]
+    speed = {"predict_runtime": round(seconds, 4), "predict_samples_per_second": a_second[0]}
+    return speed | {"predict_tokens_per_second": a_second[1], "predict_samples": len(answers), "predict_tokens": tokens}
 
 
 def grey_picture(image: Any) -> Any:
     """Return an even grey picture of the same size."""
-    from PIL import Image
-
     return Image.new("RGB", image.size, (128, 128, 128))
 
 
@@ -225,10 +199,9 @@ def _resume(out: Path, settings: dict[str, Any]) -> dict[str, dict]:
     return answers
 
 
-def _append(out: Path, answers: list[dict]) -> None:
-    with open(out, "ab") as file:
-        text = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
-        file.write(text.encode("utf-8", "surrogatepass"))
+def _append(out: Path, answers: Iterable[dict]) -> None:
+    with open(out, "a", encoding="utf-8", errors="surrogatepass", newline="\n") as file:
+        file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
         file.flush()
         os.fsync(file.fileno())
 
@@ -280,8 +253,6 @@ def _undecoded(dataset: Any) -> Any:
 
 def _survey(dataset: Any, processor: Any, question: str) -> tuple[list[dict], list[int], str]:
     """Collect ids, questions and references, the prompts' lengths (tokens, about), and a digest of it all."""
-    from PIL import Image
-
     samples, texts, pixels, digest = [], [], [], hashlib.sha256()
     for i, row in enumerate(_undecoded(dataset)):
         messages, pictures, reference = _parts(row, question)

@@ -15,10 +15,14 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, lru_cache
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from .captions import detect_language, entities, parse_caption
+from .roi import iou
 
 if TYPE_CHECKING:
     import evaluate
@@ -75,12 +79,11 @@ def llamafactory_scores(predictions: Texts, references: Texts, *, groups: Groups
         return " ".join(lines).split(" ") if joined.split() else [], grams
 
     def bleu(counts: list[Counter], available: list[Counter], length: int, wanted: int) -> float:
-        pairs = zip(counts, available, strict=True)
-        matches = [sum(min(n, theirs[gram]) for gram, n in ours.items() if gram in theirs) for ours, theirs in pairs]
-        if not matches[0]:
-            return 0.0
         logs, misses = 0.0, 0
-        for n, match in enumerate(matches):
+        for n, (ours, theirs) in enumerate(zip(counts, available, strict=True)):
+            match = sum(min(times, theirs[gram]) for gram, times in ours.items() if gram in theirs)
+            if not match and n == 0:
+                return 0.0
             misses += not match
             logs += 0.25 * math.log((match or 0.5**misses) / max(1, length - n))
         return math.exp(logs + min(0.0, 1 - wanted / length))
@@ -92,13 +95,11 @@ def llamafactory_scores(predictions: Texts, references: Texts, *, groups: Groups
     @cache
     def score(prediction: str, reference: str) -> list[float]:
         (a, counts), (b, available) = analyse(prediction), analyse(reference)
-        scores = [bleu(counts, available, len(prediction), len(reference)), 0.0, 0.0, 0.0]
-        if a and b:
-            bigrams = [set(zip(words, words[1:], strict=False)) for words in (a, b)]
-            sets: list[list[set]] = [[set(a), set(b)], bigrams]
-            scores[1:3] = [f_score(len(x & y), len(x), len(y)) for x, y in sets]
-            scores[3] = f_score(_common_words(a, b), len(a), len(b))
-        return [round(100 * value, 4) for value in scores]
+        grams: list[tuple[set, set]] = [(set(a), set(b)), (set(pairwise(a)), set(pairwise(b)))]
+        rouge = [f_score(len(x & y), len(x), len(y)) for x, y in grams]
+        rouge.append(f_score(_common_words(a, b), len(a), len(b)))
+        values = (bleu(counts, available, len(prediction), len(reference)), *rouge)
+        return [round(100 * value, 4) for value in values]
 
     columns = zip(*(score(*pair) for pair in _pairs(predictions, references)), strict=True)
     names = ("bleu-4", "rouge-1", "rouge-2", "rouge-l")
@@ -128,8 +129,6 @@ def standard_scores(predictions: Texts, references: Texts, *, groups: Groups = N
     from sacrebleu.metrics import BLEU, CHRF
     from sacrebleu.tokenizers.tokenizer_zh import TokenizerZh
 
-    from .captions import detect_language
-
     pairs = _pairs(predictions, references)
     sides = [list(side) for side in zip(*pairs, strict=True)]
     said, wanted = (Counter(map(detect_language, side)).most_common(1)[0][0] for side in sides)
@@ -152,11 +151,10 @@ def standard_scores(predictions: Texts, references: Texts, *, groups: Groups = N
     for name, metric in (("bleu", bleu), ("chrf", chrf)):  # corpus scores come from counts summed over the samples
         counts = metric._extract_corpus_statistics(sides[0], [sides[1]])
         samples[name] = counts, lambda rows, m=metric: m._compute_score_from_stats(rows.sum(axis=0).tolist()).score
-    return _summarise(samples, groups) | {
-        **{"tokenizer": tokenizer, "prediction_language": said, "reference_language": wanted},
-        **{"bleu_signature": str(bleu.get_signature()), "chrf_signature": str(chrf.get_signature())},
-        "note": None if said == wanted else f"answers in '{said}' against references in '{wanted}' say nothing",
-    }
+    result = _summarise(samples, groups) | {"tokenizer": tokenizer, "prediction_language": said}
+    result |= {"reference_language": wanted, "bleu_signature": str(bleu.get_signature())}
+    note = None if said == wanted else f"answers in '{said}' against references in '{wanted}' say nothing"
+    return result | {"chrf_signature": str(chrf.get_signature()), "note": note}
 
 
 def finding_scores(predictions: Texts, references: Texts, *, groups: Groups = None, per_sample=False) -> Scores:
@@ -181,8 +179,6 @@ def finding_scores(predictions: Texts, references: Texts, *, groups: Groups = No
     >>> scores["structure_exact"], scores["place_error"]
     (0.5, 1.0)
     """
-    from .captions import entities, parse_caption
-
     pairs, found, parse = _pairs(predictions, references), cache(entities), cache(parse_caption)
 
     def cell(place: str) -> complex:
@@ -255,11 +251,9 @@ def box_scores(predicted: Boxes, true: Boxes, *, groups: Groups = None, per_samp
     have_p, have_t = (np.isfinite(b).all(axis=1) & (b[:, :2] < b[:, 2:]).all(axis=1) for b in (p, t))
     if not have_t.any() or have_t.sum() < sum(box is not None for box in true):
         raise ValueError("true holds no box, or one without x1 < x2 and y1 < y2: check the column of true boxes")
-    overlap = np.clip(np.minimum(p[:, 2:], t[:, 2:]) - np.maximum(p[:, :2], t[:, :2]), 0, None).prod(axis=1)
-    union = (p[:, 2:] - p[:, :2]).prod(axis=1) + (t[:, 2:] - t[:, :2]).prod(axis=1) - overlap
-    ious = np.where(have_t, np.divide(overlap, union, out=np.zeros(len(p)), where=have_p & have_t), math.nan)
-    above = np.where(have_t, ious > 0.5, math.nan)
-    scores = _summarise({"iou": ious.tolist(), "iou_above_0.5": above.tolist()}, groups, per_sample)
+    overlap = np.where(have_p, [iou(*pair) for pair in zip(p.tolist(), t.tolist(), strict=True)], 0)
+    ious, above = (np.where(have_t, values, math.nan).tolist() for values in (overlap, overlap > 0.5))
+    scores = _summarise({"iou": ious, "iou_above_0.5": above}, groups, per_sample)
     counts = {"true_boxes": have_t, "missed": have_t & ~have_p, "false_boxes": have_p & ~have_t}
     return scores if per_sample else scores | {name: int(which.sum()) for name, which in counts.items()}
 
@@ -306,15 +300,9 @@ def match_scores(
 
 
 def bootstrap_interval(
-    values: Any,
-    groups: Sequence[str],
-    *,
-    statistic: Callable[[np.ndarray], float] | None = None,
-    level: float = 0.95,
-    resamples: int = 1000,
-    min_groups: int = 5,
-    seed: int = 0,
-) -> Scores:
+    values: Any, groups: Sequence[str], *, statistic: Callable[[np.ndarray], float] | None = None,
+    level: float = 0.95, resamples: int = 1000, min_groups: int = 5, seed: int = 0,
+) -> Scores:  # fmt: skip
     """Percentile bootstrap interval that draws whole groups, because samples of one patient resemble each other.
 
     One group, or groups that are all named like "block-07", are one patient: then blocks of neighbouring slices are

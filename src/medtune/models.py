@@ -143,6 +143,9 @@ def load_processor(path, *, min_pixels: int | None = None, max_pixels: int | Non
         logging.set_verbosity(level)
     if not isinstance(processor, ProcessorMixin) or not hasattr(processor, "image_processor"):
         raise ValueError(f"{path} has a tokenizer but no picture processor: copy its files from the base model.")
+    if not (processor.chat_template or processor.tokenizer.chat_template) and path.endswith("-pt"):
+        # Gemma's pretrained models have none: its published recipe takes that of the instruct model beside it
+        processor.chat_template = load_processor(path.removesuffix("-pt") + "-it").chat_template
     if not (processor.chat_template or processor.tokenizer.chat_template):
         raise ValueError(f"{path} has no chat template: copy chat_template.jinja from the base or instruct model.")
     if min_pixels or max_pixels:
@@ -153,6 +156,12 @@ def load_processor(path, *, min_pixels: int | None = None, max_pixels: int | Non
         low = min(min_pixels or size["shortest_edge"], high)
         processor.image_processor.size = type(processor.image_processor.size)(shortest_edge=low, longest_edge=high)
     return processor
+
+
+def image_token_id(processor) -> int:
+    """Return the id of the tokens that stand for the picture's patches in the text."""
+    # Gemma-3's processor calls the mark before the picture by this name; its tokenizer knows better
+    return getattr(processor.tokenizer, "image_token_id", None) or processor.image_token_id
 
 
 def nf4_config(compute_dtype: str = "bfloat16", *, storage: str = "uint8"):
@@ -187,8 +196,10 @@ def load_base(path, *, dtype="float32", quantization_config=None, device_map=Non
 
     path = _check_path(path)
     options |= {"dtype": dtype, "device_map": device_map, "use_safetensors": True, "trust_remote_code": False}
+    if quantization_config is not None:  # None would hide that of a model that was saved in 4 bits
+        options["quantization_config"] = quantization_config
     try:
-        model = AutoModelForImageTextToText.from_pretrained(path, quantization_config=quantization_config, **options)
+        model = AutoModelForImageTextToText.from_pretrained(path, **options)
     except (OSError, ValueError, SafetensorError) as error:
         raise _explain(path, error) from error
     for module in model.modules():
@@ -204,7 +215,8 @@ def adapter_targets(model, which: str = "language") -> dict:
     Parameters
     ----------
     model : the base model, without adapter.
-    which : words of `TARGETS` joined by ``+``, such as "language+merger". The head is never included.
+    which : words of `TARGETS` joined by ``+``, such as "language+merger". The head is never included. Names such as
+        "q_proj+v_proj" take of the language layers these only.
 
     Returns
     -------
@@ -225,15 +237,19 @@ def adapter_targets(model, which: str = "language") -> dict:
     import torch
 
     words = [word.strip() for word in which.split("+")]
-    if unknown := [word for word in words if word not in TARGETS]:
+    named = {word for word in words if word.endswith("_proj")}
+    if unknown := [word for word in words if word not in TARGETS.keys() | named]:
         raise ValueError(f"Unknown adapter target {unknown[0]!r}: use {', '.join(TARGETS)}, or several joined by +.")
-    parts = {part for word in words for part in TARGETS[word]}
+    reach = {word: TARGETS.get(word, TARGETS["language"]) for word in words}
+    parts = set().union(*reach.values())
     leaves: dict[str, set] = {}
     parameters, reached = set(), set()
     for name, module in model.named_modules():
         # SigLIP's pooling head is never called by Gemma-3
         if isinstance(module, torch.nn.Linear) and part_of(name) in parts and "vision_tower.head" not in name:
             parent, _, leaf = name.rpartition(".")
+            if named and leaf not in named and part_of(name) in TARGETS["language"]:
+                continue
             parent = re.sub(r"(?<=\.)\d+(?=\\\.|$)", r"\\d+", re.escape(parent))
             leaves.setdefault(parent, set()).add(re.escape(leaf))
             reached.add(part_of(name))
@@ -243,10 +259,33 @@ def adapter_targets(model, which: str = "language") -> dict:
             parameters.add(".".join(name.split(".")[-3 if part == "experts" else -2 :]))
             reached.add(part)
     for word in words:
-        if not reached & TARGETS[word]:
+        if not reached & reach[word]:
             raise ValueError(f"This model has no layers for the adapter target {word!r}.")
     pattern = "|".join(rf"{parent}\.({'|'.join(sorted(names))})" for parent, names in sorted(leaves.items()))
     return {"target_modules": pattern or []} | ({"target_parameters": sorted(parameters)} if parameters else {})
+
+
+def parameter_groups(model, learning_rate: float, rates: dict[str, float]) -> list[dict]:
+    """Group what is trained by learning rate, for ``torch.optim``: `rates` by part (`PARTS`), else `learning_rate`.
+
+    Raises
+    ------
+    ValueError : a rate for a part in which nothing is trained.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.ModuleDict({"visual": torch.nn.Linear(2, 2), "lm_head": torch.nn.Linear(2, 2)})
+    >>> [(group["lr"], len(group["params"])) for group in parameter_groups(model, 1e-4, {"vision": 1e-5})]
+    [(1e-05, 2), (0.0001, 2)]
+    """
+    trained = [(part_of(name), p) for name, p in model.named_parameters() if p.requires_grad]
+    if absent := set(rates) - {part for part, _ in trained}:
+        raise ValueError(f"A learning rate for {sorted(absent)[0]!r}, but nothing is trained there.")
+    groups: dict[float, list] = {}
+    for part, parameter in trained:
+        groups.setdefault(rates.get(part, learning_rate), []).append(parameter)
+    return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
 
 
 def count_parameters(model) -> dict[str, dict[str, int]]:

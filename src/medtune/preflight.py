@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 
-from medtune.models import compare_logits, load_base, load_tuned, part_of
+from medtune.models import compare_logits, image_token_id, load_base, load_tuned, part_of
 
 
 def answer_end(processor) -> str:
@@ -41,7 +41,7 @@ def check_labels(batch, processor, answers: list[str]) -> dict:
     counted = labels != -100
     if bool((labels[counted] != ids[counted]).any()):
         raise ValueError("Some labels are not the tokens of the input: the model would learn a shifted text.")
-    if bool((labels == processor.image_token_id).any()):
+    if bool((labels == image_token_id(processor)).any()):
         raise ValueError("Image tokens are among the labels: mask them with -100.")
     texts = [tokenizer.decode(row[mask]) for row, mask in zip(labels, counted, strict=True)]
     for row, (text, answer) in enumerate(zip(texts, answers, strict=True)):
@@ -84,7 +84,7 @@ def check_image_tokens(batch, processor) -> dict:
         expected = [fixed] * len(batch["pixel_values"])
     else:
         raise ValueError(f"The image tokens of {type(processor).__name__} cannot be counted: neither grid nor number.")
-    is_image = (batch["input_ids"] == processor.image_token_id).int()
+    is_image = (batch["input_ids"] == image_token_id(processor)).int()
     edges = torch.diff(is_image, dim=1, prepend=is_image[:, :1] * 0, append=is_image[:, :1] * 0)
     starts, ends = (torch.nonzero(edges == step)[:, 1] for step in (1, -1))
     found = (ends - starts).tolist()  # runs of image tokens, row by row

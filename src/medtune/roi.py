@@ -5,12 +5,11 @@ mark regions with a green rectangle, mostly saved as JPEG with 4:2:0 chroma: the
 2x2 pixels, its brightness keeps every pixel. The finder uses colour to find a line and brightness to place it.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 _OUT, _IN, _REACH = 10, 14, 4  # pixels looked at outside and inside an edge; how far a first guess may be off
 _SWAP = [1, 0, 3, 2]  # (x0, y0, x1, y1) -> (y0, x0, y1, x1)
@@ -255,7 +254,6 @@ def _contrast(padded, box, width: int, least: float) -> float | None:
     return float(min(contrast)) if good else None
 
 
-
 def find_box(image) -> tuple[float, float, float, float] | None:
     """The largest box that `find_boxes` finds, or None."""
     return next(iter(find_boxes(image)), None)
@@ -294,8 +292,6 @@ def draw_box(image, box, *, width: int = 3, color: tuple[int, int, int] = (0, 25
     ValueError
         If the box leaves the picture, is empty, or is thinner than its line.
     """
-    from PIL import ImageDraw
-
     x0, y0, x1, y1 = _pixels(image, box)
     if not 1 <= width <= min(x1 - x0, y1 - y0) / 2:
         raise ValueError(f"a line of {width} pixels does not fit a box of {x1 - x0} x {y1 - y0} pixels")
@@ -312,7 +308,6 @@ def erase_box(image, box, *, width: int = 3):
     without a drawn box, use pictures that never had one.
     """
     import cv2
-    from PIL import Image
 
     x0, y0, x1, y1 = _pixels(image, box)
     mask = np.zeros(image.size[::-1], np.uint8)

@@ -1,0 +1,231 @@
+"""Build the site: gather the pages into OUT/source, then let Sphinx write OUT/html. Nothing is executed or fetched.
+
+python docs/build.py                  # the site in docs/_build/html; open index.html
+python docs/build.py --out elsewhere
+
+The pages are the READMEs, the texts of this folder, the executed notebooks of the reference run, the cards of data and
+base model, the run profiles, the tables of results, and a page for each module of the package.
+"""
+
+import argparse
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+REPO = Path(__file__).parents[1]
+RUN = "tiny-cpu"
+PROGRESS_BAR = "application/vnd.jupyter.widget-view+json"
+# The four groups of the README. A module that stands in none of them is a mistake that a test finds.
+GROUPS = {
+    "Data": ("data", "dicom", "audit", "convert", "captions", "roi"),
+    "Model": ("models", "sizing", "preflight", "train", "multitask"),
+    "Judge": ("generate", "metrics", "plots"),
+    "Run": ("runs", "chat", "cli"),
+}
+# File of the repository -> page of the site; more are added where files are many.
+PAGES = {
+    "README.md": "index.md",
+    "README.zh-CN.md": "about/zh.md",
+    "CONTRIBUTING.md": "about/contributing.md",
+    "CHANGELOG.md": "about/changelog.md",
+    "LICENSE": "about/licence.md",
+    "data/README.md": "reference/data.md",
+    "data/tiny-vlm/README.md": "reference/tiny-vlm.md",
+    "papermill_runs/reference": "results.md",
+    "src/medtune": "api/index.md",
+}
+
+
+def find_pages(repo: Path = REPO) -> dict[str, str]:
+    """Map each file of the repository that has a page to the page's path."""
+    pages = dict(PAGES)
+    pages |= {f"docs/{path.name}": path.name for path in (repo / "docs").glob("*.md")}
+    for path in executed_notebooks(repo):
+        pages[f"notebooks/{path.name}"] = pages[str(path.relative_to(repo))] = f"notebooks/{path.name}"
+    pages |= {f"src/medtune/{name}.py": f"api/{name}.md" for name in modules(repo)}
+    for path in (repo / "papermill_runs").glob("*/params.yaml"):
+        folder = f"papermill_runs/{path.parent.name}"
+        pages[folder] = pages[f"{folder}/params.yaml"] = f"profiles.md#{path.parent.name}"
+    return pages
+
+
+def executed_notebooks(repo: Path = REPO) -> list[Path]:
+    """Notebooks of the reference run, in their order."""
+    return sorted((repo / "papermill_runs" / "reference" / RUN).glob("*.ipynb"))
+
+
+def modules(repo: Path = REPO) -> dict[str, str]:
+    """Module name to the first line of its docstring, for the modules that exist."""
+    names = [path.stem for path in sorted((repo / "src" / "medtune").glob("*.py")) if path.stem != "__init__"]
+    text = {name: (repo / "src" / "medtune" / f"{name}.py").read_text("utf-8") for name in names}
+    return {name: (ast.get_docstring(ast.parse(text[name])) or "").split("\n")[0] for name in names}
+
+
+def move_links(text: str, file: str, page: str, pages: dict[str, str]) -> str:
+    """Turn the relative links of a repository's file into links between pages; what has no page loses its link.
+
+    Examples
+    --------
+    >>> move_links("[03](notebooks/03.ipynb), [x](y.py)", "README.md", "a/zh.md", {"notebooks/03.ipynb": "03.ipynb"})
+    '[03](../03.ipynb), x'
+    """
+
+    def moved(match: re.Match) -> str:
+        picture, label, target, anchor = match.groups()
+        if re.match(r"[a-z]+:|#", target) or not target:
+            return match.group()
+        path = os.path.normpath(os.path.join(os.path.dirname(file), target))
+        new, _, own = pages.get(path, path if path.startswith("docs/images/") else "").partition("#")
+        if not new:
+            return label
+        new = new.removeprefix("docs/")
+        anchor = f"#{own}" if own else anchor or ""
+        return f"{picture}[{label}]({os.path.relpath(new, os.path.dirname(page) or '.')}{anchor})"
+
+    return re.sub(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s#]*)(#[^()\s]*)?\)", moved, text)
+
+
+def clean_notebook(notebook: dict, page: str, pages: dict[str, str]) -> dict:
+    """Keep what a reader wants: no progress bars, no library's warnings, solutions folded, links between pages."""
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = move_links("".join(cell["source"]), page, page, pages)
+        elif "outputs" in cell:
+            kept = [output for output in cell["outputs"] if output.get("name") != "stderr"]
+            cell["outputs"] = [output for output in kept if PROGRESS_BAR not in output.get("data", {})]
+        tags = cell["metadata"].get("tags", [])
+        cell["metadata"] = {"tags": [*tags, "hide-cell"] if "solution" in tags and "outputs" in cell else tags}
+    notebook["cells"].insert(1, note_on_top(page))
+    notebook["metadata"] = {key: notebook["metadata"][key] for key in ("kernelspec", "language_info")}
+    return notebook
+
+
+def note_on_top(page: str) -> dict:
+    """A cell that says what the reader has before him."""
+    text = (
+        ":::{note}\nThis is the notebook as the reference run executed it on two CPU cores, without progress bars and "
+        f"without pictures of the patient. To run it yourself: `make lab`, then open `{page}`.\n:::"
+    )
+    return {"cell_type": "markdown", "id": "about-this-page", "metadata": {}, "source": text}
+
+
+def table(head: tuple[str, ...], rows: list[tuple]) -> str:
+    """A Markdown table."""
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+def show(value: object) -> object:
+    """A number as people read it."""
+    if type(value) is int:
+        return f"{value:,}"
+    return f"{value:,.4g}" if isinstance(value, float) and abs(value) < 1e4 else value
+
+
+def results_page(repo: Path = REPO) -> str:
+    """Tables of what the committed reference runs found; all computed from their summaries."""
+    readme = (repo / "README.md").read_text("utf-8")
+    parts = ["# Results", "Computed from the summaries in `papermill_runs/reference/`; nothing here is typed by hand."]
+    parts += ["## Before and after", re.search(r"<!-- results -->\n(.*?)<!-- /results -->", readme, re.S).group(1)]
+    for path in sorted((repo / "papermill_runs" / "reference").glob("*/summary.json")):
+        summary = json.loads(path.read_text("utf-8"))
+        parts.append(f"## The run {summary['run']}")
+        minutes, rows = summary.get("timing", {}), []
+        for name, found in summary["notebooks"].items():
+            numbers = [(k, v) for k, v in found.get("results", found).items() if type(v) in (int, float, bool)]
+            cell = ", ".join(f"{key.replace('_', ' ')} {show(value)}" for key, value in numbers)
+            rows.append((name, minutes.get(name, ""), cell or "see the notebook"))
+        parts.append(table(("notebook", "minutes", "results"), rows))
+        converted = summary["notebooks"].get("02_convert_data", {})
+        if summary["run"] == RUN and "box_finders" in converted:
+            parts.append("### What a copier scores without any model (02)")
+            for split, found in converted["copiers"].items():
+                head = ("copied caption", *next(iter(found.values())))
+                parts.append(f"{split[0].upper()}{split[1:]}:")
+                parts.append(table(head, [(name, *map(show, scores.values())) for name, scores in found.items()]))
+            parts.append("### Finders of a drawn box, on boxes whose place is known (02)")
+            finders = converted["box_finders"]
+            head = ("finder", *next(iter(finders.values())))
+            parts.append(table(head, [(name, *map(show, found.values())) for name, found in finders.items()]))
+    return "\n\n".join(parts)
+
+
+def profiles_page(repo: Path = REPO) -> str:
+    """Every `papermill_runs/<name>/params.yaml`, as it is."""
+    parts = [
+        "# Run profiles",
+        "A run is a folder `papermill_runs/<name>/` with the file `params.yaml`: which notebooks, with which "
+        "parameters. Start one with `medtune run <name>`; list all its parameters with `medtune params <name>`.",
+    ]
+    for path in sorted((repo / "papermill_runs").glob("*/params.yaml")):
+        parts += [f"## {path.parent.name}", f"```yaml\n{path.read_text('utf-8').strip()}\n```"]
+    return "\n\n".join(parts)
+
+
+def api_pages(repo: Path = REPO) -> dict[str, str]:
+    """One page a module and an overview in the four groups."""
+    known = modules(repo)
+    text = (
+        "# The package\n\nEach module is one flat file that makes sense when it is copied into another project. "
+        "`import medtune` loads nothing; a module loads what it needs when a function is called.\n"
+    )
+    pages = {}
+    for group, names in GROUPS.items():
+        names = [name for name in names if name in known]
+        rows = [(f"[{name}]({name}.md)", known[name]) for name in names]
+        text += f"\n## {group}\n\n{table(('module', 'what it does'), rows)}\n"
+        text += "```{toctree}\n:hidden:\n\n" + "\n".join(names) + "\n```\n"
+        for name in names:
+            auto = f".. automodule:: medtune.{name}\n   :members:\n"
+            pages[f"api/{name}.md"] = f"# medtune.{name}\n\n```{{eval-rst}}\n{auto}```\n"
+    return pages | {"api/index.md": text}
+
+
+def gather(source: Path, repo: Path = REPO) -> None:
+    """Write every page into the folder `source`."""
+    pages = find_pages(repo)
+    shutil.rmtree(source, ignore_errors=True)
+    for folder in ("_static", "images"):
+        shutil.copytree(repo / "docs" / folder, source / folder)
+    shutil.copy(repo / "docs" / "conf.py", source)
+    written = {"results.md": results_page(repo), "profiles.md": profiles_page(repo)} | api_pages(repo)
+    for file, page in pages.items():
+        if file.endswith(".md"):
+            text = (repo / file).read_text("utf-8")
+            text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.S)  # a model card's header
+            page = "README.md" if file == "README.md" else page  # which docs/index.md includes
+            written[page] = move_links(text, file, page, pages)
+    licence = (repo / "LICENSE").read_text("utf-8")
+    written["about/licence.md"] = f"# Licence\n\n```text\n{licence}\n```\n"
+    for path in executed_notebooks(repo):
+        page = f"notebooks/{path.name}"
+        written[page] = json.dumps(clean_notebook(json.loads(path.read_text("utf-8")), page, pages))
+    for page, text in written.items():
+        (source / page).parent.mkdir(parents=True, exist_ok=True)
+        (source / page).write_text(text, "utf-8")
+    command = [sys.executable, "-m", "typer", "medtune.cli", "utils", "docs", "--name", "medtune"]
+    command += ["--title", "The command medtune", "--output", source / "reference" / "command.md"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=REPO / "docs" / "_build", help="folder to write")
+    out = parser.parse_args().out
+    shutil.rmtree(out / "html", ignore_errors=True)
+    gather(out / "source")
+    # every warning is an error: a site with a dead link or an unread docstring is not handed out
+    options = ["-b", "html", "-W", "--keep-going", "-q", "-j", "auto", "-d", out / "doctrees"]
+    done = subprocess.run([sys.executable, "-m", "sphinx", *options, out / "source", out / "html"])
+    if done.returncode:
+        sys.exit("the site has the faults named above")
+    print(f"Open {out / 'html' / 'index.html'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Sphinx settings of the site. `docs/build.py` gathers the pages and calls Sphinx; `make site` calls both."""
+
+from importlib.metadata import version as installed
+
+import jieba
+from sphinx.search.en import SearchEnglish
+
+project = "medtune"
+author = "the medtune contributors"
+project_copyright = "the medtune contributors, Apache-2.0"
+release = version = installed("medtune")
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+exclude_patterns = ["README*.md"]  # included in index.md and zh.md
+
+# Pages are shown as they were executed: nothing runs here, and nothing is fetched when a page is read.
+nb_execution_mode = "off"
+nb_ipywidgets_js = {}
+nb_merge_streams = True
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 4
+
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+napoleon_use_ivar = True
+default_role = "code"  # the docstrings write `x` for code
+
+html_theme = "sphinx_book_theme"
+html_title = "medtune"
+html_static_path = ["_static"]
+html_css_files = ["medtune.css"]
+html_favicon = "_static/icon.svg"
+html_search_language = "en-zh"
+html_theme_options = {
+    "show_toc_level": 2,
+    "home_page_in_toc": True,
+    "use_fullscreen_button": False,
+    "navbar_persistent": [],  # the search field stands in the side bar
+    "search_bar_text": "Search the course",
+}
+
+
+class SearchBoth(SearchEnglish):
+    """English words as usual, Chinese ones cut by jieba; Sphinx's own "zh" names a stemmer that it does not ship."""
+
+    lang = "en-zh"
+
+    def split(self, input: str) -> list[str]:
+        words = super().split(input)  # a run of Chinese characters is one word, which finds any part of it
+        return words + [part for word in words if not word.isascii() for part in jieba.cut_for_search(word)]
+
+
+def setup(app) -> None:
+    jieba.setLogLevel("WARNING")
+    app.add_search_language(SearchBoth)
