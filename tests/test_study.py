@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from medtune import runs
+from medtune import runs, study
 
 REPO = Path(__file__).parents[1]
 PARAMETERS = {
@@ -79,7 +80,7 @@ def starts(root: Path, run: str, study: str = "knobs") -> int:
 
 def test_a_grid_becomes_runs_in_folders_and_one_table(root):
     file = write_study(root, factors={"lora_r": [4, 8], "03.seed": [0, 1]}, fixed={"samples": 7})
-    table = runs.study(file, processes=2, root=root).set_index("run")
+    table = study.run_study(file, processes=2, root=root).set_index("run")
     out = root / "papermill_runs" / "knobs" / "out"
     assert set(table.index) == {"lora_r-4", "lora_r-8", "lora_r-4_seed-1", "lora_r-8_seed-1"}
     assert set(table["state"]) == {"COMPLETE"}
@@ -100,41 +101,41 @@ def test_a_grid_becomes_runs_in_folders_and_one_table(root):
 
 def test_a_second_start_keeps_what_is_finished(root):
     file = write_study(root, factors={"lora_r": [4, 8]})
-    runs.study(file, processes=1, root=root)
+    study.run_study(file, processes=1, root=root)
     first = (root / "papermill_runs/knobs/out/lora_r-4/out/05_evaluate/summary.json").stat().st_mtime_ns
-    table = runs.study(file, processes=1, root=root)
+    table = study.run_study(file, processes=1, root=root)
     assert len(table) == 2 and starts(root, "lora_r-4") == starts(root, "lora_r-8") == 1
     assert (root / "papermill_runs/knobs/out/lora_r-4/out/05_evaluate/summary.json").stat().st_mtime_ns == first
     write_notebook(root, "05_evaluate", BODY["05_evaluate"] + "\nsummary['n'] = 99")  # only 05 changes: 03 is kept
-    table = runs.study(file, processes=1, root=root)
+    table = study.run_study(file, processes=1, root=root)
     assert list(table["05_evaluate.n"]) == [99, 99] and starts(root, "lora_r-4") == 1
 
 
 def test_several_grids_share_a_run_and_search_takes_some(root):
     grids = [{"lora_r": [8, 16]}, {"learning_rate": [1e-3, 2e-3]}]
-    says, points = runs.read_study(write_study(root, factors=grids), root=root)
+    says, points = study.read_study(write_study(root, factors=grids), root=root)
     assert list(points) == ["lora_r-8", "base", "learning_rate-0.002"]
     file = write_study(root, "found", factors={"lora_r": [2, 4, 8, 16, 32, 64], "seed": [0, 1]}, search=3)
-    table = runs.study(file, processes=1, root=root)
+    table = study.run_study(file, processes=1, root=root)
     assert 1 <= len(table) <= 3 and set(table["state"]) == {"COMPLETE"}
-    assert len(runs.study(file, processes=1, root=root)) == len(table), "the search is over"
+    assert len(study.run_study(file, processes=1, root=root)) == len(table), "the search is over"
 
 
 def test_a_failed_run_is_kept_shown_and_tried_again(root, capsys):
     file = write_study(root, factors={"target": ["all", "experts"]})
-    table = runs.study(file, processes=1, root=root).set_index("run")
+    table = study.run_study(file, processes=1, root=root).set_index("run")
     assert dict(table["state"]) == {"base": "COMPLETE", "target-experts": "FAIL"}
     assert "03_finetune_lora failed in cell [2]: ValueError: no experts" in table.loc["target-experts", "error"]
     assert table.loc["target-experts", "target"] == "experts"
     notes = {row["run"]: row["note"] for row in runs.list_runs(root, study="knobs")}
     assert "no experts" in notes["knobs/out/target-experts"] and not notes["knobs/out/base"]
     write_notebook(root, "03_finetune_lora", BODY["03_finetune_lora"].replace("raise ValueError", "str"))
-    assert set(runs.study(file, processes=1, root=root)["state"]) == {"COMPLETE"}
+    assert set(study.run_study(file, processes=1, root=root)["state"]) == {"COMPLETE"}
 
 
 def test_a_process_that_dies_costs_one_retry(root):
     file = write_study(root, factors={"target": ["killed", "all"]})
-    table = runs.study(file, processes=1, root=root).set_index("run")
+    table = study.run_study(file, processes=1, root=root).set_index("run")
     assert dict(table["state"]) == {"base": "COMPLETE", "target-killed": "COMPLETE"}
     assert starts(root, "target-killed") == 2
 
@@ -143,9 +144,9 @@ def test_a_killed_study_continues(root):
     wait = "import time; time.sleep(60 * (lora_r == 8 and len((out / 'starts.txt').read_text()) == 1))"
     write_notebook(root, "03_finetune_lora", BODY["03_finetune_lora"] + wait)
     file = write_study(root, factors={"lora_r": [4, 8]})
-    call = f"runs.study({str(file)!r}, processes=1, root={str(root)!r})"
+    call = f"study.run_study({str(file)!r}, processes=1, root={str(root)!r})"
     script = root / "start.py"
-    script.write_text(f"from medtune import runs\nif __name__ == '__main__': {call}")
+    script.write_text(f"from medtune import study\nif __name__ == '__main__': {call}")
     process = subprocess.Popen([sys.executable, script], start_new_session=True, stderr=subprocess.DEVNULL)
     waiting = root / "papermill_runs/knobs/out/lora_r-8/out/03_finetune_lora/log.json"
     while not waiting.exists():
@@ -153,7 +154,7 @@ def test_a_killed_study_continues(root):
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    table = runs.study(file, processes=1, root=root)
+    table = study.run_study(file, processes=1, root=root)
     assert set(table["state"]) == {"COMPLETE"} and (starts(root, "lora_r-4"), starts(root, "lora_r-8")) == (1, 2)
 
 
@@ -167,18 +168,18 @@ MISTAKES = [
     ({"factors": {"lora_r": [4, 4]}}, "two runs are the same, lora_r-4"),
     ({"factors": {"learning_rate": [2e-3, "2e-3"]}}, "two runs are the same, learning_rate-0.002"),
     ({"factors": {"seed": [0, 1]}, "fixed": {"lora_r": "x"}}, "lora_r must be int"),
-    ({"factors": {"seed": [0]}, "seeds": [1]}, "'seeds' is unknown or of a wrong type; there are base, factors"),
-    ({"factors": {"seed": [0]}, "search": "3"}, "'search' is unknown or of a wrong type"),
+    ({"factors": {"seed": [0]}, "seeds": [1]}, "'seeds' is missing, unknown or of a wrong type (of base, factors"),
+    ({"factors": {"seed": [0]}, "search": "3"}, "'search' is missing, unknown or of a wrong type"),
     ({"factors": {"seed": [0]}, "base": "bases"}, "there is no papermill_runs/bases/params.yaml"),
     ({"factors": {"seed": [0]}, "notebooks": ["04_x"]}, "No such file or directory"),
-    ({}, "knobs.yaml has no factors"),
+    ({}, "knobs.yaml: 'factors' is missing"),
 ]
 
 
 @pytest.mark.parametrize(("says", "message"), MISTAKES, ids=[message[:40] for _, message in MISTAKES])
 def test_a_mistake_is_one_line_and_nothing_is_written(root, says, message):
     with pytest.raises((ValueError, OSError), match=re.escape(message)) as error:
-        runs.study(write_study(root, **says), root=root)
+        study.run_study(write_study(root, **says), root=root)
     assert "\n" not in str(error.value)
     assert not (root / "papermill_runs" / "knobs").exists()
 
@@ -186,15 +187,118 @@ def test_a_mistake_is_one_line_and_nothing_is_written(root, says, message):
 def test_the_data_of_the_base_must_be_there(root):
     (root / "papermill_runs/base/out/02_convert_data/summary.json").unlink()
     with pytest.raises(FileNotFoundError, match="02_convert_data of run 'base' is not finished"):
-        runs.study(write_study(root, factors={"seed": [0]}), root=root)
+        study.run_study(write_study(root, factors={"seed": [0]}), root=root)
     assert not (root / "papermill_runs" / "knobs").exists()
 
 
 def test_a_changed_study_file_is_refused(root):
-    runs.study(write_study(root, factors={"lora_r": [4]}), processes=1, root=root)
+    study.run_study(write_study(root, factors={"lora_r": [4]}), processes=1, root=root)
     before = (root / "papermill_runs/knobs/out/results.parquet").read_bytes()
     for says in ({"factors": {"lora_r": [4, 8]}}, {"factors": {"lora_r": [4]}, "fixed": {"samples": 5}}):
         with pytest.raises(ValueError, match="was changed since its first start"):
-            runs.study(write_study(root, **says), root=root)
+            study.run_study(write_study(root, **says), root=root)
     assert (root / "papermill_runs/knobs/out/results.parquet").read_bytes() == before
     assert not (root / "papermill_runs/knobs/out/lora_r-8").exists()
+
+
+def test_prune_stops_what_lags_behind(root):
+    """Optuna's median pruner, fed by the trainer's evaluations; ten runs, of which the last is the worst by far."""
+    body = """
+class Trainer:
+    def add_callback(self, callback):
+        self.callback = callback
+    def train(self):
+        from types import SimpleNamespace
+        for step in (1, 2, 3):
+            metrics = {"eval_loss": float(lora_r)}
+            self.callback.on_evaluate(None, SimpleNamespace(global_step=step), None, metrics=metrics)
+trainer = Trainer()
+"""
+    write_notebook(root, "03_finetune_lora", body)
+    notebook = nbformat.read(root / "notebooks" / "03_finetune_lora.ipynb", 4)
+    train = "trainer.train()\nsummary = {'eval_loss': {'after': float(lora_r)}}"
+    notebook.cells.insert(2, nbformat.v4.new_code_cell(train))
+    nbformat.write(notebook, root / "notebooks" / "03_finetune_lora.ipynb")
+    file = write_study(root, factors={"lora_r": [1, 2, 3, 4, 5, 6, 100]}, prune=True)
+    table = study.run_study(file, processes=1, root=root).set_index("lora_r")
+    assert table.loc[100, "state"] == "PRUNED" and table.loc[1, "state"] == "COMPLETE"
+    assert "pruned at step" in table.loc[100, "error"]
+    again = study.run_study(file, processes=1, root=root).set_index("lora_r")
+    assert again.loc[100, "state"] == "PRUNED", "a pruned run is not started again"
+
+
+def test_the_command_says_what_failed(root):
+    file = write_study(root, factors={"target": ["all", "experts"]})
+    command = [Path(sys.executable).with_name("medtune"), "study", file, "--processes", "1", "--root", root]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and "'COMPLETE': 1, 'FAIL': 1" in done.stdout
+    assert "medtune: 1 runs failed: 'medtune list knobs' says why" in done.stderr
+    command = [Path(sys.executable).with_name("medtune"), "list", "knobs", "--root", root]
+    assert "no experts in this model" in subprocess.run(command, capture_output=True, text=True).stdout
+
+
+# ---- with the real notebooks and the tiny model
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory, sample_path) -> Path:
+    """A root with the course's notebooks and a run 'base' whose data are converted: a few of the sample's pairs."""
+    from medtune import convert, data
+
+    root = tmp_path_factory.mktemp("clone")
+    shutil.copytree(REPO / "notebooks", root / "notebooks", ignore=shutil.ignore_patterns(".*"))
+    (root / "data").symlink_to(REPO / "data")
+    out = root / "papermill_runs" / "base" / "out" / "02_convert_data"
+    out.mkdir(parents=True)
+    notebooks = ["02_convert_data", "03_finetune_lora", "05_evaluate"]
+    (out.parents[1] / "params.yaml").write_text(yaml.safe_dump({"notebooks": notebooks}))
+    pairs = data.load_pairs(str(sample_path))
+    boxed = [i for i, box in enumerate(pairs["has_box"]) if box]
+    pairs = pairs.select(boxed[::40])
+    convert.convert_pairs(pairs, out / "data", splits=list(pairs["split"]))
+    (out / "summary.json").write_text("{}")
+    return root
+
+
+FEW = {"max_steps": 3, "eval_steps": 3, "save_steps": 100, "per_device_train_batch_size": 2, "max_new_tokens": 12}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_studys_run_is_what_papermill_makes_of_it(clone):
+    """The same cells with the same parameters, in a process that stays and in kernels of their own."""
+    few = FEW | {"03.eval_samples": 4, "05.eval_samples": 4}
+    file = write_study(clone, "same", fixed=few, factors={"lora_r": [4]})
+    (row,) = study.run_study(file, processes=1, root=clone).to_dict("records")
+    assert row["state"] == "COMPLETE", row["error"]
+    run = clone / "papermill_runs" / "same" / "out" / row["run"]
+    alone = clone / "papermill_runs" / "alone"
+    alone.mkdir()
+    shutil.copy(run / "params.yaml", alone)
+    (alone / "out").mkdir()
+    (alone / "out" / "02_convert_data").symlink_to(run / "out" / "02_convert_data")
+    summary = runs.run("alone", root=clone)["notebooks"]
+    for notebook, numbers in summary.items():
+        ours = json.loads((run / "out" / notebook / "summary.json").read_text("utf-8"))
+        assert {k: v for k, v in ours.items() if k != "timing"} == {k: v for k, v in numbers.items() if k != "timing"}
+    assert row["03_finetune_lora.eval_loss.after"] == summary["03_finetune_lora"]["eval_loss"]["after"]
+    answers = [(folder / "out" / "05_evaluate" / "predictions_tuned.jsonl") for folder in (run, alone)]
+    ours, theirs = ([json.loads(line)["answer"] for line in path.read_text("utf-8").splitlines()] for path in answers)
+    assert ours == theirs and len(ours) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_notebook_of_the_small_study_runs(clone):
+    folder = clone / "papermill_runs" / "little"
+    shutil.copytree(clone / "papermill_runs" / "base" / "out" / "02_convert_data", folder / "out" / "02_convert_data")
+    values = {"ranks": [4], "learning_rates": [1e-3, 8e-3], "seeds": 1, "max_steps": 3, "eval_samples": 3}
+    notebooks = ["03_finetune_lora", "08_study_the_knobs"]
+    few = {key: value for key, value in FEW.items() if key in ("per_device_train_batch_size", "max_new_tokens")}
+    params = {"notebooks": notebooks, "03_finetune_lora": few, "08_study_the_knobs": values}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    plan = runs._plan("little", clone)
+    runs._execute(plan[1], "08", clone / "notebooks", folder / "out")  # 03 is executed by the study, not by itself
+    summary = json.loads((folder / "out" / "08_study_the_knobs" / "summary.json").read_text("utf-8"))
+    assert summary["runs"] == 2 and summary["failed"] == 0 and summary["effects"]["lora_r"]["difference"] == 0
+    assert all("second" not in key for key in summary if key != "timing")

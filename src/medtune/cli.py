@@ -113,16 +113,16 @@ def list_runs(
     _table(runs.list_runs(root, study=study))
 
 
-@app.command()
-def study(
+@app.command("study")
+def run_study(
     file: Annotated[Path, typer.Argument(help="YAML with base, factors, and perhaps fixed, search, prune.")],
     processes: Annotated[int | None, typer.Option(help="Runs at a time; by default what fits.")] = None,
     root: Root = None,
 ) -> None:
     """Run an experiment: every combination of some parameters' levels; a second start continues."""
-    from . import runs
+    from . import study
 
-    table = runs.study(file, processes=processes, root=root)
+    table = study.run_study(file, processes=processes, root=root)
     print(f"papermill_runs/{file.stem}/out/results.parquet: {table['state'].value_counts().to_dict()}")
     if failed := int((table["state"] == "FAIL").sum()):
         raise ValueError(f"{failed} runs failed: 'medtune list {file.stem}' says why; start again to try them again")
