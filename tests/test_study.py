@@ -111,6 +111,8 @@ def test_a_second_start_keeps_what_is_finished(root):
     assert list(table["05_evaluate.n"]) == [99, 99] and starts(root, "lora_r-4") == 1
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_several_grids_share_a_run_and_search_takes_some(root):
     grids = [{"lora_r": [8, 16]}, {"learning_rate": [1e-3, 2e-3]}]
     says, points = study.read_study(write_study(root, factors=grids), root=root)
@@ -121,6 +123,8 @@ def test_several_grids_share_a_run_and_search_takes_some(root):
     assert len(study.run_study(file, processes=1, root=root)) == len(table), "the search is over"
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_failed_run_is_kept_shown_and_tried_again(root, capsys):
     file = write_study(root, factors={"target": ["all", "experts"]})
     table = study.run_study(file, processes=1, root=root).set_index("run")
@@ -133,6 +137,8 @@ def test_a_failed_run_is_kept_shown_and_tried_again(root, capsys):
     assert set(study.run_study(file, processes=1, root=root)["state"]) == {"COMPLETE"}
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_process_that_dies_costs_one_retry(root):
     file = write_study(root, factors={"target": ["killed", "all"]})
     table = study.run_study(file, processes=1, root=root).set_index("run")
@@ -140,6 +146,8 @@ def test_a_process_that_dies_costs_one_retry(root):
     assert starts(root, "target-killed") == 2
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_killed_study_continues(root):
     wait = "import time; time.sleep(60 * (lora_r == 8 and len((out / 'starts.txt').read_text()) == 1))"
     write_notebook(root, "03_finetune_lora", BODY["03_finetune_lora"] + wait)
@@ -195,12 +203,14 @@ def test_a_changed_study_file_is_refused(root):
     study.run_study(write_study(root, factors={"lora_r": [4]}), processes=1, root=root)
     before = (root / "papermill_runs/knobs/out/results.parquet").read_bytes()
     for says in ({"factors": {"lora_r": [4, 8]}}, {"factors": {"lora_r": [4]}, "fixed": {"samples": 5}}):
-        with pytest.raises(ValueError, match="was changed since its first start"):
+        with pytest.raises(ValueError, match="was changed since the first start"):
             study.run_study(write_study(root, **says), root=root)
     assert (root / "papermill_runs/knobs/out/results.parquet").read_bytes() == before
     assert not (root / "papermill_runs/knobs/out/lora_r-8").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_prune_stops_what_lags_behind(root):
     """Optuna's median pruner, fed by the trainer's evaluations; ten runs, of which the last is the worst by far."""
     body = """
@@ -227,6 +237,8 @@ trainer = Trainer()
     assert again.loc[100, "state"] == "PRUNED", "a pruned run is not started again"
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_the_command_says_what_failed(root):
     file = write_study(root, factors={"target": ["all", "experts"]})
     command = [Path(sys.executable).with_name("medtune"), "study", file, "--processes", "1", "--root", root]
@@ -293,12 +305,12 @@ def test_the_notebook_of_the_small_study_runs(clone):
     folder = clone / "papermill_runs" / "little"
     shutil.copytree(clone / "papermill_runs" / "base" / "out" / "02_convert_data", folder / "out" / "02_convert_data")
     values = {"ranks": [4], "learning_rates": [1e-3, 8e-3], "seeds": 1, "max_steps": 3, "eval_samples": 3}
-    notebooks = ["03_finetune_lora", "08_study_the_knobs"]
+    notebooks = ["02_convert_data", "03_finetune_lora", "08_study_the_knobs"]
     few = {key: value for key, value in FEW.items() if key in ("per_device_train_batch_size", "max_new_tokens")}
     params = {"notebooks": notebooks, "03_finetune_lora": few, "08_study_the_knobs": values}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     plan = runs._plan("little", clone)
-    runs._execute(plan[1], "08", clone / "notebooks", folder / "out")  # 03 is executed by the study, not by itself
+    runs._execute(plan[2], "08", clone / "notebooks", folder / "out")  # 03 is executed by the study, not by itself
     summary = json.loads((folder / "out" / "08_study_the_knobs" / "summary.json").read_text("utf-8"))
     assert summary["runs"] == 2 and summary["failed"] == 0 and summary["effects"]["lora_r"]["difference"] == 0
     assert all("second" not in key for key in summary if key != "timing")
