@@ -137,11 +137,19 @@ def judge(table: pd.DataFrame) -> list[dict]:
     return found
 
 
-def words(levels: dict) -> str:
-    short = {"num_train_epochs": "epochs", "train_samples": "pairs", "lora_r": "rank", "lora_alpha": "alpha"}
-    short |= {"learning_rate": "rate", "lr_scheduler_type": "schedule", "warmup_steps": "warmup"}
-    return ", ".join(f"{short.get(k, k.removeprefix('lora_'))} {v:g}" if isinstance(v, float | int) else str(v)
-                     for k, v in levels.items()) or "the common setting"  # fmt: skip
+def words(one: dict, common: dict) -> str:
+    """A comparison in words: "rank 32 minus rank 16", and where it was made if not at the common setting."""
+    short = {"num_train_epochs": "epochs", "train_samples": "pairs", "learning_rate": "rate", "warmup_steps": "warmup"}
+    short["lora_r"] = "rank"
+
+    def say(levels):
+        texts = {k: f"{v:g}" if isinstance(v, float | int) else v for k, v in levels.items()}
+        return ", ".join(f"{short.get(k, k.removeprefix('lora_'))} {v}" for k, v in texts.items())
+
+    a, b = common | one["a"], common | one["b"]
+    parts = [say({k: side[k] for k in common if a[k] != b[k]}) for side in (a, b)]
+    same = say({k: v for k, v in one["a"].items() if b[k] == v and common[k] != v})
+    return f"{parts[0]} minus {parts[1]}" + (f" (at {same})" if same else "")
 
 
 def cell(found: dict, digits: int = 1) -> str:
@@ -150,13 +158,14 @@ def cell(found: dict, digits: int = 1) -> str:
 
 def markdown(verdicts: list[dict], table: pd.DataFrame, runs: int, failed: int) -> str:
     """The computed part of docs/knobs.md."""
+    common = {factor: table[factor].mode()[0] for factor in FACTORS}
     lines = [f"{runs} runs, {failed} of them failed; {table['seed'].nunique()} seeds.", ""]
     lines += ["| who | the rule | verdict | compared | names right, points | word BLEU-4 | held-out loss |"]
     lines += ["|---|---|---|---|---|---|---|"]
     for rule in verdicts:
         for number, one in enumerate(rule["effects"]):
             first = [rule["recipe"], rule["claim"], f"**{rule['verdict']}**"] if number == 0 else ["", "", ""]
-            pair = f"{words(one['a'])} minus {words(one['b'])}"
+            pair = words(one, common).replace("lr_scheduler_type ", "")
             lines += ["| " + " | ".join([*first, pair, cell(one[NAMES]), cell(one[BLEU]), cell(one[LOSS], 3)]) + " |"]
     return "\n".join(lines)
 
