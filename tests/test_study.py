@@ -1,5 +1,6 @@
 """Studies: levels become runs, Optuna keeps the queue, what is finished is kept, mistakes are one line."""
 
+import importlib.util
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import optuna
 import pandas as pd
 import pytest
 import yaml
+from scipy import stats
 
 from medtune import runs, study
 
@@ -314,3 +316,49 @@ def test_the_notebook_of_the_small_study_runs(clone):
     summary = json.loads((folder / "out" / "08_study_the_knobs" / "summary.json").read_text("utf-8"))
     assert summary["runs"] == 2 and summary["failed"] == 0 and summary["effects"]["lora_r"]["difference"] == 0
     assert all("second" not in key for key in summary if key != "timing")
+
+
+# ---- the full study that was run once
+
+KEPT = REPO / "papermill_runs" / "reference" / "study-knobs"
+
+
+@pytest.fixture(scope="module")
+def judge():
+    spec = importlib.util.spec_from_file_location("study_knobs", REPO / "benchmarks" / "study_knobs.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("intervals", "expected"),
+    [
+        ([(1, 5), (0.5, 9)], "supported"),
+        ([(1, 5), (-9, -1)], "not supported"),
+        ([(-1.5, 1.9), (-0.5, 1.5)], "not supported"),
+        ([(1, 5), (-3, 9)], "undecided"),
+    ],
+)
+def test_a_verdict_follows_from_the_intervals(judge, intervals, expected):
+    effects = [{"claim": "better", judge.NAMES: {"low": low, "high": high}} for low, high in intervals]
+    assert judge.verdict(effects) == expected
+
+
+def test_an_interval_over_seeds_is_scipys(judge):
+    values = [1.0, 2.0, 4.5]
+    low, high = stats.ttest_1samp(values, 0).confidence_interval()
+    found = judge.interval(values)
+    assert (found["low"], found["high"]) == pytest.approx((low, high))
+
+
+def test_what_is_kept_of_the_full_study_follows_from_its_table(judge):
+    everything, table = pd.read_parquet(KEPT / "results.parquet"), judge.load(KEPT / "results.parquet")
+    assert len(everything) >= 100 and table["seed"].nunique() == 3
+    verdicts = json.loads((KEPT / "verdicts.json").read_text("utf-8"))
+    again = json.loads(json.dumps(judge.judge(table)))
+    assert [(v["claim"], v["verdict"]) for v in again] == [(v["claim"], v["verdict"]) for v in verdicts]
+    page = (REPO / "docs" / "knobs.md").read_text("utf-8")
+    assert all(f"| {v['recipe']} | {v['claim']} | **{v['verdict']}** |" in page for v in verdicts)
+    says = yaml.safe_load((REPO / "papermill_runs" / "knobs.yaml").read_text("utf-8"))
+    assert len({factor for grid in says["factors"] for factor in grid} - {"seed"}) >= 5
