@@ -121,11 +121,29 @@ def rehearse(
 
 
 @app.command("list")
-def list_runs(root: Root = None) -> None:
+def list_runs(
+    study: Annotated[str, typer.Argument(help="The runs of this study; without it those of papermill_runs/.")] = "",
+    root: Root = None,
+) -> None:
     """List the runs: what is finished, the minutes, and what went wrong."""
     from . import runs
 
-    _table(runs.list_runs(root))
+    _table(runs.list_runs(root, study=study))
+
+
+@app.command("study")
+def run_study(
+    file: Annotated[Path, typer.Argument(help="YAML with base, factors, and perhaps fixed, search, prune.")],
+    processes: Annotated[int | None, typer.Option(help="Runs at a time; by default what fits.")] = None,
+    root: Root = None,
+) -> None:
+    """Run an experiment: every combination of some parameters' levels; a second start continues."""
+    from . import study
+
+    table = study.run_study(file, processes=processes, root=root)
+    print(f"papermill_runs/{file.stem}/out/results.parquet: {table['state'].value_counts().to_dict()}")
+    if failed := int((table["state"] == "FAIL").sum()):
+        raise ValueError(f"{failed} runs failed: 'medtune list {file.stem}' says why; start again to try them again")
 
 
 @app.command()

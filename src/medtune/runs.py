@@ -17,11 +17,13 @@ import re
 import shutil
 import time
 import tokenize
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 TYPES = {t.__name__: t for t in (int, float, str, bool, list, dict)} | {"Literal": Literal}
+QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONHASHSEED": "0"}
 
 
 class Parameter(NamedTuple):
@@ -128,23 +130,20 @@ def run(
     read_params(name, root=root)  # complains before anything is written
     out = root / "papermill_runs" / name / "out"
     out.mkdir(exist_ok=True)
-    for key, value in {"HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONHASHSEED": "0"}.items():
+    for key, value in QUIET.items():
         os.environ.setdefault(key, value)  # the notebooks' processes inherit them
     try:
         with filelock.FileLock(out / ".lock", timeout=0):
-            timing = _execute_all(_plan(name, root), root / "notebooks", out)
-            summaries = {n: json.loads((out / n / "summary.json").read_text("utf-8")) for n in timing}
-            summary = {"run": name, "notebooks": summaries, "timing": timing}
-            _write(out / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False))
-            return summary
+            return _execute_all(name, root, _execute)
     except filelock.Timeout:
         raise ValueError(f"run {name!r} is already in progress in papermill_runs/{name}/out") from None
 
 
-def list_runs(root: str | Path | None = None) -> list[dict[str, str]]:
-    """Every run: ``run``, ``finished`` (such as "2 of 6"), ``minutes``, and a ``note`` where something is wrong."""
-    rows, root = [], find_root(root)
-    for name in sorted(path.parent.name for path in root.glob("papermill_runs/*/params.yaml")):
+def list_runs(root: str | Path | None = None, *, study: str = "") -> list[dict[str, str]]:
+    """Every run, or those of a study: ``run``, ``finished`` (such as "2 of 6"), ``minutes``, ``note`` if it failed."""
+    rows, folder = [], find_root(root) / "papermill_runs"
+    root, where = folder.parent, f"{_safe(study)}/out/*" if study else "*"
+    for name in sorted(str(path.parent.relative_to(folder)) for path in folder.glob(f"{where}/params.yaml")):
         finished = minutes = ""
         try:
             plan = _plan(name, root)
@@ -187,7 +186,8 @@ def _without_pictures(notebook: str) -> str:
     return json.dumps(executed, indent=1, ensure_ascii=False) + "\n"
 
 
-def _execute_all(plan: list[Step], notebooks: Path, out: Path) -> dict[str, float]:
+def _execute_all(name: str, root: Path, execute: Callable) -> dict[str, Any]:
+    plan, notebooks, out = _plan(name, root), root / "notebooks", root / "papermill_runs" / name / "out"
     state = {step.notebook: step.record for step in plan if step.finished}
     for step in plan[len(state) :]:  # nothing of an older version may stand beside the new results
         for file in (out / f"{step.notebook}.ipynb", out / f"{step.notebook}.failed.ipynb", out / "summary.json"):
@@ -203,14 +203,18 @@ def _execute_all(plan: list[Step], notebooks: Path, out: Path) -> dict[str, floa
         state[step.notebook] = record
         _write(out / "state.json", json.dumps(state, indent=1))
         try:
-            _execute(step, label, notebooks, out)
+            execute(step, label, notebooks, out)
             record |= {"minutes": round((time.monotonic() - start) / 60, 2), "error": ""}
-        except (ValueError, OSError) as error:
+        except Exception as error:
             record["error"] = str(error)
             raise
         finally:
             _write(out / "state.json", json.dumps(state, indent=1))
-    return {notebook: record["minutes"] for notebook, record in state.items()}
+    timing = {notebook: record["minutes"] for notebook, record in state.items()}
+    summaries = {n: json.loads((out / n / "summary.json").read_text("utf-8")) for n in timing}
+    summary = {"run": name, "notebooks": summaries, "timing": timing}
+    _write(out / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False))
+    return summary
 
 
 def _execute(step: Step, label: str, notebooks: Path, out: Path) -> None:
@@ -247,7 +251,8 @@ def _plan(name: str, root: Path) -> list[Step]:
         chain = hashlib.sha256(json.dumps([chain, cells, values, files], sort_keys=True).encode()).hexdigest()
         record, done = state.get(notebook, {}), out / notebook / "summary.json"
         kept = kept and record.get("fingerprint") == chain and "minutes" in record and done.exists()
-        changed = {k: v for k, v in values.items() if v != declared_parameters(source)[k].default}
+        declared = declared_parameters(source)
+        changed = {k: v for k, v in values.items() if v != declared[k].default}
         steps.append(Step(notebook, values, changed, chain, record, kept))
     return steps
 
@@ -271,17 +276,12 @@ def _stamp(value: str, root: Path) -> list[list[Any]]:
 
 def _load(name: str, root: Path) -> tuple[dict[str, Any], dict[str, dict[str, Parameter]]]:
     """A params.yaml as it stands, and what each of its notebooks declares."""
-    import yaml
-
-    where = f"papermill_runs/{_safe(name)}/params.yaml"
+    where = f"papermill_runs/{_safe(name, '(/out/[A-Za-z0-9][A-Za-z0-9._-]*)?')}/params.yaml"  # or a study's run
     if not (root / where).is_file():
         runs = ", ".join(sorted(path.parent.name for path in (root / "papermill_runs").glob("*/params.yaml")))
         raise FileNotFoundError(f"there is no {where}; the runs here: {runs or 'none'}")
-    try:
-        raw = yaml.safe_load((root / where).read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{where} does not parse: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict) or not isinstance(raw.get("notebooks"), list) or not raw["notebooks"]:
+    raw = _read_yaml(root / where, where)
+    if not isinstance(raw.get("notebooks"), list) or not raw["notebooks"]:
         raise ValueError(f"{where} needs a list 'notebooks'")
     for section, values in raw.items():
         if section not in ("notebooks", "shared", *raw["notebooks"]):
@@ -377,8 +377,20 @@ def _check(value: Any, parameter: Parameter, where: str) -> Any:
         raise ValueError(f"{where} must be {parameter.annotation}, not {value!r} ({type(value).__name__})") from None
 
 
-def _safe(name: Any) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(name)):
+def _read_yaml(path: Path, where: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        raw = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{where} does not parse: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ValueError(f"{where} must map names to values")
+    return raw
+
+
+def _safe(name: Any, also: str = "") -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*" + also, str(name)):
         raise ValueError(f"a name here has letters, digits, '.', '_' and '-' only and is not {name!r}")
     return str(name)
 
