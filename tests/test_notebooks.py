@@ -136,6 +136,7 @@ def copy_of_the_clone(folder: Path) -> Path:
     shutil.copytree(REPO / "notebooks", folder / "notebooks", ignore=shutil.ignore_patterns(".*"))
     (folder / "papermill_runs" / "tiny-cpu").mkdir(parents=True)
     shutil.copy(REPO / "papermill_runs" / "tiny-cpu" / "params.yaml", folder / "papermill_runs" / "tiny-cpu")
+    (folder / "papermill_runs" / "reference").symlink_to(REPO / "papermill_runs" / "reference")
     (folder / "data").symlink_to(REPO / "data")
     return folder
 

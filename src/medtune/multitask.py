@@ -265,8 +265,8 @@ def classes() -> tuple[type, type]:
 
             `tally`, (3, 3), holds for each task the sum of its losses, their number, and the sum of its metric.
 
-            Without `regions`, or where they are NaN, the match head looks into the predicted box. `items` are the counts of
-            a whole step, and `parts` its number of batches, so that gradients add up to those of one large batch.
+            Without `regions`, or where they are NaN, the match head looks into the predicted box. `items` are the counts
+            of a whole step, and `parts` its number of batches, so that gradients add up to those of one large batch.
             """
             taught = labels[:, 1:] != -100
             keep = taught.any(0).nonzero()[:, 0] if taught.any() else taught.new_zeros(1, dtype=torch.long)
