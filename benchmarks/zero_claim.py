@@ -23,7 +23,7 @@ def cells(data: Path, folder: Path, samples: int, seeds: int) -> list[dict]:
     """The arguments of every run."""
     common = {"model_name_or_path": str(REPO / "data" / "tiny-vlm"), "data": str(data), "disable_tqdm": True}
     common |= {"lora_r": 8, "lora_alpha": 16, "learning_rate": 2e-3, "lr_scheduler_type": "cosine", "logging_steps": 1}
-    common |= {"save_strategy": "no", "dtype": "float32", "bf16": False, "eval_samples": 64}
+    common |= {"save_strategy": "no", "dtype": "float32", "bf16": False, "eval_samples": 32}
     runs = []
     for seed in range(seeds):
         for stage in STAGES:
