@@ -69,7 +69,7 @@ def run_study(file: str | Path, *, processes: int | None = None, root: str | Pat
                     queue.optimize(work, left, n_jobs=processes, catch=(Exception,), show_progress_bar=True)
         ended = [trial for trial in queue.trials if trial.state.is_finished() and "found" in trial.user_attrs]
         last = {t.user_attrs["run"]: {"state": t.state.name, **t.user_attrs["found"]} for t in ended}
-        table = pd.DataFrame([{"run": run, **row} for run, row in last.items()])
+        table = pd.DataFrame([{"run": run, "error": "", **row} for run, row in last.items()])
         table.to_parquet(out / ".results.part")
         os.replace(out / ".results.part", out / "results.parquet")
     return table
