@@ -29,7 +29,7 @@ SHORTER = {
     "07.vain_samples": 8,
     "08.max_steps": 4,
     "08.eval_samples": 4,
-    "08.learning_rates": [2e-3],
+    "08.learning_rates": [0.002, 0.004],
 }
 pytestmark = pytest.mark.filterwarnings("error::nbformat.warnings.MissingIDFieldWarning")
 

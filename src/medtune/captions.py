@@ -12,6 +12,7 @@ import json
 import os
 import re
 import tempfile
+import tomllib
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,96 +20,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-# kind -> "name: other words for it; ...". The name is a word too, * stands for any ending; the longest word wins.
-# Case, plural s, hyphens and British spelling do not matter. What is "paired" may have a side: "left kidney", 左肾.
-TERMS = {
-    "modality": """CT: computed tomography, cat scan, 计算机断层, 电脑断层; MRI: mr, magnetic resonance, 磁共振; PET:
-    positron emission tomography; X-ray: xray, radiograph*, cxr, plain film, x光, x线, 平片, 胸片; ultrasound: ultraso*,
-    sonogra*, doppler, 超声; OCT: optical coherence tomography; histopathology: histolog*, histopatholog*, h&e,
-    hematoxylin, microscop*, 病理, 组织学; mammography: mammogra*, 钼靶; dermoscopy: dermoscop*, 皮肤镜; angiography:
-    angiogra*, 血管造影; endoscopy: endoscop*, colonoscop*, 内镜, 胃镜, 肠镜; fundus photography: fundus photo*, fundus
-    image, 眼底""",
-    "view": """axial: transverse, 轴位, 横断面; coronal: 冠状; sagittal: 矢状; PA: posteroanterior, postero anterior,
-    后前位; AP: anteroposterior, antero posterior, 前后位; lateral view: lateral projection, lateral film, 侧位""",
-    "window": """soft tissue window: 软组织窗; lung window: 肺窗; bone window: 骨窗; brain window: 脑窗; mediastinal
-    window: 纵隔窗""",
-    "level": """upper abdomen: 上腹; middle abdomen: 中腹; lower abdomen: 下腹; abdomen: abdominal, abdominal cavity,
-    腹部, 腹腔; pelvis: pelvic, 盆腔, 骨盆; upper chest: 上胸部; middle chest: 中胸部; lower chest: 下胸部; chest:
-    thorax, thoracic, thoracic cavity, 胸部, 胸腔; lower neck: 颈下部; neck: 颈部; head: 头部, 头颅""",
-    "density": """air density: gas density, 气体密度; fat density: 脂肪密度; fluid density: water density, 液体密度,
-    水样密度; bone density: 骨密度; soft tissue density: 软组织密度; very high density: 极高密度; high density:
-    increased density, higher density, hyperdens*, hyperattenuat*, 高密度, 密度增高; low density: decreased density,
-    lower density, hypodens*, hypoattenuat*, 低密度, 密度减低; high signal: hyperintens*, increased signal, 高信号; low
-    signal: hypointens*, decreased signal, 低信号; hypoechoic: 低回声; hyperechoic: echogenic, 高回声, 强回声; anechoic:
-    无回声""",
-    "paired": """kidney: renal, 肾; adrenal gland: adrenal, 肾上腺; lung: pulmonary, lung field, 肺野, 肺; hilum: hilar,
-    hila, 肺门; rib: 肋骨; upper lobe of the lung: upper lobe, upper lung lobe, 肺上叶, 上叶; lower lobe of the lung:
-    lower lobe, lower lung lobe, 肺下叶, 下叶; diaphragm: hemidiaphragm, 膈; pleura: pleural, 胸膜; heart border:
-    cardiac border, 心缘; costophrenic angle: costophrenic*, 肋膈角; subclavian artery: 锁骨下动脉; common carotid
-    artery: carotid, carotid artery, 颈总动脉, 颈动脉; brachiocephalic vein: innominate vein, 头臂静脉; iliac artery:
-    common iliac artery, 髂动脉; iliac vein: common iliac vein, iliac vena, 髂静脉; humerus: 肱骨; scapula: 肩胛骨;
-    clavicle: clavicula, 锁骨; hip bone: hip, 髋骨; deep back muscles: deep back muscle, autochthon*, 背部深层肌,
-    竖脊肌; iliopsoas muscle: iliopsoas, psoas, psoas muscle, 髂腰肌, 腰大肌; gluteus: gluteal, 臀肌; femur: femoral,
-    femoral head, femoral neck, 股骨; tibia: 胫骨; radius: 桡骨; knee: 膝; ovary: ovar*, 卵巢; eye: orbit*, 眼球;
-    cerebral hemisphere: 大脑半球; frontal lobe: frontal region, 额叶; temporal lobe: temporal region, 颞叶; parietal
-    lobe: parietal region, 顶叶; breast: mammary, 乳腺; occipital lobe: occipital region, 枕叶; basal ganglia: 基底节;
-    thalamus: 丘脑; lateral ventricle: 侧脑室""",
-    "structure": """spleen: splenic, 脾; gallbladder: gall bladder, 胆囊; liver: hepatic, 肝; stomach: gastric, 胃;
-    duodenum: duoden*, 十二指肠; pancreas: pancrea*, head of the pancreas, 胰; esophagus: esophag*, 食管; trachea:
-    tracheal, 气管; thyroid gland: thyroid, 甲状腺; bronchus: bronch*, 支气管; right middle lobe of the lung: middle
-    lobe of the lung, middle lobe, 右肺中叶, 肺中叶, 中叶; small bowel: small intestin*, bowel, 小肠; colon: colonic,
-    large bowel, 结肠; rectum: rectal, 直肠; urinary bladder: bladder, 膀胱; prostate: prostat*, 前列腺; uterus:
-    uterine, 子宫; vertebra: vertebra*, spine, spinal, lumbar spine, thoracic spine, cervical spine, 椎骨, 椎体, 脊柱,
-    胸椎, 腰椎, 颈椎; spinal cord: 脊髓; sternum: 胸骨; costal cartilage: 肋软骨; sacrum: 骶骨; heart: cardiac, cardiac
-    silhouette, 心脏, 心影; left atrial appendage: atrial appendage, 左心耳, 心耳; aorta: aortic, abdominal aorta,
-    thoracic aorta, 主动脉; pulmonary vein: 肺静脉; pulmonary artery: pulmonary arter*, 肺动脉; brachiocephalic trunk:
-    头臂干; superior vena cava: svc, 上腔静脉; inferior vena cava: ivc, 下腔静脉; skin: 皮肤; brain: cerebral, cerebrum,
-    intracranial, 颅内, 颅脑, 脑; portal and splenic vein: portal vein and splenic vein, portal vein, 门静脉和脾静脉,
-    门静脉; skull: cranial, 颅骨; cerebellum: cerebell*, 小脑; brainstem: brain stem, 脑干; brain ventricle: ventricle,
-    ventricular, 脑室; mediastinum: mediastinal, 纵隔; lymph node: 淋巴结; bone: bony, 骨骼; retina: retinal, 视网膜;
-    macula: macular, 黄斑; chest wall: 胸壁; pituitary gland: pituitary, 垂体""",
-    "zone": """upper zone: 上肺野, 上野; mid zone: middle zone, 中肺野, 中野; lower zone: lower field, 下肺野, 下野;
-    apical: apex, apices, 肺尖; basal: basilar, bibasilar, base, 肺底; perihilar: 肺门周围; peripheral: peripheral*,
-    periphery, 外周, 外带; subpleural: 胸膜下; lingula: lingula*, 舌段""",
-    "finding": """hemorrhage: hemorrhag*, bleed*, hematoma, 出血, 血肿; subarachnoid hemorrhage: 蛛网膜下腔出血;
-    intraventricular hemorrhage: 脑室出血; intracranial hemorrhage: brain hemorrhage, cerebral hemorrhage, intracerebral
-    hemorrhage, 颅内出血, 脑出血; intraparenchymal hemorrhage: 脑实质出血; subdural hemorrhage: subdural hematoma,
-    硬膜下血肿, 硬膜下出血; epidural hemorrhage: epidural hematoma, extradural hematoma, 硬膜外血肿; hypodense lesion:
-    hypodense area, hypoattenuating lesion, low density lesion, 低密度灶; hyperdense lesion: hyperdense area, high
-    density lesion, 高密度灶; sclerotic lesion: 成骨性病灶; lytic lesion: osteolytic lesion, 溶骨性病灶; solid nodule:
-    实性结节; nodule: nodular, 结节; cyst: cystic, 囊肿, 囊性; mass effect: 占位效应; mass: space occupying lesion,
-    肿块, 肿物, 占位; tumor: neoplas*, 肿瘤; cancer: malignan*, malignant tumor, carcinoma, adenocarcinoma, breast
-    cancer, lung cancer, 恶性, 恶性肿瘤, 癌, 肺癌, 肝癌, 乳腺癌; metastasis: metasta*, 转移; glioma: glioblastoma,
-    胶质瘤; meningioma: 脑膜瘤; lymphoma: 淋巴瘤; adenoma: 腺瘤; hemangioma: 血管瘤; polyp: 息肉; melanoma: 黑色素瘤;
-    dysplasia: dysplastic, atypia, 异型; opacity: opaci*, air space opaci*, airspace opaci*, air space, shadowing,
-    斑片影, 模糊影, 阴影; ground-glass opacity: ground glass, ground glass opaci*, 磨玻璃影, 磨玻璃; consolidation:
-    consolidat*, 实变; infiltrate: infiltrat*, 浸润; pneumonia: pneumonic, 肺炎; aspiration pneumonia: aspiration,
-    吸入性肺炎; tuberculosis: 结核; infection: infectious, 感染; abscess: 脓肿; COVID-19: covid, covid 19 pneumonia,
-    covid 19 infection, 新冠, 新冠肺炎; inflammation: inflammatory, 炎症, 炎性; ascites: 腹水, 腹腔积液; pleural
-    effusion: 胸腔积液; pericardial effusion: 心包积液; effusion: fluid collection, free fluid, 积液; pneumothorax:
-    气胸; pneumoperitoneum: free air, 气腹; pneumomediastinum: 纵隔气肿; atelectasis: atelecta*, collapse*, 肺不张;
-    emphysema: 肺气肿; bronchiectasis: 支气管扩张; air bronchogram: 支气管充气征; fibrosis: fibrotic, 纤维化;
-    pneumatocele: 肺气囊; lucency: hyperlucent, 透亮; pectus excavatum: 漏斗胸; interstitial changes: interstitial,
-    间质性; cavity: cavitation, cavitary, 空洞; pulmonary edema: 肺水肿; edema: swelling, 水肿, 肿胀; cardiomegaly:
-    enlarged heart, heart is enlarged, enlarged cardiac silhouette, 心影增大, 心脏增大; calcification: calcif*,
-    microcalcif*, 钙化; lymphadenopathy: adenopath*, enlarged lymph node, 淋巴结肿大; tracheal deviation: 气管移位;
-    midline shift: 中线移位; hydrocephalus: 脑积水; hydronephrosis: 肾积水; glaucoma: 青光眼; arthritis: osteoarthritis,
-    关节炎; displacement: displac*, shift, 移位; compression: compress*, 受压, 压迫; raised intracranial pressure:
-    increased intracranial pressure, 颅内压增高; infarct: infarct*, ischemi*, stroke, 梗死, 缺血; atrophy: 萎缩;
-    aneurysm: microaneurysm, 动脉瘤; dissection: 夹层; thrombosis: thromb*, 血栓; pulmonary embolism: 肺栓塞; stenosis:
-    narrowing, 狭窄, 变窄; dilation: dilat*, 扩张; enlargement: enlarg*, prominence, 增大, 肿大; thickening: thicken*,
-    增厚; hernia: herniat*, 疝; stone: calcul*, gallstone, 结石; fracture: fractur*, compression fracture, 骨折;
-    dislocation: dislocat*, 脱位; degeneration: degenerati*, 退行性; ulcer: ulcerat*, 溃疡; osteophyte: 骨赘, 骨质增生;
-    disc herniation: herniated disc, 椎间盘突出; fatty liver: steatosis, 脂肪肝; cirrhosis: cirrhotic, 肝硬化; necrosis:
-    necrotic, 坏死; exudate: exudat*, 渗出; diabetic retinopathy: 糖尿病视网膜病变; lesion: 病灶, 病变; abnormality:
-    abnormal*, patholog*, 异常""",
-    "change": """improved: improve*, regress*, 好转, 吸收; worse: worsen*, progress*, deteriorat*, 进展, 加重;
-    unchanged: stable, unaltered, no change, no significant change, persist*, 无明显变化, 未见明显变化""",
-    "device": """endotracheal tube: ett, endotracheal, 气管插管; nasogastric tube: ng tube, nasogastric, 胃管; chest
-    drain: chest tube, intercostal drain, 引流管; central venous catheter: central line, 中心静脉导管; pacemaker:
-    起搏器; stent: 支架; surgical clip: 手术夹; medical device: device, 医疗器械, 医疗设备""",
-    "ignore": """mass like; high resolution; soft tissue: 软组织; region of interest; acoustic shadowing""",
-}
+# kind -> "name: other words for it; ...": the words are data and stand in captions.toml, beside this file.
+TERMS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
 PLACES = ("upper left", "upper middle", "upper right", "middle left", "center", "middle right",
           "lower left", "lower middle", "lower right")  # fmt: skip
 GENERIC = ("lesion", "abnormality")  # left out where a finding of the same polarity has a name of its own

@@ -103,7 +103,7 @@ def generate_answers(
     ask = _vllm if backend == "vllm" else _transformers
     answer = ask(model, processor, options, seed, cache_implementation)
     prepare = partial(_prepare, dataset, processor, donors, image_transform, question, backend)
-    workers = (min(8, os.cpu_count() or 1) if on_gpu else 0) if workers is None else workers
+    workers = (min(8, len(os.sched_getaffinity(0))) if on_gpu else 0) if workers is None else workers
     jobs: Any = [batch for _, batch in todo]
     own = Generator()  # or the loader would draw from the global one
     loader: Any = DataLoader(jobs, batch_size=None, collate_fn=prepare, num_workers=workers, generator=own)

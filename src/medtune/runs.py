@@ -263,7 +263,8 @@ def _environment() -> str:
         versions = [f"{name} {metadata.version(name)}" for name in sorted(needed)]
     except metadata.PackageNotFoundError as error:
         versions = [str(error)]
-    code = {path.name: path.read_text("utf-8") for path in sorted(Path(__file__).parent.glob("*.py"))}
+    files = sorted(f for f in Path(__file__).parent.rglob("*.*") if f.suffix in (".py", ".json", ".toml"))  # and data
+    code = {str(file.relative_to(Path(__file__).parent)): file.read_text("utf-8") for file in files}
     return json.dumps([platform.python_version(), versions, code])
 
 
