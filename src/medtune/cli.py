@@ -290,19 +290,20 @@ def evaluate(
     tuned = models.load_base(model) if adapter is None else models.load_tuned(models.load_base(model), adapter)
     processor = models.load_processor(adapter or model)
     answers = generate.generate_answers(tuned, processor, slices, question=question, out=out)
-    asked = {value for kind, value, no in captions.entities(text) if kind == "finding" and not no}
-    rows = []
+
+    def findings(text: str) -> set[str]:
+        return {value for kind, value, no in captions.entities(text) if kind == "finding" and not no}
+
+    def listed(words: set[str]) -> str:
+        return ", ".join(sorted(words)) or "-"
+
+    asked, rows = findings(text), []
     for number, answer in enumerate(answers, 1):
-        said = {value for kind, value, no in captions.entities(answer["answer"]) if kind == "finding" and not no}
-        findings = {
-            "findings": ", ".join(sorted(said)) or "-",
-            "also in the report": ", ".join(sorted(said & asked)) or "-",
-        }
-        rows.append({"slice": number, **findings, "answer": " ".join(answer["answer"].split())})
+        said = findings(answer["answer"])
+        row = {"slice": number, "findings": listed(said), "also in the report": listed(said & asked)}
+        rows.append(row | {"answer": " ".join(answer["answer"].split())})
     _table(rows)
-    print(
-        f"\nreport: {text or '(none given)'}\nfindings in the report: {', '.join(sorted(asked)) or '-'}\nanswers: {out}"
-    )
+    print(f"\nreport: {text or '(none given)'}\nfindings in the report: {listed(asked)}\nanswers: {out}")
 
 
 @app.command()

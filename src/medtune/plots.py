@@ -28,10 +28,8 @@ def font_families() -> tuple[str, ...]:
 
     from matplotlib import font_manager
 
-    manager = font_manager.fontManager
-    if not {font.name for font in manager.ttflist} & set(CHINESE) and (
-        package := importlib.util.find_spec("noto_cjk_sans_otc")
-    ):
+    manager, package = font_manager.fontManager, importlib.util.find_spec("noto_cjk_sans_otc")
+    if package and not {font.name for font in manager.ttflist} & set(CHINESE):
         manager.addfont(Path(str(package.origin)).parent / "NotoSansCJK-Regular.ttc")
     known = {font.name for font in manager.ttflist}
     chinese = [name for name in CHINESE if name in known][:1]
@@ -127,10 +125,8 @@ def _box(axis, image, box, colour: str, label: str | None = None) -> None:
 
 def _show(axis, image) -> None:
     axis.imshow(image, cmap="gray")
-    axis.set_xticks([])
-    axis.set_yticks([])
+    axis.set(xticks=[], yticks=[], anchor="S")  # room for long titles
     axis.spines[:].set_visible(False)
-    axis.set_anchor("S")  # room for long titles
 
 
 @_drawn
@@ -283,14 +279,11 @@ def plot_before_after(scores: Mapping[str, Mapping], *, unit: str = "score"):
                 axis.plot([value["low"], value["high"]], [y, y], color=colour, linewidth=3, alpha=0.4)
             axis.plot(value["value"], y, marker="osD^v*P"[index % 7], color=colour, linestyle="", label=name)
             end = value["value"] if value.get("high") is None else value["high"]
-            axis.annotate(
-                f"{value['value']:.3g}", (end, y), (6, 0), textcoords="offset points", va="center", fontsize=8
-            )
+            label = f"{value['value']:.3g}"
+            axis.annotate(label, (end, y), (6, 0), textcoords="offset points", va="center", fontsize=8)
     axis.set_yticks(range(len(scores)), labels=[_wrap(score, 28) for score in scores])
-    axis.set_ylim(len(scores) - 0.45, -0.55)
-    axis.margins(x=0.08)
+    axis.set(ylim=(len(scores) - 0.45, -0.55), xmargin=0.08, xlabel=unit)
     axis.grid(True, axis="x")
-    axis.set_xlabel(unit)
     handles = dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
     axis.legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
@@ -362,9 +355,8 @@ def plot_heatmap(boxes: Sequence, *, title: str = "how often each place is cover
     figure, (axis,) = _axes(1, 1, 4.8, 4)
     shown = axis.imshow(cover / max(len(known), 1), cmap="viridis", vmin=0, extent=(0, 1, 1, 0))
     figure.colorbar(shown, ax=axis, label="share of the boxes")
-    axis.set(title=f"{title} ({len(known)} boxes)", xticks=[0, 1 / 3, 2 / 3, 1], yticks=[0, 1 / 3, 2 / 3, 1])
-    axis.set_xticklabels(labels := ["0", "1/3", "2/3", "1"])
-    axis.set_yticklabels(labels)
+    ticks, labels = [0, 1 / 3, 2 / 3, 1], ["0", "1/3", "2/3", "1"]
+    axis.set(title=f"{title} ({len(known)} boxes)", xticks=ticks, yticks=ticks, xticklabels=labels, yticklabels=labels)
     axis.grid(True, color="white", alpha=0.4)  # the nine places that captions speak of
     return figure
 
@@ -410,7 +402,5 @@ def plot_bars(counts: Mapping[str, float], *, title: str = "", unit: str = "samp
     bars = axis.barh(range(len(ordered)), [value for _, value in ordered], color=COLOURS[0])
     axis.bar_label(bars, fmt="%.4g", padding=3, fontsize=8)
     axis.set_yticks(range(len(ordered)), labels=[name for name, _ in ordered], fontsize=9)
-    axis.set_ylim(len(ordered) - 0.4, -0.6)
-    axis.margins(x=0.1)
-    axis.set(xlabel=unit, title=title)
+    axis.set(ylim=(len(ordered) - 0.4, -0.6), xmargin=0.1, xlabel=unit, title=title)
     return figure
