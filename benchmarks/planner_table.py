@@ -91,8 +91,8 @@ def main() -> None:
     text = (
         f"# The planner against measured peaks\n\n{trained[0]['device']}, TRL's SFTTrainer on shape twins with random "
         "weights, five steps, one picture a sample; GB are 10^9 bytes, peaks `torch.cuda.max_memory_allocated`. The "
-        "constants of `medtune.sizing` were fitted to the rows marked fit; those marked check came later. One of these, "
-        "Qwen2-VL with QLoRA, was planned 10.0% low, for want of what quick_gelu keeps; that was put in, so the row "
+        "constants of `medtune.sizing` were fitted to the rows marked fit; those marked check came later. One of these,"
+        " Qwen2-VL with QLoRA, was planned 10.0% low, for want of what quick_gelu keeps; that was put in, so the row "
         "counts as fit. Other processes shared the card: peaks are of the process alone, but samples/s are low, above "
         "all in the rows marked check, and memory ran out before the whole card was used. Nothing here says anything "
         f"about quality.\n\n{table(trained)}\n"
