@@ -53,8 +53,8 @@ def load_pairs(
         of a CSV, TSV, JSON or JSONL of captions or dialogues (messages, conversations, prompt/completion), of a DICOM
         file, or of a folder: parquet shards, or pictures with one table beside them.
     config, split : configuration of a hub set, such as "25M_demo" (or after a colon in `source`); the split to keep, by
-        the column `split`, by file names such as `test-00000.parquet` or `test.jsonl`, or by the hub's splits (there the
-        default is "train").
+        the column `split`, by file names such as `test-00000.parquet` or `test.jsonl`, or by the hub's splits (there
+        the default is "train").
     streaming : return an IterableDataset that reads as you go: memory and disk stay flat.
     limit : the first rows only, held in memory, without reading or downloading the rest.
     window, salt : for DICOM: a CT window, see `medtune.dicom.WINDOWS`; a secret that makes the hashed patient groups
