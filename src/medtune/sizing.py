@@ -258,7 +258,7 @@ def _activations(name: str, method: str, parts: set[str], lora_dropout: float, c
     depth = vision.get("depth") or vision["num_hidden_layers"]
     mergers = 10 * width * (1 + len(vision.get("deepstack_visual_indexes", [])))
     # LayerNorm gives float32, and 4-bit layers hand it on
-    block = (16 + 9 * (packed + drop)) * width + 2 * (1 + packed) * wide
+    block = (16 + 9 * (packed + drop)) * width + 2 * (1 + packed) * wide * (3 if flags["quick_gelu"] else 1)
     block += ((10 + 5 * drop) * width + 2 * wide) * ("vision" in parts)
     reached = "vision" in parts or (checkpointing and flags["gradients_reach_vision"])
     kept = 2 * hidden + 4 * text.get("num_experts", 0) if checkpointing else layer
