@@ -27,7 +27,7 @@ def visit(url: str, picture: Path, questions: int, tokens: int) -> dict:
     """One visitor: the last pair of answers, the seconds of each question, or the error."""
     seconds, said = [], []
     try:
-        client = Client(url, verbose=False)
+        client = Client(url, verbose=False, httpx_kwargs={"timeout": 120})  # the crowd shares a core or two with us
         client.predict([handle_file(picture)], 0, api_name="/upload")
         for _ in range(questions):
             start = time.perf_counter()

@@ -46,7 +46,7 @@ def asked(question: str, pictures: int = 1) -> list[dict]:
 
 
 def say(pair, which, picture, question=QUESTION, **options) -> dict:
-    *_, last = chat.answer(pair, which, asked(question), [picture], max_new_tokens=12, **options)
+    *_, last = chat.answer(pair, which, asked(question), [picture], max_new_tokens=20, **options)
     return last
 
 
@@ -86,7 +86,7 @@ def test_answers_are_those_of_the_models_alone(pair, rows, tiny_vlm, small_adapt
     base, said = models.load_base(tiny_vlm), {}
     for which in ("base", "tuned"):
         model = base if which == "base" else models.load_tuned(base, small_adapter)
-        alone = generate.generate_answers(model, pair.processor, rows, question=QUESTION, max_new_tokens=12)
+        alone = generate.generate_answers(model, pair.processor, rows, question=QUESTION, max_new_tokens=20)
         streamed = [say(pair, which, row["image"]) for row in rows]
         said[which] = [part["text"] for part in streamed]
         assert said[which] == [row["answer"] for row in alone]
@@ -108,10 +108,10 @@ def test_visitors_at_once_never_get_each_others_model(pair, rows):
 
 @pytest.mark.slow
 def test_the_text_grows_and_can_be_stopped(pair, rows):
-    parts = list(chat.answer(pair, "base", asked(QUESTION), [rows[0]["image"]], max_new_tokens=12))
+    parts = list(chat.answer(pair, "base", asked(QUESTION), [rows[0]["image"]], max_new_tokens=20))
     texts = [part["text"] for part in parts]
     assert len(set(texts)) > 5 and all(texts[-1].startswith(text) for text in texts)
-    assert 0 < parts[-1]["first"] <= parts[-1]["seconds"] and parts[-1]["tokens"] == 12
+    assert 0 < parts[-1]["first"] <= parts[-1]["seconds"] and parts[-1]["tokens"] == 20
     stopped = say(pair, "base", rows[0]["image"], stopped=lambda: True)
     assert stopped["tokens"] == 1
     left = chat.answer(pair, "base", asked(QUESTION), [rows[0]["image"]], max_new_tokens=100_000)
