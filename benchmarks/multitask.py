@@ -68,7 +68,7 @@ def profile(out: Path) -> None:
                 gradient_checkpointing=setting["checkpointing"], logging_steps=1, dataloader_num_workers=4,
                 gradient_checkpointing_kwargs={"use_reentrant": False}, disable_tqdm=True,
             )  # fmt: skip
-            trainer = multitask.MultiTaskTrainer(base, args, train_dataset=rows, processing_class=processor)
+            trainer = multitask.classes()[1](base, args, train_dataset=rows, processing_class=processor)
             start = time.perf_counter()
             trainer.train()
             seconds = time.perf_counter() - start
@@ -261,8 +261,14 @@ def collect(results: list[Path], out: Path, parquet: Path) -> None:
     import gzip
 
     import pyarrow.parquet as pq
+    import sacrebleu
 
     from medtune import metrics
+
+    def auroc(rows) -> float:
+        true, wrong = (rows[rows[:, 0] == label, 1] for label in (1, 0))
+        more = true[:, None] - wrong
+        return float(((more > 0) + (more == 0) / 2).mean()) if more.size else float("nan")
 
     columns = ["caption", "roi", "slice", "group", "split", "has_box"]
     rows = sorted(pq.read_table(parquet, columns=columns).to_pylist(), key=lambda row: row["slice"])
@@ -278,14 +284,15 @@ def collect(results: list[Path], out: Path, parquet: Path) -> None:
         scores["iou_interval"] = [boxes["intervals"]["iou"][end] for end in ("low", "high")]
         pairs = found["pairs"]
         right, labels = [found["right"][i] for i, _ in pairs], [1] * len(pairs) + [0] * len(pairs)
-        match = metrics.match_scores(right + found["wrong"], labels, groups=[groups[i] for i, _ in pairs] * 2)
-        scores |= {"auroc": match["auroc"], "pairs": len(pairs)}
-        scores["auroc_interval"] = [match["intervals"]["auroc"][end] for end in ("low", "high")]
+        judged = list(zip(labels, right + found["wrong"], strict=True))
+        names = [groups[i] for i, _ in pairs] * 2
+        match = metrics.bootstrap_interval(judged, names, statistic=auroc, resamples=300)
+        scores |= {"auroc": match["value"], "auroc_interval": [match["low"], match["high"]], "pairs": len(pairs)}
         if "answers" in found:
             texts = (found["answers"], [row["caption"] for row in test])
             finding = metrics.finding_scores(*texts)
             scores |= {"place": finding["place_exact"], "entity_f1": finding["f1"]}
-            scores["bleu"] = metrics.standard_scores(*texts)["bleu"]
+            scores["bleu"] = sacrebleu.corpus_bleu(texts[0], [texts[1]]).score
         if "right_drafts" in found:  # of the model's own drafts; the threshold is that of the true validation pairs
             at = sorted(run["validation"]["right"])[int(0.1 * len(run["validation"]["right"]))]
             scores["answered_rightly"] = sum(x >= at for x in found["right_drafts"]) / len(found["right_drafts"])

@@ -437,6 +437,7 @@ def test_a_stopped_run_goes_on_with_its_heads(twin, records, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(500)
 def test_two_ranks_train_as_one_process_does(twin, records, tmp_path):
     """The same file under torchrun: losses of two ranks of batch 2 are those of one process with batch 4."""
     from datasets import Dataset
@@ -506,6 +507,7 @@ def test_statements_fall_back_on_the_whole_text():
     assert multitask.finding_of(row) == ("Something is bright.", ())
 
 
+@pytest.mark.slow
 def test_a_square_is_found(twin, tmp_path):
     """The heads learn: the mean IoU with a bright square at a random place rises far above that of the mean box."""
     from medtune.metrics import box_scores

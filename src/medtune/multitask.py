@@ -291,7 +291,7 @@ def classes() -> tuple[type, type]:
             pairs = pairs * (1 - torch.exp(-pairs)) ** 2 * (1 + match * (self.settings["miss_weight"] - 1))
             losses, s = torch.stack([text, edges + overlap, pairs.sum()]), self.heads.log_variances
             counts, learned = count(labels, boxes, matches), self.settings["weighting"] == "uncertainty"
-            means = losses / (counts if items is None else items).clamp(min=1)
+            means = losses / (counts if items is None else items).clamp(min=1e-6)  # a rank's share may be below 1
             weights = torch.exp(-s) / 2 if learned else means.new_tensor(self.settings["weights"])
             loss = (weights * means).sum() + s.sum() * learned / 2 / parts
             right = [out.logits.argmax(-1) == targets, box_iou(found, true)[0].diag(), (judged > 0) == (match > 0)]
@@ -357,7 +357,7 @@ def classes() -> tuple[type, type]:
         def get_batch_samples(self, epoch_iterator, num_batches, device):
             """Count what has a loss, over all batches and ranks of a step."""
             batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-            counts = sum((count(**batch) for batch in batches), torch.zeros(3)).to(device)
+            counts = torch.stack([count(**batch).to(device) for batch in batches]).sum(0).float()
             return batches, self.accelerator.reduce(counts, "mean")  # ranks average their gradients
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
