@@ -287,6 +287,22 @@ def test_a_sample_without_picture_on_one_rank(together, name):
     assert len(losses(together / name)) == STEPS and all(0 < loss < 20 for loss in losses(together / name))
 
 
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["accelerate", "launch", "--use_deepspeed", "--num_processes", "2", "--main_process_port", "{port}", "-m"],
+        ["deepspeed", "--num_gpus", "2", "--master_port", "{port}", "--module"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_other_launchers(together, launcher):
+    name, port = f"by-{launcher[0]}", str(20_000 + random.randrange(20_000))
+    words = [word.replace("{port}", port) for word in launcher[1:]]
+    run = arguments(together, name, BATCH // 2, deepspeed="zero2")
+    launch([str(Path(sys.executable).with_name(launcher[0])), *words, "medtune.train", *run], together / f"{name}.log")
+    assert agree(together / "zero2", together / name)
+
+
 # ---- interruptions
 
 
