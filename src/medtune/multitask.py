@@ -64,8 +64,7 @@ def check_box(box: Sequence[float] | None, name: str = "a row") -> list[float] |
     """
     edges = [] if box is None else np.ravel(box).astype(float).tolist()
     if edges and not (len(edges) == 4 and 0 <= edges[0] < edges[2] <= 1 and 0 <= edges[1] < edges[3] <= 1):
-        rule = "0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1; of several boxes make several rows, each with its question"
-        raise ValueError(f"{name} has the box {box}, but a box is x0, y0, x1, y1 with {rule}")
+        raise ValueError(f"{name} has the box {box}, not x0 < x1, y0 < y1 in 0..1; of several boxes make several rows")
     return edges or None
 
 
@@ -265,8 +264,8 @@ def classes() -> tuple[type, type]:
 
             `tally`, (3, 3), holds for each task the sum of its losses, their number, and the sum of its metric.
 
-            Without `regions`, or where they are NaN, the match head looks into the predicted box. `items` are the counts
-            of a whole step, and `parts` its number of batches, so that gradients add up to those of one large batch.
+            Without `regions`, or where they are NaN, the match head looks into the predicted box. `items` are the
+            counts of a whole step, `parts` its number of batches: gradients add up to those of one large batch.
             """
             taught = labels[:, 1:] != -100
             keep = taught.any(0).nonzero()[:, 0] if taught.any() else taught.new_zeros(1, dtype=torch.long)
