@@ -231,9 +231,9 @@ def test_single_layers_can_be_named_as_targets(twins):
 MEASURED = REPO / "papermill_runs" / "reference" / "planner-h200" / "measured.json"
 
 
-def measured(**wanted) -> list[dict]:
-    """Recorded training runs of a GPU; `wanted` picks by key."""
-    rows = [row for row in json.loads(MEASURED.read_text("utf-8")) if row["method"] != "generate"]
+def measured(answers: bool = False, **wanted) -> list[dict]:
+    """Recorded training runs of a GPU, or recorded answers; `wanted` picks by key."""
+    rows = [row for row in json.loads(MEASURED.read_text("utf-8")) if (row["method"] == "generate") == answers]
     return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
 
 
@@ -257,6 +257,13 @@ def test_the_planner_meets_every_measured_peak_within_a_tenth():
     assert not {row: error for row, error in off.items() if abs(error) > 0.1}
 
 
+def test_the_planner_meets_the_measured_peaks_of_generation_within_a_tenth():
+    rows = measured(answers=True)
+    assert {row["model"] for row in rows} >= {"Qwen/Qwen3-VL-2B-Instruct", "google/gemma-3-4b-it"}
+    off = {str(row): planner_table().planned(row) / row["peak_gb"] - 1 for row in rows}
+    assert not {row: error for row, error in off.items() if abs(error) > 0.1}
+
+
 def test_the_planner_never_says_fits_where_memory_ran_out():
     rows = measured(error="out of memory")
     options_of = planner_table().options_of
@@ -270,7 +277,7 @@ def test_the_planner_never_says_fits_where_memory_ran_out():
 def test_the_committed_table_is_that_of_the_recorded_figures():
     module = planner_table()
     text = (MEASURED.parent / "README.md").read_text("utf-8")
-    assert module.table(measured()) in text
+    assert module.table(measured()) in text and module.table(measured(answers=True)) in text
 
 
 @pytest.mark.parametrize(
@@ -282,6 +289,7 @@ def test_the_committed_table_is_that_of_the_recorded_figures():
         ({"lora_r": 64}, "adapter"),
         ({"modules_to_save": ("lm_head",)}, "optimizer"),
         ({"new_tokens": 1000}, "kv_cache"),
+        ({"new_tokens": 100_000}, "generation"),
         ({"checkpointing": False}, "activations"),
         ({"method": "full"}, "gradients"),
         ({"dtype": "float32"}, "weights"),
