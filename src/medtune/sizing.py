@@ -383,15 +383,16 @@ def rehearse(run: str, *, steps: int = 2, scale: str | None = None, data: str = 
     planned = runs.read_params(run, root=root)
     model = next(values["model_name_or_path"] for values in planned.values() if "model_name_or_path" in values)
     scale = scale or ("full" if cuda else "tiny")
-    dtype, device = ("bfloat16", "cuda") if cuda else ("float32", "cpu")
-    folder = root / "papermill_runs" / new
-    twin, words = folder / "out" / f"{scale}-twin", root / "data" / "tiny-vlm" / "tokenizer.json"
+    dtype, place = ("bfloat16", "cuda") if cuda else ("float32", "cpu")
+    folder, text = root / "papermill_runs" / new, root / "data" / "tiny-vlm" / "tokenizer.json"
+    made = folder / "out" / f"{scale}-twin-of-{model.split('/')[-1]}" / "config.json"
     os.environ["HF_HUB_OFFLINE"] = "1"  # the notebooks' processes inherit it
-    if not (twin / "config.json").exists():
-        make_twin(model, twin, scale=scale, dtype=dtype, device=device, tokenizer=words if words.exists() else None)
-    wanted = {"data": data, "model_name_or_path": os.path.relpath(twin), "dtype": dtype, "limit": pairs}
+    # of an older version of this package, a twin is made anew, as a run's notebooks are run anew
+    if not made.exists() or made.stat().st_mtime < max(f.stat().st_mtime for f in Path(__file__).parent.glob("*.*")):
+        make_twin(model, made.parent, scale=scale, dtype=dtype, device=place, tokenizer=text if text.exists() else None)
+    wanted = {"data": data, "model_name_or_path": os.path.relpath(made.parent), "dtype": dtype, "limit": pairs}
     wanted |= {"num_train_epochs": 0.0, "max_steps": steps, "eval_steps": steps, "save_steps": steps}
-    wanted |= {"eval_samples": 8, "samples": 4, "max_new_tokens": 16}
+    wanted |= {"audit_limit": pairs, "eval_samples": 8, "samples": 4, "max_new_tokens": 16}
     if scale == "tiny":
         wanted |= {"per_device_train_batch_size": 2, "batch_size": 4, "dataloader_num_workers": 0, "max_pixels": 0}
     overrides: dict[str, Any] = {}
