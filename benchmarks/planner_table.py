@@ -39,12 +39,12 @@ def rows_of(files: list[str], kind: str) -> list[dict]:
 
 
 def options_of(row: dict) -> dict:
-    """The arguments of `sizing.plan` for a measured row."""
+    """The arguments of `sizing.plan` for a measured row; answers came from a model without an adapter."""
     options = row["options"]
     dtype = options.get("dtype", "float32" if row["method"] == "full" else "bfloat16")
     picture = sizing.picture_size(row["model"], row["pixels"])
     return {
-        "method": row["method"],
+        "method": "full" if row["method"] == "generate" else row["method"],
         "target": row["target"],
         "lora_r": options.get("r", 8),
         "lora_dropout": options.get("dropout", 0.0),
@@ -54,23 +54,29 @@ def options_of(row: dict) -> dict:
         "image_size": row["pixels"],
         "checkpointing": row["checkpointing"],
         "text_tokens": row["tokens"] - picture["tokens"] if "tokens" in row else 92,
+        "new_tokens": options.get("new_tokens", 150),
         "gpu_gb": 150.0,
     }
 
 
+def planned(row: dict) -> float:
+    """The planner's peak for a measured row, in GB: of training, or of the answers to a batch."""
+    return sizing.plan(row["model"], **options_of(row))["generation" if row["method"] == "generate" else "peak"]
+
+
 def table(rows: list[dict]) -> str:
     """The rows beside what the planner says, in Markdown."""
-    lines = ["| model | training | batch | tokens | measured GB | planned GB | | samples/s | |", "|" + "---|" * 9]
+    lines = ["| model | run | batch | tokens | measured GB | planned GB | | samples/s | |", "|" + "---|" * 9]
     for row in rows:
         options = {key: value for key, value in row["options"].items() if key != "save"}
         extra = [f"{key} {value}" for key, value in options.items()] + row["options"].get("save", [])
         how = ", ".join([f"{row['method']} {row['target']}".strip(), *extra])
         how += ", checkpointing" if row["checkpointing"] else ""
-        found = sizing.plan(row["model"], **options_of(row))
+        found = planned(row)
         measured, off = row.get("peak_gb", row.get("error")), ""
         if "peak_gb" in row:
-            off = f"{found['peak'] / row['peak_gb'] - 1:+.1%}"
-        cells = [row["model"].split("/")[1], how, row["batch"], row.get("tokens", ""), measured, f"{found['peak']:.3f}"]
+            off = f"{found / row['peak_gb'] - 1:+.1%}"
+        cells = [row["model"].split("/")[1], how, row["batch"], row.get("tokens", ""), measured, f"{found:.3f}"]
         lines.append(f"| {' | '.join(map(str, [*cells, off, row.get('samples_per_second', ''), row['set']]))} |")
     return "\n".join(lines)
 
@@ -87,7 +93,8 @@ def main() -> None:
         text = ",\n ".join(json.dumps(row) for row in rows)
         (FOLDER / "measured.json").write_text(f"[{text}]\n", encoding="utf-8")
     rows = json.loads((FOLDER / "measured.json").read_text("utf-8"))
-    trained = [row for row in rows if row["method"] != "generate"]
+    asked = [row for row in rows if row["method"] == "generate"]
+    trained = [row for row in rows if row not in asked]
     text = (
         f"# The planner against measured peaks\n\n{trained[0]['device']}, TRL's SFTTrainer on shape twins with random "
         "weights, five steps, one picture a sample; GB are 10^9 bytes, peaks `torch.cuda.max_memory_allocated`. The "
@@ -95,7 +102,9 @@ def main() -> None:
         " Qwen2-VL with QLoRA, was planned 10.0% low, for want of what quick_gelu keeps; that was put in, so the row "
         "counts as fit. Other processes shared the card: peaks are of the process alone, but samples/s are low, above "
         "all in the rows marked check, and memory ran out before the whole card was used. Nothing here says anything "
-        f"about quality.\n\n{table(trained)}\n"
+        f"about quality.\n\n{table(trained)}\n\n## Answers\n\nThe same model answers a batch of pictures, tokens are "
+        "those of picture and question. The planner's estimate takes the constants of training; that its top is the "
+        f"vision tower, the prompt or the whole cache was settled with these two rows at hand.\n\n{table(asked)}\n"
     )
     (FOLDER / "README.md").write_text(text, encoding="utf-8")
 

@@ -231,9 +231,9 @@ def test_single_layers_can_be_named_as_targets(twins):
 MEASURED = REPO / "papermill_runs" / "reference" / "planner-h200" / "measured.json"
 
 
-def measured(**wanted) -> list[dict]:
-    """Recorded training runs of a GPU; `wanted` picks by key."""
-    rows = [row for row in json.loads(MEASURED.read_text("utf-8")) if row["method"] != "generate"]
+def measured(answers: bool = False, **wanted) -> list[dict]:
+    """Recorded training runs of a GPU, or recorded answers; `wanted` picks by key."""
+    rows = [row for row in json.loads(MEASURED.read_text("utf-8")) if (row["method"] == "generate") == answers]
     return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
 
 
@@ -257,6 +257,13 @@ def test_the_planner_meets_every_measured_peak_within_a_tenth():
     assert not {row: error for row, error in off.items() if abs(error) > 0.1}
 
 
+def test_the_planner_meets_the_measured_peaks_of_generation_within_a_tenth():
+    rows = measured(answers=True)
+    assert {row["model"] for row in rows} >= {"Qwen/Qwen3-VL-2B-Instruct", "google/gemma-3-4b-it"}
+    off = {str(row): planner_table().planned(row) / row["peak_gb"] - 1 for row in rows}
+    assert not {row: error for row, error in off.items() if abs(error) > 0.1}
+
+
 def test_the_planner_never_says_fits_where_memory_ran_out():
     rows = measured(error="out of memory")
     options_of = planner_table().options_of
@@ -270,7 +277,7 @@ def test_the_planner_never_says_fits_where_memory_ran_out():
 def test_the_committed_table_is_that_of_the_recorded_figures():
     module = planner_table()
     text = (MEASURED.parent / "README.md").read_text("utf-8")
-    assert module.table(measured()) in text
+    assert module.table(measured()) in text and module.table(measured(answers=True)) in text
 
 
 @pytest.mark.parametrize(
@@ -282,6 +289,7 @@ def test_the_committed_table_is_that_of_the_recorded_figures():
         ({"lora_r": 64}, "adapter"),
         ({"modules_to_save": ("lm_head",)}, "optimizer"),
         ({"new_tokens": 1000}, "kv_cache"),
+        ({"new_tokens": 100_000}, "generation"),
         ({"checkpointing": False}, "activations"),
         ({"method": "full"}, "gradients"),
         ({"dtype": "float32"}, "weights"),
@@ -379,30 +387,55 @@ def test_the_published_hyperparameters_stand_in_the_profiles():
     assert (gemma["lora_r"], gemma["lora_alpha"], gemma["max_grad_norm"]) == (16, 16, 0.3)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_run_is_rehearsed_with_a_twin(tmp_path, sample_path):
-    """Two notebooks of a recipe's run, by its command, on the sample."""
+@pytest.fixture
+def workplace(tmp_path, sample_path, monkeypatch) -> Path:
+    """A folder with two notebooks, a recipe's run of these, and some 50 pairs of the sample, for a rehearsal."""
     import shutil
-    import subprocess
-    import sys
 
     import yaml
 
-    for notebook in ("02_convert_data", "03_finetune_lora"):
-        (tmp_path / "notebooks").mkdir(exist_ok=True)
-        shutil.copy(REPO / "notebooks" / f"{notebook}.ipynb", tmp_path / "notebooks")
+    from medtune import data
+
+    pairs = data.load_pairs(sample_path)
+    kept = {"train": 200, "validation": 40, "test": 40}  # every so many of each split
+    rows = [i for i, split in enumerate(pairs["split"]) if not i % kept[split]]
+    pairs.select(rows).to_parquet(tmp_path / "few.parquet")
+    monkeypatch.setenv("MEDTUNE_SAMPLE", str(tmp_path / "few.parquet"))
+    names = ["02_convert_data", "03_finetune_lora"]
+    for folder in ("notebooks", "papermill_runs/small"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in names:
+        shutil.copy(REPO / "notebooks" / f"{name}.ipynb", tmp_path / "notebooks")
     run = yaml.safe_load((REPO / "papermill_runs" / "qwen2-vl-2b-lora" / "params.yaml").read_text("utf-8"))
-    run = {key: value for key, value in run.items() if key not in ("01_explore_data", "05_evaluate", "06_merge_export")}
-    run["notebooks"] = ["02_convert_data", "03_finetune_lora"]
-    (tmp_path / "papermill_runs" / "small").mkdir(parents=True)
+    run = {key: run[key] for key in ("shared", *names)} | {"notebooks": names}
     (tmp_path / "papermill_runs" / "small" / "params.yaml").write_text(yaml.safe_dump(run), "utf-8")
     (tmp_path / "data").symlink_to(REPO / "data")
-    command = [Path(sys.executable).with_name("medtune"), "rehearse", "small", "--scale", "tiny", "--root", tmp_path]
-    environment = os.environ | {"MEDTUNE_SAMPLE": str(sample_path)}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_is_rehearsed_with_a_twin(workplace):
+    """By the command: a twin of the run's model, the run's settings, and a handful of steps."""
+    import subprocess
+    import sys
+
+    medtune = Path(sys.executable).with_name("medtune")
+    command = [medtune, "rehearse", "small", "--steps", "2", "--scale", "tiny", "--root", workplace]
+    out = workplace / "papermill_runs" / "small-rehearsal" / "out"
+    twin = out / "tiny-twin-of-Qwen2-VL-2B-Instruct"
+    twin.mkdir(parents=True)
+    (twin / "config.json").write_text("{}", "utf-8")  # left over from an older version
+    os.utime(twin / "config.json", (0, 0))
+    done = subprocess.run(command, capture_output=True, text=True, cwd=workplace)
     assert done.returncode == 0, done.stderr[-2000:]
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert {row[0] for row in rows if row and row[0][:1] == "0"} >= {"02_convert_data", "03_finetune_lora"}
     assert "Random weights" in done.stdout
-    out = tmp_path / "papermill_runs" / "small-rehearsal" / "out"
     summary = json.loads((out / "03_finetune_lora" / "summary.json").read_text("utf-8"))
-    assert summary["results"]["steps"] == 2 and summary["lora_r"] == 8 and "twin" in summary["model_name_or_path"]
+    assert summary["results"]["steps"] == 2 and summary["max_steps"] == 2 and summary["effective_batch_size"] == 4
+    assert (summary["lora_r"], summary["target"]) == (8, "llamafactory-all"), "the recipe's own settings"
+    assert (out / "03_finetune_lora" / "adapter" / "adapter_config.json").is_file()
+    assert Path(summary["model_name_or_path"]).name == twin.name
+    assert json.loads((twin / "config.json").read_text("utf-8"))["model_type"] == "qwen2_vl", "the old twin is replaced"
+    assert summary["train_pairs"] < 60 and summary["eval_loss"]["after"] > 0

@@ -297,8 +297,9 @@ def plan(
     -------
     dict : "weights", "adapter", "gradients", "optimizer", "activations" (with the working memory), "peak" as
         ``torch.cuda.max_memory_allocated`` counts, "needed" (with the allocator's slack and CUDA's own), "fits";
-        "logits" that a loop without TRL's fused head would add, "kv_cache", "download", "disk"; "tokens",
-        "image_tokens", "trained_parameters", "hours_per_epoch".
+        "generation" (the peak when this batch is answered), "kv_cache" (a part of it), "logits" that a loop without
+        TRL's fused head would add, "download", "disk"; "tokens", "image_tokens", "trained_parameters",
+        "hours_per_epoch".
         Measured on one card only; what ZeRO splits is reckoned.
 
     Raises
@@ -321,15 +322,18 @@ def plan(
     kept = acts["kept"] * rows + seen + acts["experts"] * text["num_hidden_layers"] * (not checkpointing)
     casts = (weights / 2 - 2 * vocabulary) * (method == "full" and dtype == "float32")  # autocast's copies
     top = max(kept + max(work, head, casts), trained + seen + max(work, acts["vision_work"] * patches))
+    asked = _activations(name, method, set(), 0.0, False)  # generation keeps nothing for a backward pass
+    # its top: the vision tower, the prompt beside its cache, or the cache once the answer is whole
+    held = asked["cache"] * (tokens + new_tokens) * batch_size
+    answer = max(asked["vision_work"] * patches, (asked["cache"] + asked["work"]) * rows, held)
     optimizer = 2 * trained if zero_stage == 0 else 12 * found["trained_parameters"] / gpus  # ZeRO: states in float32
     gradients, weights = trained / (gpus if zero_stage > 1 else 1), weights / (gpus if zero_stage > 2 else 1)
     gathered = 2 * found["weights"] / text["num_hidden_layers"] * (zero_stage > 2)  # a layer in use, and the next
     sizes = {"weights": weights, "adapter": trained * (method != "full"), "optimizer": optimizer}
     peak = sum(sizes.values()) + picture["bytes"] * batch_size + top + gathered
-    sizes |= {"gradients": gradients, "activations": top - min(gradients, top), "peak": peak}
-    sizes["needed"] = 1.1 * peak + 7e8
-    sizes |= {"logits": 10 * rows * text["vocab_size"], "kv_cache": acts["cache"] * (tokens + new_tokens) * batch_size}
-    sizes |= {"download": 2 * facts["parameters"], "disk": 4 * facts["parameters"] + 6 * trained}
+    sizes |= {"gradients": gradients, "activations": max(top - gradients, 0), "peak": peak, "needed": 1.1 * peak + 7e8}
+    sizes |= {"generation": peak - optimizer - top - gathered + answer, "download": 2 * facts["parameters"]}
+    sizes |= {"logits": 10 * rows * text["vocab_size"], "kv_cache": held, "disk": 4 * facts["parameters"] + 6 * trained}
     result: dict[str, Any] = {key: round(value / 1e9, 3) for key, value in sizes.items()}
     result |= {"fits": result["needed"] <= gpu_gb, "tokens": tokens, "image_tokens": picture["tokens"]}
     hours = pairs / samples_per_second / 3600 if samples_per_second else None
@@ -379,15 +383,16 @@ def rehearse(run: str, *, steps: int = 2, scale: str | None = None, data: str = 
     planned = runs.read_params(run, root=root)
     model = next(values["model_name_or_path"] for values in planned.values() if "model_name_or_path" in values)
     scale = scale or ("full" if cuda else "tiny")
-    dtype, device = ("bfloat16", "cuda") if cuda else ("float32", "cpu")
-    folder = root / "papermill_runs" / new
-    twin, words = folder / "out" / f"{scale}-twin", root / "data" / "tiny-vlm" / "tokenizer.json"
+    dtype, place = ("bfloat16", "cuda") if cuda else ("float32", "cpu")
+    folder, text = root / "papermill_runs" / new, root / "data" / "tiny-vlm" / "tokenizer.json"
+    made = folder / "out" / f"{scale}-twin-of-{model.split('/')[-1]}" / "config.json"
     os.environ["HF_HUB_OFFLINE"] = "1"  # the notebooks' processes inherit it
-    if not (twin / "config.json").exists():
-        make_twin(model, twin, scale=scale, dtype=dtype, device=device, tokenizer=words if words.exists() else None)
-    wanted = {"data": data, "model_name_or_path": os.path.relpath(twin), "dtype": dtype, "limit": pairs}
+    # of an older version of this package, a twin is made anew, as a run's notebooks are run anew
+    if not made.exists() or made.stat().st_mtime < max(f.stat().st_mtime for f in Path(__file__).parent.glob("*.*")):
+        make_twin(model, made.parent, scale=scale, dtype=dtype, device=place, tokenizer=text if text.exists() else None)
+    wanted = {"data": data, "model_name_or_path": os.path.relpath(made.parent), "dtype": dtype, "limit": pairs}
     wanted |= {"num_train_epochs": 0.0, "max_steps": steps, "eval_steps": steps, "save_steps": steps}
-    wanted |= {"eval_samples": 8, "samples": 4, "max_new_tokens": 16}
+    wanted |= {"audit_limit": pairs, "eval_samples": 8, "samples": 4, "max_new_tokens": 16}
     if scale == "tiny":
         wanted |= {"per_device_train_batch_size": 2, "batch_size": 4, "dataloader_num_workers": 0, "max_pixels": 0}
     overrides: dict[str, Any] = {}
