@@ -408,6 +408,7 @@ def workplace(tmp_path, sample_path, monkeypatch) -> Path:
         shutil.copy(REPO / "notebooks" / f"{name}.ipynb", tmp_path / "notebooks")
     run = yaml.safe_load((REPO / "papermill_runs" / "qwen2-vl-2b-lora" / "params.yaml").read_text("utf-8"))
     run = {key: run[key] for key in ("shared", *names)} | {"notebooks": names}
+    del run["shared"]["batch_size"]  # of notebooks that are not here
     (tmp_path / "papermill_runs" / "small" / "params.yaml").write_text(yaml.safe_dump(run), "utf-8")
     (tmp_path / "data").symlink_to(REPO / "data")
     return tmp_path

@@ -174,7 +174,8 @@ def check_accumulation(trainer, rows: list[dict], *, tolerance: float = 1e-5) ->
     """Check that one batch of n rows and n accumulated batches of one row give the same loss and gradient.
 
     Several models declare ``accepts_loss_kwargs = False``. Then a Trainer takes the mean of means, and short answers
-    weigh more: set ``trainer.model_accepts_loss_kwargs = True``.
+    weigh more: set ``trainer.model_accepts_loss_kwargs = True``. To the loss of a mixture of experts TRL adds one that
+    balances the router, which no cut leaves as it is: ``SFTConfig(router_aux_loss_coef=0.0)`` trains without.
 
     Parameters
     ----------
@@ -216,7 +217,7 @@ def check_accumulation(trainer, rows: list[dict], *, tolerance: float = 1e-5) ->
     if not abs(loss - loss_accumulated) <= tolerance * abs(loss) or not difference <= tolerance:
         raise ValueError(
             f"Loss {loss:.6f} in one batch, {loss_accumulated:.6f} accumulated (gradients differ by {difference:.1e}): "
-            "the mean over tokens depends on how they are cut up; set trainer.model_accepts_loss_kwargs = True."
+            "the mean depends on the cut; set trainer.model_accepts_loss_kwargs = True, router_aux_loss_coef=0."
         )
     return {
         "loss_batch": loss,

@@ -62,7 +62,7 @@ def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, Any, Any]:
     parser, gpu = Parser((ScriptArguments, SFTConfig, ModelConfig)), torch.cuda.is_available()
     # As in notebook 03; gradient_checkpointing is an old name of activation_checkpointing, which TRL turns on.
     parser.set_defaults(max_length=None, completion_only_loss=True, report_to="none", gradient_checkpointing=None)
-    parser.set_defaults(use_peft=True, lora_dropout=0.0, save_total_limit=2)
+    parser.set_defaults(use_peft=True, lora_dropout=0.0, save_total_limit=2, router_aux_loss_coef=0.0)
     parser.set_defaults(bf16=gpu, use_cpu=not gpu, dataloader_pin_memory=gpu)
     # DeepSpeed's launcher adds a local rank, which is in the environment, too
     argv = [ZERO.get(argument, argument) for argument in argv if not argument.startswith("--local_rank=")]
