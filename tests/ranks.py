@@ -59,3 +59,5 @@ for run in json.loads(Path(sys.argv[1]).read_text()):
         train.main(run[2:], trainer_class=partial(failing, int(run[1])))
     else:
         train.main(run)
+if torch.distributed.is_initialized():
+    torch.distributed.destroy_process_group()

@@ -275,6 +275,7 @@ def run(trainer, script_args: ScriptArguments, model_args) -> None:
     if first:
         card = models.model_card(model_args.model_name_or_path, data=script_args.data, settings=settings)
         models.save_model(model, trainer.processing_class, out / "model", card=card)
+    trainer.accelerator.wait_for_everyone()  # a rank that left while another still saves can abort
 
 
 def main(argv: list[str] | None = None, trainer_class=None) -> None:
@@ -298,4 +299,8 @@ def main(argv: list[str] | None = None, trainer_class=None) -> None:
 
 
 if __name__ == "__main__":
+    from torch import distributed
+
     main()
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
