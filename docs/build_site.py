@@ -25,7 +25,7 @@ GROUPS = {
     "Data": ("data", "dicom", "audit", "convert", "captions", "roi"),
     "Model": ("models", "sizing", "preflight", "train", "multitask"),
     "Judge": ("generate", "metrics", "plots"),
-    "Run": ("runs", "chat", "cli"),
+    "Run": ("runs", "study", "chat", "cli"),
 }
 # File of the repository -> page of the site; more are added where files are many.
 PAGES = {

@@ -44,7 +44,7 @@ def real() -> Path:
 
 @pytest.fixture(scope="session")
 def small_adapter(tiny_vlm, sample_path, tmp_path_factory) -> Path:
-    """An adapter on the tiny base after a few steps on four captions: enough to answer otherwise than the base."""
+    """An adapter on the tiny base after some steps on four captions: enough to answer otherwise, and in whole words."""
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -55,9 +55,9 @@ def small_adapter(tiny_vlm, sample_path, tmp_path_factory) -> Path:
     torch.manual_seed(0)
     processor, base = models.load_processor(tiny_vlm), models.load_base(tiny_vlm)
     model = get_peft_model(base, LoraConfig(r=8, lora_alpha=32, **models.adapter_targets(base)))
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=6e-3)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=4e-3)
     rows = load_pairs(sample_path, split="train", limit=4)
-    for step in range(12):
+    for step in range(60):
         row, zh = rows[step % 4], step % 2
         question = {"type": "text", "text": "请描述这张医学图像。" if zh else "Describe this medical image."}
         turns = [{"role": "user", "content": [{"type": "image"}, question]}]

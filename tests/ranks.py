@@ -49,15 +49,16 @@ def failing(rank: int, **keywords):
     return trainer
 
 
-for run in json.loads(Path(sys.argv[1]).read_text()):
-    if run[0] == "probe":
-        script_args, training_args, model_args = train.parse_arguments(run[2:])
-        trainer = train.build_trainer(script_args, training_args, model_args)
-        train.run(trainer, script_args, model_args)
-        probe(trainer, Path(run[1]))
-    elif run[0] == "fail":
-        train.main(run[2:], trainer_class=partial(failing, int(run[1])))
-    else:
-        train.main(run)
-if torch.distributed.is_initialized():
-    torch.distributed.destroy_process_group()
+if __name__ == "__main__":
+    for run in json.loads(Path(sys.argv[1]).read_text()):
+        if run[0] == "probe":
+            script_args, training_args, model_args = train.parse_arguments(run[2:])
+            trainer = train.build_trainer(script_args, training_args, model_args)
+            train.run(trainer, script_args, model_args)
+            probe(trainer, Path(run[1]))
+        elif run[0] == "fail":
+            train.main(run[2:], trainer_class=partial(failing, int(run[1])))
+        else:
+            train.main(run)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

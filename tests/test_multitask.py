@@ -455,7 +455,7 @@ def test_two_ranks_train_as_one_process_does(twin, records, tmp_path):
     script = tmp_path / "launch.py"
     script.write_text("from medtune import multitask, train\n\ntrain.main(trainer_class=multitask.classes()[1])\n")
     common = ["--data", tmp_path / "data", "--model_name_or_path", twin("qwen3-vl"), "--lora_r", 4, "--max_steps", 3]
-    common += ["--logging_steps", 1, "--learning_rate", 1e-3, "--dtype", "float32", "--preflight", "false"]
+    common += ["--logging_steps", 1, "--learning_rate", 1e-3, "--dtype", "float32"]
     logs = {}
     for name, launcher, size in (
         ("one", [sys.executable], 4),
@@ -464,8 +464,8 @@ def test_two_ranks_train_as_one_process_does(twin, records, tmp_path):
         command = [*launcher, script, *common, "--output_dir", tmp_path / name, "--per_device_train_batch_size", size]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
-        lines = (tmp_path / name / "log.jsonl").read_text("utf-8").splitlines()
-        logs[name] = [log for log in map(json.loads, lines) if "text_loss" in log]
+        log = json.loads((tmp_path / name / "log.json").read_text("utf-8"))
+        logs[name] = [entry for entry in log if "text_loss" in entry]
         assert (tmp_path / name / "model" / "multitask.safetensors").is_file()
     assert len(logs["one"]) == 3
     for one, two in zip(logs["one"], logs["two"], strict=True):

@@ -87,7 +87,8 @@ def build_trainer(script_args: ScriptArguments, training_args, model_args, *, tr
     Parameters
     ----------
     script_args, training_args, model_args : see `parse_arguments`.
-    trainer_class : called instead of `trl.SFTTrainer`, with the same keywords.
+    trainer_class : called instead of `trl.SFTTrainer`, with the same keywords; its batches are its own affair, so the
+        checks of labels and image tokens are left out.
     **options : further keywords for it, such as ``callbacks`` or ``data_collator``.
 
     Raises
@@ -133,7 +134,7 @@ def build_trainer(script_args: ScriptArguments, training_args, model_args, *, tr
     trainer.model_accepts_loss_kwargs = True  # the loss is a mean over the tokens of all ranks, see notebook 03
     if stage == 3:
         trainer.data_collator = partial(_with_picture, trainer.data_collator, train)
-    if trainer.is_world_process_zero():
+    if trainer_class is None and trainer.is_world_process_zero():
         rows = [train[i] for i in range(min(4, len(train)))]
         batch = trainer.data_collator([dict(row) for row in rows])
         preflight.check_labels(batch, processor, [row["completion"][0]["content"][0]["text"] for row in rows])
