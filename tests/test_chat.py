@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+import torch
 from gradio import route_utils
 from gradio_client import Client, handle_file
 from PIL import Image
@@ -131,7 +132,8 @@ def test_an_error_reaches_the_caller_and_the_next_is_answered(pair, rows):
 
 @pytest.mark.slow
 def test_sampling_draws(pair, rows):
-    assert len({say(pair, "base", rows[0]["image"], do_sample=True)["text"] for _ in range(4)}) > 1
+    torch.manual_seed(0)  # of four draws of a model that is not sure, some differ
+    assert len({say(pair, "tuned", rows[0]["image"], do_sample=True)["text"] for _ in range(4)}) > 1
 
 
 @pytest.mark.slow

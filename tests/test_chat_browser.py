@@ -80,8 +80,11 @@ def ask(tab, question=None) -> tuple[str, str]:
     tab.locator("button.primary").click()
     tab.locator("#tuned .bot.message em").nth(before).wait_for()
     tab.wait_for_function("document.querySelectorAll('#base .bot.message em').length > " + str(before))
-    tab.wait_for_timeout(500)
-    said = [tab.locator(f"#{side} .bot.message").last.inner_text() for side in ("base", "tuned")]
+    said, last = [], None
+    while said != last or last is None:  # the line of seconds stands under an answer that still grows
+        last = said
+        tab.wait_for_timeout(1500)
+        said = [tab.locator(f"#{side} .bot.message").last.inner_text() for side in ("base", "tuned")]
     assert all("tokens in" in text or "词元" in text for text in said)
     return tuple(text.strip().rpartition("\n")[0].strip() for text in said)
 
