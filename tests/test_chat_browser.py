@@ -187,7 +187,9 @@ def test_on_a_phone(visit, pictures, screenshots):
     upload(tab, pictures / "0.png")
     tab.wait_for_selector("#gallery img")
     ask(tab)
-    assert tab.evaluate("document.documentElement.scrollWidth") <= 390, "nothing sticks out"
+    wide = "[...document.querySelectorAll('*')].filter(e => e.getBoundingClientRect().right > 391)"
+    wide += ".map(e => e.tagName + '.' + e.className).slice(0, 12)"
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390, f"sticks out: {tab.evaluate(wide)}"
     for selector in ("#base", "#tuned", "#question", "button.primary"):
         box = tab.locator(selector).first.bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["width"] > 60
