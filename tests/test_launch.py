@@ -23,7 +23,7 @@ from medtune import models, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 RANKS = Path(__file__).with_name("ranks.py")
-STEPS, LONG, BATCH = 4, 12, 4
+STEPS, LONG, BATCH = 4, 24, 4
 STAGES = ["zero1", "zero2", "zero3"]
 OFFLOADED = [f"{stage}_offload" for stage in STAGES]
 
@@ -325,17 +325,21 @@ def newest(folder: Path) -> int:
 
 
 def test_stopped_killed_and_resumed(uninterrupted):
-    """Ctrl-C, then kill -9 of one rank, then an incomplete checkpoint and one rank instead of two: the same losses."""
+    """Ctrl-C of one rank and of two, kill -9 of one, an incomplete checkpoint, one rank again: the same losses."""
     out = uninterrupted / "interrupted"
-    with Launch(torchrun(*start(uninterrupted, "interrupted")), uninterrupted / "stopped.log") as launched:
-        launched.wait_for(lambda: newest(out) >= 2)
-        os.killpg(launched.process.pid, signal.SIGINT)
-        for rank in launched.ranks():  # a terminal sends it to all of them
-            rank.send_signal(signal.SIGINT)
-        assert launched.end() != 0
-    stopped = newest(out)
-    assert 2 <= stopped < LONG and not (out / "model").exists()
-    with Launch(torchrun(*start(uninterrupted, "interrupted", resume=True)), uninterrupted / "killed.log") as launched:
+    one_rank = start(uninterrupted, "interrupted", per_device_train_batch_size=BATCH)
+    both = start(uninterrupted, "interrupted", resume=True)
+    stopped = 0
+    for number, command in ((1, one_rank), (2, both)):  # the second run starts from a checkpoint of another number
+        with Launch(torchrun(*command, ranks=number), uninterrupted / f"stopped{number}.log") as launched:
+            launched.wait_for(lambda before=stopped: newest(out) > before)
+            os.killpg(launched.process.pid, signal.SIGINT)
+            for rank in launched.ranks():  # a terminal sends it to all of them
+                rank.send_signal(signal.SIGINT)
+            assert launched.end() != 0
+        assert stopped < newest(out) < LONG and not (out / "model").exists()
+        stopped = newest(out)
+    with Launch(torchrun(*both), uninterrupted / "killed.log") as launched:
         launched.wait_for(lambda: newest(out) > stopped)
         random.choice(launched.ranks()).kill()
         assert launched.end() != 0
@@ -343,8 +347,7 @@ def test_stopped_killed_and_resumed(uninterrupted):
     assert stopped < killed < LONG
     shutil.copytree(out / f"checkpoint-{killed}", out / f"checkpoint-{LONG - 1}", dirs_exist_ok=True)
     (out / f"checkpoint-{LONG - 1}" / "complete.json").unlink()
-    one_rank = start(uninterrupted, "interrupted", resume=True, per_device_train_batch_size=BATCH)
-    said = launch(torchrun(*one_rank, ranks=1), uninterrupted / "resumed.log")
+    said = launch(torchrun(*one_rank, "--resume", ranks=1), uninterrupted / "resumed.log")
     assert f"checkpoint-{LONG - 1} is incomplete" in said
     assert agree(uninterrupted / "uninterrupted", out)
     assert len(list(out.glob("checkpoint-*"))) <= 2, "save_total_limit"

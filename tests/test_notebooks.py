@@ -1,12 +1,8 @@
-"""The notebooks: the contract that each of them keeps, and the whole course executed from end to end."""
+"""The contract that every notebook keeps. That they run is tested in test_course*.py."""
 
 import ast
-import json
 import re
-import shutil
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
@@ -16,21 +12,7 @@ from medtune import runs
 
 REPO = Path(__file__).parents[1]
 NOTEBOOKS = sorted((REPO / "notebooks").glob("*.ipynb"))
-XRAYS = REPO.parent / "shared" / "real" / "cxr.parquet"
 DEFAULT_RUN_DIR = "../papermill_runs/tiny-cpu/out"
-# What the test of the course shortens; everything that a notebook checks still has to hold.
-SHORTER = {
-    "03.max_steps": 300,
-    "04.parity_steps": 2,
-    "04.samples": 64,
-    "04.eval_samples": 8,
-    "07.max_steps": 30,
-    "07.eval_samples": 16,
-    "07.vain_samples": 8,
-    "08.max_steps": 4,
-    "08.eval_samples": 4,
-    "08.learning_rates": [0.002, 0.004],
-}
 pytestmark = pytest.mark.filterwarnings("error::nbformat.warnings.MissingIDFieldWarning")
 
 
@@ -128,92 +110,8 @@ def test_only_its_own_files_are_read(code):
     assert not re.search(r"^\s*(import|from) (nbformat|papermill)", "\n".join(code), re.M)
 
 
-# ---- the course from end to end
-
-
-def copy_of_the_clone(folder: Path) -> Path:
-    """A root of its own for a run: notebooks and parameters copied, data linked."""
-    shutil.copytree(REPO / "notebooks", folder / "notebooks", ignore=shutil.ignore_patterns(".*"))
-    (folder / "papermill_runs" / "tiny-cpu").mkdir(parents=True)
-    shutil.copy(REPO / "papermill_runs" / "tiny-cpu" / "params.yaml", folder / "papermill_runs" / "tiny-cpu")
-    (folder / "papermill_runs" / "reference").symlink_to(REPO / "papermill_runs" / "reference")
-    (folder / "data").symlink_to(REPO / "data")
-    return folder
-
-
-def medtune(*arguments) -> str:
-    """The command as a user starts it; fails with what it complained about."""
-    command = [Path(sys.executable).with_name("medtune"), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
-def keys(value, above: str = "") -> list[str]:
-    """All keys of nested mappings, as dotted paths."""
-    if not isinstance(value, dict):
-        return []
-    return [path for key, inner in value.items() for path in (f"{above}{key}", *keys(inner, f"{above}{key}."))]
-
-
-@pytest.fixture(scope="module")
-def course(tmp_path_factory, sample_path) -> Path:
-    """The output folder of the tiny-cpu run, with fewer steps: enough for the floors that notebook 05 asserts."""
-    root = copy_of_the_clone(tmp_path_factory.mktemp("clone"))
-    changes = [part for key, value in SHORTER.items() for part in ("--set", f"{key}={value}")]
-    table = medtune("run", "tiny-cpu", *changes, "--name", "short", "--root", root)
-    assert all(name in table for name in runs.read_params("tiny-cpu", root=root))
-    return root / "papermill_runs" / "short" / "out"
-
-
 def test_the_defaults_are_the_tiny_run():
     """So that "Run All" in JupyterLab is the same as `medtune run tiny-cpu`."""
     for notebook, values in runs.read_params("tiny-cpu", root=REPO).items():
         declared = runs.declared_parameters(REPO / "notebooks" / f"{notebook}.ipynb")
         assert values == {name: parameter.default for name, parameter in declared.items()}
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1500)
-def test_the_course_runs_and_each_notebook_leaves_a_summary(course):
-    summary = json.loads((course / "summary.json").read_text("utf-8"))
-    notebooks = runs.read_params("tiny-cpu", root=REPO)
-    assert list(summary["notebooks"]) == list(notebooks)
-    for name in notebooks:
-        executed = nbformat.read(course / f"{name}.ipynb", 4)
-        outputs = [output for cell in executed.cells if cell.cell_type == "code" for output in cell.outputs]
-        assert outputs and not any(output.output_type == "error" for output in outputs)
-        timed = [key for key in keys(summary["notebooks"][name]) if re.search(r"second|minute|date|_time\b", key)]
-        assert all(key.startswith("timing") for key in timed), f"{name}: times belong under 'timing', not {timed}"
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1500)
-def test_a_second_start_keeps_everything(course):
-    out = medtune("run", "short", "--root", course.parents[2])
-    assert out.count("finished before and unchanged") == len(runs.read_params("tiny-cpu", root=REPO))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1500)
-def test_it_learned_from_the_picture(course):
-    scores = json.loads((course / "05_evaluate" / "summary.json").read_text("utf-8"))
-    assert scores["name_accuracy"]["base"] == 0 and scores["name_accuracy"]["tuned"] >= 30
-    assert scores["name_accuracy"]["shuffled"] <= scores["most_frequent_name"]["name_accuracy"] + 3
-    assert scores["place_accuracy"]["tuned"] >= scores["place_accuracy"]["base"] - 5
-    assert all(scores["paired"]["tuned_minus_shuffled"][m]["low"] > 0 for m in ("name right", "word BLEU-4"))
-    merged = json.loads((course / "06_merge_export" / "summary.json").read_text("utf-8"))
-    assert merged["answers"] == merged["answers_same_merged"] == merged["answers_same_reloaded"] == 20
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1500)
-@pytest.mark.skipif(not XRAYS.is_file(), reason="the real X-rays are not here")
-def test_real_xrays_go_through_all_notebooks(tmp_path):
-    root = copy_of_the_clone(tmp_path)
-    params = root / "papermill_runs" / "tiny-cpu" / "params.yaml"  # the core: data in, scores and a merged model out
-    params.write_text(re.sub(r"^  - 0[4789].*\n", "", params.read_text("utf-8"), flags=re.M), "utf-8")
-    changes = ["--set", f"data={XRAYS}", "--set", "03.max_steps=10", "--name", "xrays"]
-    medtune("run", "tiny-cpu", *changes, "--root", root)
-    scores = json.loads((root / "papermill_runs" / "xrays" / "out" / "05_evaluate" / "summary.json").read_text("utf-8"))
-    assert scores["n"] < 20 and scores["uses_picture"] is not True, "so few pairs prove nothing, and it says so"

@@ -301,23 +301,6 @@ def test_a_studys_run_is_what_papermill_makes_of_it(clone):
     assert ours == theirs and len(ours) == 4
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_the_notebook_of_the_small_study_runs(clone):
-    folder = clone / "papermill_runs" / "little"
-    shutil.copytree(clone / "papermill_runs" / "base" / "out" / "02_convert_data", folder / "out" / "02_convert_data")
-    values = {"ranks": [4], "learning_rates": [1e-3, 8e-3], "seeds": 1, "max_steps": 3, "eval_samples": 3}
-    notebooks = ["02_convert_data", "03_finetune_lora", "08_study_the_knobs"]
-    few = {key: value for key, value in FEW.items() if key in ("per_device_train_batch_size", "max_new_tokens")}
-    params = {"notebooks": notebooks, "03_finetune_lora": few, "08_study_the_knobs": values}
-    (folder / "params.yaml").write_text(yaml.safe_dump(params))
-    plan = runs._plan("little", clone)
-    runs._execute(plan[2], "08", clone / "notebooks", folder / "out")  # 03 is executed by the study, not by itself
-    summary = json.loads((folder / "out" / "08_study_the_knobs" / "summary.json").read_text("utf-8"))
-    assert summary["runs"] == 2 and summary["failed"] == 0 and summary["effects"]["lora_r"]["difference"] == 0
-    assert all("second" not in key for key in summary if key != "timing")
-
-
 # ---- the full study that was run once
 
 KEPT = REPO / "papermill_runs" / "reference" / "study-knobs"
