@@ -299,6 +299,7 @@ def test_a_studys_run_is_what_papermill_makes_of_it(clone):
     answers = [(folder / "out" / "05_evaluate" / "predictions_tuned.jsonl") for folder in (run, alone)]
     ours, theirs = ([json.loads(line)["answer"] for line in path.read_text("utf-8").splitlines()] for path in answers)
     assert ours == theirs and len(ours) == 4
+    assert list(run.rglob("events.out.tfevents*")), "curves for TensorBoard, unless the file says otherwise"
 
 
 # ---- the full study that was run once

@@ -30,7 +30,7 @@ def run_study(file: str | Path, *, processes: int | None = None, root: str | Pat
     file
         YAML. ``base``: the run that gives all other parameters, and the results of the notebooks before.
         ``factors``: maps ``[NOTEBOOK.]key`` to a list of levels; or a list of such grids, where what two of them share
-        is one run. Optional: ``fixed``: values for all runs; ``notebooks`` (03 and 05); ``search: 20``: so many runs
+        is one run. Optional: ``fixed``: values for all runs (``report_to`` is tensorboard unless said); ``notebooks``; ``search: 20``: so many runs
         of one grid that Optuna's TPE chooses, to ``minimize`` a column; ``prune: true``: Optuna's median pruner stops
         a run whose loss on held-out pairs lags behind.
     processes
@@ -87,6 +87,8 @@ def read_study(file: str | Path, *, root: str | Path | None = None) -> tuple[dic
     declared = {n: known.get(n) or runs.declared_parameters(path) for n, path in paths.items()}
     base = says["of the base"] = runs._resolve(raw, known | declared, says["base"])
     says["before"] = [n for n in known if n < min(declared)]  # their results are shared, such as 02's converted data
+    if any(values.get("report_to") == "none" for values in base.values()):  # curves to look at while it runs
+        says["fixed"] = {"report_to": "tensorboard"} | says["fixed"]
     for before in says["before"][-1:]:
         if not (root / "papermill_runs" / says["base"] / "out" / before / "summary.json").exists():
             raise FileNotFoundError(f"{before} of run {says['base']!r} is not finished: start it with 'medtune run'")
