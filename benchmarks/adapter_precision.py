@@ -1,6 +1,6 @@
 """Do adapters in bfloat16 learn as well as in float32? Loss curves of the tiny base, over seeds and learning rates.
 
-    python benchmarks/adapter_precision.py OUT.json [--steps 60] [--seeds 0 1 2] [--rates 4e-3 4e-4]
+    python benchmarks/adapter_precision.py OUT.json [--steps 60] [--seeds 0 1 2] [--rates 4e-3 4e-4 5e-5]
 
 Under bfloat16 autocast the products are in bfloat16 either way (tests/test_speed.py): what differs is the precision in
 which the optimizer keeps weights and moments. So that a CPU without bfloat16 arithmetic can tell, everything is
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rates", type=float, nargs="+", default=[4e-3, 4e-4])
+    parser.add_argument("--rates", type=float, nargs="+", default=[4e-3, 4e-4, 5e-5])
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from medtune import convert

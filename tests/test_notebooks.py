@@ -30,6 +30,9 @@ SHORTER = {
     "08.max_steps": 4,
     "08.eval_samples": 4,
     "08.learning_rates": [0.002, 0.004],
+    "10.steps": 4,
+    "10.fast_steps": 4,
+    "10.pairs": 40,
 }
 pytestmark = pytest.mark.filterwarnings("error::nbformat.warnings.MissingIDFieldWarning")
 
@@ -212,7 +215,7 @@ def test_it_learned_from_the_picture(course):
 def test_real_xrays_go_through_all_notebooks(tmp_path):
     root = copy_of_the_clone(tmp_path)
     params = root / "papermill_runs" / "tiny-cpu" / "params.yaml"  # the core: data in, scores and a merged model out
-    params.write_text(re.sub(r"^  - 0[4789].*\n", "", params.read_text("utf-8"), flags=re.M), "utf-8")
+    params.write_text(re.sub(r"^  - (0[4789]|10).*\n", "", params.read_text("utf-8"), flags=re.M), "utf-8")
     changes = ["--set", f"data={XRAYS}", "--set", "03.max_steps=10", "--name", "xrays"]
     medtune("run", "tiny-cpu", *changes, "--root", root)
     scores = json.loads((root / "papermill_runs" / "xrays" / "out" / "05_evaluate" / "summary.json").read_text("utf-8"))
