@@ -16,7 +16,7 @@ QWEN3, EXPERTS = "Qwen/Qwen3-VL-2B-Instruct", "Qwen/Qwen3-VL-30B-A3B-Instruct"
 QWEN2, QWEN25, GEMMA = "Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct", "google/gemma-3-4b-pt"
 
 
-def twin(name: str, target: str, folder: Path, *, r: int = 4):
+def twin(name: str, target: str, folder: Path, *, r: int = 8):
     """A tiny twin with an adapter that does something, and its processor."""
     from peft import LoraConfig, get_peft_model
 
@@ -103,6 +103,12 @@ def test_adapters_of_experts_as_thin_products(tmp_path, target):
     assert model(**batch).loss.item() == pytest.approx(before[0], rel=1e-4)
 
 
+def test_ranks_that_the_kernels_cannot_take_are_left_to_peft(tmp_path):
+    model, processor = twin(EXPERTS, "experts", tmp_path, r=4)
+    assert speed.speed_up(model)["experts"] == 0
+    model(**batch_of(processor, [(64, 64)])).loss.backward()
+
+
 def test_no_full_size_change_of_experts_is_made(tmp_path, monkeypatch):
     from peft.tuners.lora.layer import ParamWrapper
 
@@ -169,6 +175,14 @@ def test_fast_training_has_the_same_losses_and_leaves_the_same_adapter(tmp_path,
 
 
 @pytest.mark.slow
+def test_features_of_a_model_without_deepstack(tmp_path, sample_path):
+    other = sizing.make_twin(QWEN25, tmp_path / "twin", scale="tiny", dtype="float32")
+    plain, _ = run(tmp_path, sample_path, "plain", model_name_or_path=other)
+    cached, _ = run(tmp_path, sample_path, "cached", model_name_or_path=other, cache_features=True)
+    assert cached == pytest.approx(plain, rel=1e-4)
+
+
+@pytest.mark.slow
 def test_features_are_for_a_frozen_tower_of_qwen(tmp_path, sample_path, capsys):
     with pytest.raises(SystemExit):
         run(tmp_path, sample_path, "out", cache_features=True, target="language+vision")
@@ -212,3 +226,31 @@ def test_adapters_in_float32_are_multiplied_in_bfloat16_under_autocast():
         assert seen == {torch.bfloat16}
         model(x).sum().backward()
         assert seen == {torch.bfloat16, torch.float32}, "without autocast they are multiplied in float32"
+
+
+@pytest.mark.slow
+def test_the_benchmark_rehearses_its_rungs(tmp_path):
+    """One of each kind, with tiny twins; a second start does nothing again."""
+    import subprocess
+    import sys
+
+    script = Path(__file__).parents[1] / "benchmarks" / "train.py"
+    rungs = ["naive", "fast64_features", "moe_fast8", "gemma_tied", "generate64_static"]
+    command = [sys.executable, script, tmp_path, "--small", "--steps", "4", "--rungs", ",".join(rungs)]
+    subprocess.run(command, check=True, capture_output=True)
+    rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [row["rung"] for row in rows] == rungs and not any("error" in row for row in rows), rows
+    assert rows[0]["first_loss"] == pytest.approx(rows[1]["first_loss"], rel=0.1)
+    assert all(row["samples_per_second"] > 0 for row in rows) and rows[0]["mfu_percent"] >= 0
+    subprocess.run(command, check=True, capture_output=True)
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == len(rungs)
+    assert (tmp_path / "table.md").read_text().count("\n") == len(rungs) + 2
+
+
+def test_the_decision_on_adapters_rests_on_its_runs():
+    """float32 stays the default as long as bfloat16 ends clearly higher at some learning rate."""
+    folder = Path(__file__).parents[1] / "papermill_runs" / "reference" / "adapter-precision"
+    summary = json.loads((folder / "result.json").read_text())["summary"]
+    worst = max(min(row["relative_difference"]) for row in summary.values())
+    assert all(len(row["seeds"]) == 3 for row in summary.values()) and worst > 0.02
+    assert train.ScriptArguments(data="x").autocast_adapter_dtype

@@ -34,14 +34,13 @@ def speed_up(model, *, attention: bool = True, experts: bool = True, compiled: b
     >>> speed_up(torch.nn.Linear(2, 2))
     {'attention': 0, 'experts': 0, 'compiled': 0}
     """
-    modules = dict(model.named_modules())
-    towers = [m for m in modules.values() if hasattr(m, "blocks") and hasattr(m, "spatial_merge_size")]
-    outer = [m for n, m in modules.items() if hasattr(m, "parameter_name") and not n.endswith("base_layer")]
-    whole = set().union(*(getattr(m, "_no_split_modules", None) or () for m in modules.values()))
+    modules = list(model.named_modules())
+    towers = [m for _, m in modules if hasattr(m, "blocks") and hasattr(m, "spatial_merge_size")]
+    outer = [m for n, m in modules if hasattr(m, "parameter_name") and not n.endswith("base_layer")]
+    whole = set().union(*(getattr(m, "_no_split_modules", None) or () for _, m in modules))
     changed = {"attention": sum(map(_batch_pictures, towers)) if attention else 0}
     changed["experts"] = sum(map(_route_adapters, outer)) if experts else 0
-    changed["compiled"] = len([m.compile() for m in modules.values() if compiled and type(m).__name__ in whole])
-    return changed
+    return changed | {"compiled": len([m.compile() for _, m in modules if compiled and type(m).__name__ in whole])}
 
 
 def _batch_pictures(tower) -> int:
@@ -79,7 +78,8 @@ def _route_adapters(outer) -> int:
     own, experts, adapters, layer = outer.forward, outer.get_base_layer(), {}, outer
     while layer is not experts:
         adapters[layer.parameter_name], layer = layer, layer.base_layer
-    if getattr(experts, "is_transposed", True) or not experts.has_gate or experts.has_bias:
+    # kernels want rows of 16 bytes, so ranks are multiples of 8
+    if getattr(experts, "is_transposed", True) or experts.has_bias or any(rank % 8 for rank in outer.r.values()):
         return 0
 
     def product(x, name: str, ends):
@@ -126,8 +126,9 @@ def cache_features(trainer, folder) -> None:
     own, prepare = trainer.data_collator, trainer.processing_class.image_processor
     core = (trainer.model.get_base_model() if hasattr(trainer.model, "peft_config") else trainer.model).model
     trained = {part_of(name) for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
-    if {"vision", "merger"} & trained or not hasattr(core, "visual") or not hasattr(own, "processor"):
-        raise ValueError("cache_features needs SFTTrainer and a Qwen-VL model, vision tower and merger frozen")
+    fits = hasattr(core, "visual") and hasattr(own, "processor") and not trainer.is_deepspeed_enabled
+    if {"vision", "merger"} & trained or not fits:
+        raise ValueError("cache_features needs a Qwen-VL model, vision tower and merger frozen, and no DeepSpeed")
     same = repr((prepare.to_dict(), trainer.args.bf16, trainer.args.fp16)).encode() + save(core.visual.state_dict())
     folder, places = Path(folder) / hashlib.sha256(same).hexdigest()[:16], {}
     folder.mkdir(parents=True, exist_ok=True)
