@@ -225,6 +225,7 @@ def train_rung(name: str, rung: dict, out: Path, options) -> dict:
     trainer = train.build_trainer(*parsed, callbacks=[Measure()])
     if rung.get("speed"):
         wanted = {"attention": False, "experts": False} | rung["speed"]
+        torch._dynamo.config.recompile_limit = 64  # as `fast` sets it
         speed.speed_up(trainer.model, **wanted | {"compiled": bool(wanted.get("compiled")) and cuda})
     trainer.train()
     if profiled:

@@ -72,8 +72,6 @@ def test_pictures_in_one_attention_call(tmp_path, monkeypatch, name, sizes, call
     batch = batch_of(processor, sizes)
     assert (len(batch["image_grid_thw"].unique(dim=0)) == 1) == (len(set(sizes)) == 1)
     before = loss_and_gradients(model, batch)
-    changed = speed.speed_up(model, experts=False)
-    assert changed == {"attention": 1 if name == QWEN25 else 2, "experts": 0, "compiled": 0}
     seen, own = [], torch.nn.functional.scaled_dot_product_attention
 
     def count(query, *args, **kwargs):
@@ -81,6 +79,8 @@ def test_pictures_in_one_attention_call(tmp_path, monkeypatch, name, sizes, call
         return own(query, *args, **kwargs)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", count)
+    changed = speed.speed_up(model, experts=False)
+    assert changed == {"attention": 1 if name == QWEN25 else 2, "experts": 0, "compiled": 0}
     with torch.no_grad():
         model.get_base_model().model.get_image_features(batch["pixel_values"], batch["image_grid_thw"])
     assert calls is None or len(seen) == calls, seen
@@ -132,11 +132,25 @@ def test_a_block_with_pictures_in_one_call_is_one_graph(tmp_path):
     batch = batch_of(processor, [(64, 64)] * 2)
     before = loss_and_gradients(model, batch)
     assert speed.speed_up(model, compiled=True)["compiled"] == 4, "two blocks and two decoder layers"
-    for block in model.get_base_model().model.visual.blocks:
-        block.compile(backend="eager", fullgraph=True)
-    for layer in model.get_base_model().model.language_model.layers:
+    core = model.get_base_model().model
+    for layer in [*core.visual.blocks, *core.language_model.layers]:
         layer.compile(backend="eager", fullgraph=True)
     assert same(before, loss_and_gradients(model, batch))
+
+
+def test_layers_of_a_class_are_compiled_once_not_each():
+    """Else the limit of recompilations is reached, and what comes later stays uncompiled."""
+    from torch._dynamo.utils import counters
+
+    processor, base = models.load_processor(TINY), models.load_base(TINY).train()
+    speed.speed_up(base)
+    for layer in [*base.model.visual.blocks, *base.model.language_model.layers]:
+        layer.compile(backend="eager", fullgraph=True)
+    torch._dynamo.reset()
+    counters.clear()
+    base(**batch_of(processor, [(64, 64)] * 2), use_cache=False).loss.backward()
+    layers = len(base.model.visual.blocks) + len(base.model.language_model.layers)
+    assert layers == 13 and counters["stats"]["unique_graphs"] <= 4
 
 
 # ---- through medtune.train

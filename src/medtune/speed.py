@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import shutil
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +22,8 @@ def speed_up(model, *, attention: bool = True, experts: bool = True, compiled: b
     attention : in the vision tower of Qwen-VL, pictures of one size share one call; Transformers calls once a picture.
     experts : LoRA on fused experts becomes two thin products; peft adds a full-size change to all experts' weights.
     compiled : decoder layers and vision blocks are compiled one by one, at their first step. On a CPU it hardly pays.
+        All of them share one piece of Transformers' code: set ``torch._dynamo.config.recompile_limit`` to 64, as
+        `medtune.train` does, or after eight variants of shape and class the rest runs as before.
 
     Returns
     -------
@@ -45,29 +46,28 @@ def speed_up(model, *, attention: bool = True, experts: bool = True, compiled: b
 
 def _batch_pictures(tower) -> int:
     """Let those layers of a Qwen-VL tower in which a whole picture attends to itself take equal pictures as a batch."""
-    pictures, layers = {}, getattr(tower, "fullatt_block_indexes", range(len(tower.blocks)))
+    from torch.nn.functional import scaled_dot_product_attention as attend
+
+    pictures, kind = {}, type(tower.blocks[0].attn)
+    rotate, layers = kind.forward.__globals__["apply_rotary_pos_emb_vision"], range(len(tower.blocks))
+
+    class Batched(kind):  # one class, as layers of one class are compiled once
+        def forward(self, hidden_states, cu_seqlens, position_embeddings=None, **kwargs):
+            if not pictures["equal"]:  # the model's own way
+                return super().forward(hidden_states, cu_seqlens, position_embeddings=position_embeddings, **kwargs)
+            query, key, value = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
+            query, key = rotate(query, key, *position_embeddings)  # tokens, heads, width
+            parts = (part.unflatten(0, (pictures["equal"], -1)).transpose(1, 2) for part in (query, key, value))
+            return self.proj(attend(*parts, scale=self.scaling).transpose(1, 2).flatten(0, 1).flatten(1))
 
     def look(tower, args, kwargs) -> None:
         grids = (kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]).tolist()
         pictures["equal"] = len(grids) * grids[0][0] if grids.count(grids[0]) == len(grids) else 0
 
-    for attention in [tower.blocks[layer].attn for layer in layers]:
-        own = attention.forward  # beside it in its module stands the rotation of positions
-        attention.forward = partial(_attend, attention, own, own.__globals__["apply_rotary_pos_emb_vision"], pictures)
+    for layer in (changed := list(getattr(tower, "fullatt_block_indexes", layers))):
+        tower.blocks[layer].attn.__class__ = Batched
     tower.register_forward_pre_hook(look, with_kwargs=True)
-    return len(layers)
-
-
-def _attend(attention, own, rotate, pictures: dict, hidden_states, cu_seqlens, position_embeddings=None, **kwargs):
-    """The forward of a layer's attention; pictures of different sizes go the model's own way."""
-    from torch.nn.functional import scaled_dot_product_attention as attend
-
-    if not pictures["equal"]:
-        return own(hidden_states, cu_seqlens, position_embeddings=position_embeddings, **kwargs)
-    query, key, value = attention.qkv(hidden_states).unflatten(-1, (3, attention.num_heads, -1)).unbind(1)
-    query, key = rotate(query, key, *position_embeddings)  # tokens, heads, width
-    parts = (part.unflatten(0, (pictures["equal"], -1)).transpose(1, 2) for part in (query, key, value))
-    return attention.proj(attend(*parts, scale=attention.scaling).transpose(1, 2).flatten(0, 1).flatten(1))
+    return len(changed)
 
 
 def _route_adapters(outer) -> int:
@@ -125,9 +125,8 @@ def cache_features(trainer, folder) -> None:
 
     own, prepare = trainer.data_collator, trainer.processing_class.image_processor
     core = (trainer.model.get_base_model() if hasattr(trainer.model, "peft_config") else trainer.model).model
-    trained = {part_of(name) for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
-    fits = hasattr(core, "visual") and hasattr(own, "processor") and not trainer.is_deepspeed_enabled
-    if {"vision", "merger"} & trained or not fits:
+    learns = any(p.requires_grad and part_of(n) in ("vision", "merger") for n, p in trainer.model.named_parameters())
+    if learns or trainer.is_deepspeed_enabled or not hasattr(core, "visual") or not hasattr(own, "processor"):
         raise ValueError("cache_features needs a Qwen-VL model, vision tower and merger frozen, and no DeepSpeed")
     same = repr((prepare.to_dict(), trainer.args.bf16, trainer.args.fp16)).encode() + save(core.visual.state_dict())
     folder, places = Path(folder) / hashlib.sha256(same).hexdigest()[:16], {}

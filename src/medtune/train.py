@@ -77,6 +77,7 @@ def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, Any, Any]:
     if training_args.n_gpu > 1:
         raise ValueError("one process sees several GPUs: start it with torchrun, or set CUDA_VISIBLE_DEVICES=0")
     if script_args.fast and gpu:
+        torch._dynamo.config.recompile_limit = 64  # all layers share one function of Transformers
         training_args.use_liger_kernel |= is_liger_kernel_available()
         training_args.dataloader_num_workers = training_args.dataloader_num_workers or min(8, os.cpu_count() or 1)
     return script_args, training_args, model_args
