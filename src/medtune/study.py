@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,9 @@ def run_study(file: str | Path, *, processes: int | None = None, root: str | Pat
     file
         YAML. ``base``: the run that gives all other parameters, and the results of the notebooks before.
         ``factors``: maps ``[NOTEBOOK.]key`` to a list of levels; or a list of such grids, where what two of them share
-        is one run. Optional: ``fixed``: values for all runs (``report_to`` is tensorboard unless said); ``notebooks``; ``search: 20``: so many runs
-        of one grid that Optuna's TPE chooses, to ``minimize`` a column; ``prune: true``: Optuna's median pruner stops
-        a run whose loss on held-out pairs lags behind.
+        is one run. Optional: ``fixed``: values for all runs (``report_to`` is tensorboard unless said);
+        ``notebooks`` (03 and 05); ``search: 20``: so many runs of one grid that Optuna's TPE chooses, to ``minimize`` a
+        column; ``prune: true``: Optuna's median pruner stops a run whose loss on held-out pairs lags behind.
     processes
         By default one a GPU, or one a CPU core with 3 GB of free memory.
 
@@ -61,6 +62,7 @@ def run_study(file: str | Path, *, processes: int | None = None, root: str | Pat
     with filelock.FileLock(out / ".lock", timeout=0):
         for _ in range(2):  # what failed, or was lost with its process, is tried once more
             queue = _fill_queue(says, points, out, root)
+            queue.ask = _one_at_a_time(queue.ask)
             waiting = sum(trial.state.name == "WAITING" for trial in queue.trials)
             if left := waiting or max(0, says["search"] - len(queue.trials)):
                 where = {"mp_context": get_context("spawn"), "initializer": _settle, "initargs": (gpus, root)}
@@ -73,6 +75,17 @@ def run_study(file: str | Path, *, processes: int | None = None, root: str | Pat
         table.to_parquet(out / ".results.part")
         os.replace(out / ".results.part", out / "results.parquet")
     return table
+
+
+def _one_at_a_time(ask: Any) -> Any:
+    """SQLite locks no rows: two threads that ask Optuna at once can be given the same run."""
+    lock = threading.Lock()
+
+    def locked() -> Any:
+        with lock:
+            return ask()
+
+    return locked
 
 
 def read_study(file: str | Path, *, root: str | Path | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
