@@ -233,7 +233,7 @@ trainer = Trainer()
     nbformat.write(notebook, root / "notebooks" / "03_finetune_lora.ipynb")
     file = write_study(root, factors={"lora_r": [1, 2, 3, 4, 5, 6, 100]}, prune=True)
     table = study.run_study(file, processes=1, root=root).set_index("lora_r")
-    assert table.loc[100, "state"] == "PRUNED" and table.loc[1, "state"] == "COMPLETE"
+    assert table.loc[100, "state"] == "PRUNED" and table.loc[1, "state"] == "COMPLETE", list(table["error"])
     assert "pruned at step" in table.loc[100, "error"]
     again = study.run_study(file, processes=1, root=root).set_index("lora_r")
     assert again.loc[100, "state"] == "PRUNED", "a pruned run is not started again"

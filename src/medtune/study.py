@@ -18,6 +18,7 @@ from . import runs
 # The keys of a study file, with their types and what holds where one is left out.
 STUDY: dict[str, Any] = {"base": "", "factors": [], "fixed": {}, "search": 0, "prune": False}
 STUDY |= {"notebooks": ["03_finetune_lora", "05_evaluate"], "minimize": "03_finetune_lora.eval_loss.after"}
+ASKING = threading.Lock()
 
 
 def run_study(file: str | Path, *, processes: int | None = None, root: str | Path | None = None) -> Any:
@@ -62,7 +63,7 @@ def run_study(file: str | Path, *, processes: int | None = None, root: str | Pat
     with filelock.FileLock(out / ".lock", timeout=0):
         for _ in range(2):  # what failed, or was lost with its process, is tried once more
             queue = _fill_queue(says, points, out, root)
-            queue.ask = _one_at_a_time(queue.ask)
+            queue.ask = functools.partial(_ask, queue)
             waiting = sum(trial.state.name == "WAITING" for trial in queue.trials)
             if left := waiting or max(0, says["search"] - len(queue.trials)):
                 where = {"mp_context": get_context("spawn"), "initializer": _settle, "initargs": (gpus, root)}
@@ -77,15 +78,10 @@ def run_study(file: str | Path, *, processes: int | None = None, root: str | Pat
     return table
 
 
-def _one_at_a_time(ask: Any) -> Any:
-    """SQLite locks no rows: two threads that ask Optuna at once can be given the same run."""
-    lock = threading.Lock()
-
-    def locked() -> Any:
-        with lock:
-            return ask()
-
-    return locked
+def _ask(queue: Any) -> Any:
+    """Ask Optuna for a run, one thread at a time: SQLite locks no rows, so two could be given the same one."""
+    with ASKING:
+        return type(queue).ask(queue)
 
 
 def read_study(file: str | Path, *, root: str | Path | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
