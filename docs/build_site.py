@@ -23,7 +23,7 @@ PROGRESS_BAR = "application/vnd.jupyter.widget-view+json"
 # The four groups of the README. A module that stands in none of them is a mistake that a test finds.
 GROUPS = {
     "Data": ("data", "dicom", "audit", "convert", "captions", "roi"),
-    "Model": ("models", "sizing", "preflight", "train", "multitask"),
+    "Model": ("models", "sizing", "preflight", "train", "speed", "multitask"),
     "Judge": ("generate", "metrics", "plots"),
     "Run": ("runs", "study", "chat", "cli"),
 }

@@ -22,6 +22,7 @@ STORY += ["09_chat"]
 STORY_SHORTER = {"03.max_steps": 300}  # fewer, and 05 asserts no floors
 # The second are the notebooks that train by themselves; they need the records of 02 only.
 TRAININGS = ["02_convert_data", "04_train_on_many_gpus", "07_locate_verify_diagnose", "08_study_the_knobs"]
+TRAININGS += ["10_make_it_fast"]
 TRAININGS_SHORTER = {
     "02.limit": 1500,
     "04.parity_steps": 2,
@@ -34,6 +35,9 @@ TRAININGS_SHORTER = {
     "08.seeds": 1,
     "08.max_steps": 3,
     "08.eval_samples": 3,
+    "10.steps": 4,
+    "10.fast_steps": 4,
+    "10.pairs": 40,
 }
 
 

@@ -233,7 +233,7 @@ trainer = Trainer()
     nbformat.write(notebook, root / "notebooks" / "03_finetune_lora.ipynb")
     file = write_study(root, factors={"lora_r": [1, 2, 3, 4, 5, 6, 100]}, prune=True)
     table = study.run_study(file, processes=1, root=root).set_index("lora_r")
-    assert table.loc[100, "state"] == "PRUNED" and table.loc[1, "state"] == "COMPLETE"
+    assert table.loc[100, "state"] == "PRUNED" and table.loc[1, "state"] == "COMPLETE", list(table["error"])
     assert "pruned at step" in table.loc[100, "error"]
     again = study.run_study(file, processes=1, root=root).set_index("lora_r")
     assert again.loc[100, "state"] == "PRUNED", "a pruned run is not started again"
@@ -299,6 +299,7 @@ def test_a_studys_run_is_what_papermill_makes_of_it(clone):
     answers = [(folder / "out" / "05_evaluate" / "predictions_tuned.jsonl") for folder in (run, alone)]
     ours, theirs = ([json.loads(line)["answer"] for line in path.read_text("utf-8").splitlines()] for path in answers)
     assert ours == theirs and len(ours) == 4
+    assert list(run.rglob("events.out.tfevents*")), "curves for TensorBoard, unless the file says otherwise"
 
 
 # ---- the full study that was run once

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from . import runs
 # The keys of a study file, with their types and what holds where one is left out.
 STUDY: dict[str, Any] = {"base": "", "factors": [], "fixed": {}, "search": 0, "prune": False}
 STUDY |= {"notebooks": ["03_finetune_lora", "05_evaluate"], "minimize": "03_finetune_lora.eval_loss.after"}
+ASKING = threading.Lock()
 
 
 def run_study(file: str | Path, *, processes: int | None = None, root: str | Path | None = None) -> Any:
@@ -30,9 +32,9 @@ def run_study(file: str | Path, *, processes: int | None = None, root: str | Pat
     file
         YAML. ``base``: the run that gives all other parameters, and the results of the notebooks before.
         ``factors``: maps ``[NOTEBOOK.]key`` to a list of levels; or a list of such grids, where what two of them share
-        is one run. Optional: ``fixed``: values for all runs; ``notebooks`` (03 and 05); ``search: 20``: so many runs
-        of one grid that Optuna's TPE chooses, to ``minimize`` a column; ``prune: true``: Optuna's median pruner stops
-        a run whose loss on held-out pairs lags behind.
+        is one run. Optional: ``fixed``: values for all runs (``report_to`` is tensorboard unless said);
+        ``notebooks`` (03 and 05); ``search: 20``: so many runs of one grid that Optuna's TPE chooses, to ``minimize`` a
+        column; ``prune: true``: Optuna's median pruner stops a run whose loss on held-out pairs lags behind.
     processes
         By default one a GPU, or one a CPU core with 3 GB of free memory.
 
@@ -61,6 +63,7 @@ def run_study(file: str | Path, *, processes: int | None = None, root: str | Pat
     with filelock.FileLock(out / ".lock", timeout=0):
         for _ in range(2):  # what failed, or was lost with its process, is tried once more
             queue = _fill_queue(says, points, out, root)
+            queue.ask = functools.partial(_ask, queue)
             waiting = sum(trial.state.name == "WAITING" for trial in queue.trials)
             if left := waiting or max(0, says["search"] - len(queue.trials)):
                 where = {"mp_context": get_context("spawn"), "initializer": _settle, "initargs": (gpus, root)}
@@ -75,6 +78,12 @@ def run_study(file: str | Path, *, processes: int | None = None, root: str | Pat
     return table
 
 
+def _ask(queue: Any) -> Any:
+    """Ask Optuna for a run, one thread at a time: SQLite locks no rows, so two could be given the same one."""
+    with ASKING:
+        return type(queue).ask(queue)
+
+
 def read_study(file: str | Path, *, root: str | Path | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a study file says, and its runs: for each name the parameters of each notebook."""
     file, root = Path(file), runs.find_root(root)
@@ -87,6 +96,8 @@ def read_study(file: str | Path, *, root: str | Path | None = None) -> tuple[dic
     declared = {n: known.get(n) or runs.declared_parameters(path) for n, path in paths.items()}
     base = says["of the base"] = runs._resolve(raw, known | declared, says["base"])
     says["before"] = [n for n in known if n < min(declared)]  # their results are shared, such as 02's converted data
+    if any(values.get("report_to") == "none" for values in base.values()):  # curves to look at while it runs
+        says["fixed"] = {"report_to": "tensorboard"} | says["fixed"]
     for before in says["before"][-1:]:
         if not (root / "papermill_runs" / says["base"] / "out" / before / "summary.json").exists():
             raise FileNotFoundError(f"{before} of run {says['base']!r} is not finished: start it with 'medtune run'")

@@ -39,6 +39,8 @@ class ScriptArguments:
     eval_samples: int = field(default=32, metadata={"help": "Validation pairs of an evaluation."})
     max_pixels: int = field(default=0, metadata={"help": "Most pixels of a picture; 0: what the processor says."})
     autocast_adapter_dtype: bool = field(default=True, metadata={"help": "float32 adapters (not under ZeRO-3)."})
+    fast: bool = field(default=False, metadata={"help": "The same training in less time, see medtune.speed."})
+    cache_features: bool = field(default=False, metadata={"help": "A frozen vision tower sees a picture once."})
     resume: bool = field(default=False, metadata={"help": "Continue from the newest complete checkpoint."})
 
 
@@ -50,6 +52,7 @@ def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, Any, Any]:
     ValueError : an unknown key, a value of the wrong type, settings that exclude each other.
     """
     import torch
+    from transformers.utils import is_liger_kernel_available
     from trl import ModelConfig, SFTConfig, TrlParser
 
     class Parser(TrlParser):
@@ -73,6 +76,10 @@ def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, Any, Any]:
         raise ValueError("resume_from_checkpoint: loading a foreign checkpoint can run its code; use resume instead")
     if training_args.n_gpu > 1:
         raise ValueError("one process sees several GPUs: start it with torchrun, or set CUDA_VISIBLE_DEVICES=0")
+    if script_args.fast and gpu:
+        torch._dynamo.config.recompile_limit = 64  # all layers share one function of Transformers
+        training_args.use_liger_kernel |= is_liger_kernel_available()
+        training_args.dataloader_num_workers = training_args.dataloader_num_workers or min(8, os.cpu_count() or 1)
     return script_args, training_args, model_args
 
 
@@ -100,7 +107,7 @@ def build_trainer(script_args: ScriptArguments, training_args, model_args, *, tr
     from transformers.integrations import deepspeed as integration
     from trl import SFTTrainer, get_peft_config, get_quantization_config
 
-    from medtune import convert, models, preflight
+    from medtune import convert, models, preflight, speed
 
     path, stage = model_args.model_name_or_path, zero_stage(training_args)
     if stage is not None:
@@ -132,10 +139,15 @@ def build_trainer(script_args: ScriptArguments, training_args, model_args, *, tr
     data = {"train_dataset": train, "eval_dataset": watched, "processing_class": processor}
     trainer = (trainer_class or SFTTrainer)(model=model, args=training_args, **data, **options)
     trainer.model_accepts_loss_kwargs = True  # the loss is a mean over the tokens of all ranks, see notebook 03
+    if script_args.cache_features:
+        with training_args.main_process_first():
+            speed.cache_features(trainer, Path(script_args.data) / "features")
+    if script_args.fast:
+        speed.speed_up(model, compiled=training_args.device.type == "cuda")
     if stage == 3:
         trainer.data_collator = partial(_with_picture, trainer.data_collator, train)
     if trainer_class is None and trainer.is_world_process_zero():
-        rows = [train[i] for i in range(min(4, len(train)))]
+        rows = [trainer.train_dataset[i] for i in range(min(4, len(train)))]
         batch = trainer.data_collator([dict(row) for row in rows])
         preflight.check_labels(batch, processor, [row["completion"][0]["content"][0]["text"] for row in rows])
         preflight.check_image_tokens(batch, processor)

@@ -1,0 +1,270 @@
+"""Fast settings: each computes the same as the slow one, losses and gradients, and says so where it cannot help."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from medtune import convert, models, sizing, speed, train
+from medtune.data import load_pairs
+
+TINY = Path(__file__).parents[1] / "data" / "tiny-vlm"
+QWEN3, EXPERTS = "Qwen/Qwen3-VL-2B-Instruct", "Qwen/Qwen3-VL-30B-A3B-Instruct"
+QWEN2, QWEN25, GEMMA = "Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct", "google/gemma-3-4b-pt"
+
+
+def twin(name: str, target: str, folder: Path, *, r: int = 8):
+    """A tiny twin with an adapter that does something, and its processor."""
+    from peft import LoraConfig, get_peft_model
+
+    processor = sizing.save_processor(name, folder, scale="tiny")
+    model = sizing.build_twin(name, processor, scale="tiny", dtype="float32")
+    model = get_peft_model(model, LoraConfig(r=r, lora_alpha=8, **models.adapter_targets(model, target)))
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model.train(), processor
+
+
+def batch_of(processor, sizes: list[tuple[int, int]]) -> dict:
+    """Questions of unequal length about pictures of these heights and widths."""
+    noise = np.random.default_rng(0)
+    pictures = [Image.fromarray(noise.integers(0, 255, (h, w, 3), dtype=np.uint8)) for h, w in sizes]
+    texts = []
+    for number in range(len(sizes)):
+        content = [{"type": "image"}, {"type": "text", "text": "What is it? " * (number + 1)}]
+        texts.append(processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False))
+    batch = dict(processor(text=texts, images=[[p] for p in pictures], return_tensors="pt", padding=True))
+    return batch | {"labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)}
+
+
+def loss_and_gradients(model, batch) -> tuple[float, dict]:
+    model.zero_grad()
+    loss = model(**batch).loss
+    loss.backward()
+    return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def same(before, after) -> bool:
+    """Within 1e-4, the loss and each gradient."""
+    assert before[1].keys() == after[1].keys() and before[1]
+    assert all(gradient.abs().max() > 0 for gradient in before[1].values())
+    near = [(before[1][n] - after[1][n]).norm() <= 1e-4 * before[1][n].norm() for n in before[1]]
+    return all(near) and after[0] == pytest.approx(before[0], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name, sizes, calls",
+    [
+        (QWEN3, [(64, 64)] * 3, 2),  # one for each of two layers
+        (QWEN3, [(64, 64), (64, 256)], 4),  # one a picture and layer: sizes differ
+        (QWEN2, [(56, 84)] * 3, 2),
+        (QWEN25, [(56, 56)] * 2, 3),  # its first layer has windows, which are left alone
+        (QWEN25, [(56, 56), (56, 140)], None),
+    ],
+)
+def test_pictures_in_one_attention_call(tmp_path, monkeypatch, name, sizes, calls):
+    model, processor = twin(name, "all-linear", tmp_path)
+    batch = batch_of(processor, sizes)
+    assert (len(batch["image_grid_thw"].unique(dim=0)) == 1) == (len(set(sizes)) == 1)
+    before = loss_and_gradients(model, batch)
+    seen, own = [], torch.nn.functional.scaled_dot_product_attention
+
+    def count(query, *args, **kwargs):
+        seen.append(query.shape)
+        return own(query, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", count)
+    changed = speed.speed_up(model, experts=False)
+    assert changed == {"attention": 1 if name == QWEN25 else 2, "experts": 0, "compiled": 0}
+    with torch.no_grad():
+        model.get_base_model().model.get_image_features(batch["pixel_values"], batch["image_grid_thw"])
+    assert calls is None or len(seen) == calls, seen
+    assert same(before, loss_and_gradients(model, batch))
+
+
+@pytest.mark.parametrize("target", ["experts", "attention+experts"])
+def test_adapters_of_experts_as_thin_products(tmp_path, target):
+    model, processor = twin(EXPERTS, target, tmp_path)
+    batch = batch_of(processor, [(64, 64)] * 3)
+    before = loss_and_gradients(model, batch)
+    with torch.no_grad(), model.disable_adapter():
+        base = model(**batch).loss.item()
+    assert speed.speed_up(model, attention=False) == {"attention": 0, "experts": 2, "compiled": 0}
+    assert same(before, loss_and_gradients(model, batch))
+    assert before[0] != pytest.approx(base, rel=1e-4), "or the test says nothing"
+    with torch.no_grad(), model.disable_adapter():
+        assert model(**batch).loss.item() == pytest.approx(base, rel=1e-6)
+    model.merge_adapter()
+    assert model(**batch).loss.item() == pytest.approx(before[0], rel=1e-4)
+
+
+def test_ranks_that_the_kernels_cannot_take_are_left_to_peft(tmp_path):
+    model, processor = twin(EXPERTS, "experts", tmp_path, r=4)
+    assert speed.speed_up(model)["experts"] == 0
+    model(**batch_of(processor, [(64, 64)])).loss.backward()
+
+
+def test_no_full_size_change_of_experts_is_made(tmp_path, monkeypatch):
+    from peft.tuners.lora.layer import ParamWrapper
+
+    model, processor = twin(EXPERTS, "experts", tmp_path)
+    speed.speed_up(model)
+    monkeypatch.delattr(ParamWrapper, "_activate_lora")
+    model(**batch_of(processor, [(64, 64)])).loss.backward()
+
+
+def test_models_without_such_layers_stay_as_they_are(tmp_path):
+    model, processor = twin(GEMMA, "language", tmp_path)
+    batch = batch_of(processor, [(64, 64)] * 2)
+    before = loss_and_gradients(model, batch)
+    assert speed.speed_up(model) == {"attention": 0, "experts": 0, "compiled": 0}
+    assert same(before, loss_and_gradients(model, batch))
+
+
+def test_a_block_with_pictures_in_one_call_is_one_graph(tmp_path):
+    """Else compiling it would be of little use; the backend "eager" traces and leaves out the minutes of compiling."""
+    model, processor = twin(QWEN3, "all-linear", tmp_path)
+    batch = batch_of(processor, [(64, 64)] * 2)
+    before = loss_and_gradients(model, batch)
+    assert speed.speed_up(model, compiled=True)["compiled"] == 4, "two blocks and two decoder layers"
+    core = model.get_base_model().model
+    for layer in [*core.visual.blocks, *core.language_model.layers]:
+        layer.compile(backend="eager", fullgraph=True)
+    assert same(before, loss_and_gradients(model, batch))
+
+
+def test_layers_of_a_class_are_compiled_once_not_each():
+    """Else the limit of recompilations is reached, and what comes later stays uncompiled."""
+    from torch._dynamo.utils import counters
+
+    processor, base = models.load_processor(TINY), models.load_base(TINY).train()
+    speed.speed_up(base)
+    for layer in [*base.model.visual.blocks, *base.model.language_model.layers]:
+        layer.compile(backend="eager", fullgraph=True)
+    torch._dynamo.reset()
+    counters.clear()
+    base(**batch_of(processor, [(64, 64)] * 2), use_cache=False).loss.backward()
+    layers = len(base.model.visual.blocks) + len(base.model.language_model.layers)
+    assert layers == 13 and counters["stats"]["unique_graphs"] <= 4
+
+
+# ---- through medtune.train
+
+
+def run(tmp_path, sample_path, name: str, **changes) -> tuple[list[float], Path]:
+    """Six steps of training on answers of unequal length; the losses and the folder."""
+    data, out = tmp_path / "data", tmp_path / name
+    if not data.exists():
+        splits = ["train"] * 20 + ["validation"] * 4
+        convert.convert_pairs(load_pairs(str(sample_path), limit=24), data, splits=splits)
+    settings = {"data": data, "model_name_or_path": TINY, "output_dir": out, "max_steps": 6, "logging_steps": 1}
+    settings |= {"per_device_train_batch_size": 4, "learning_rate": 2e-3, "save_strategy": "no", "disable_tqdm": True}
+    train.main([part for key, value in (settings | changes).items() for part in (f"--{key}", str(value))])
+    return [entry["loss"] for entry in json.loads((out / "log.json").read_text()) if "loss" in entry], out
+
+
+@pytest.mark.slow
+def test_fast_training_has_the_same_losses_and_leaves_the_same_adapter(tmp_path, sample_path, capsys):
+    from safetensors.torch import load_file
+
+    watch = {"eval_strategy": "steps", "eval_steps": 3, "eval_samples": 4}
+    plain, out = run(tmp_path, sample_path, "plain", **watch)
+    adapter = load_file(out / "model" / "adapter_model.safetensors")
+    for name in ("fast", "cached", "cached again"):
+        keys = {"fast": True} | watch | ({"cache_features": True} if "cached" in name else {})
+        losses, out = run(tmp_path, sample_path, name, **keys)
+        said = capsys.readouterr().out
+        assert ("medtune.train: features of" in said) == (name == "cached"), "what is there is reused"
+        assert losses == pytest.approx(plain, rel=1e-4)
+        other = load_file(out / "model" / "adapter_model.safetensors")
+        assert adapter.keys() == other.keys()
+        assert all(torch.allclose(adapter[key], other[key], rtol=1e-3, atol=1e-5) for key in adapter)
+        models.load_tuned(models.load_base(TINY), out / "model")
+        models.load_processor(out / "model")
+
+
+@pytest.mark.slow
+def test_features_of_a_model_without_deepstack(tmp_path, sample_path):
+    other = sizing.make_twin(QWEN25, tmp_path / "twin", scale="tiny", dtype="float32")
+    plain, _ = run(tmp_path, sample_path, "plain", model_name_or_path=other)
+    cached, _ = run(tmp_path, sample_path, "cached", model_name_or_path=other, cache_features=True)
+    assert cached == pytest.approx(plain, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_features_are_for_a_frozen_tower_of_qwen(tmp_path, sample_path, capsys):
+    with pytest.raises(SystemExit):
+        run(tmp_path, sample_path, "out", cache_features=True, target="language+vision")
+    gemma = sizing.make_twin(GEMMA, tmp_path / "gemma", scale="tiny", dtype="float32")
+    with pytest.raises(SystemExit):
+        run(tmp_path, sample_path, "gemma-out", cache_features=True, model_name_or_path=gemma)
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("medtune.train:")]
+    assert len(said) == 2 and all("vision tower and merger frozen" in line for line in said)
+
+
+@pytest.mark.slow
+def test_other_weights_or_sizes_have_features_of_their_own(tmp_path, sample_path):
+    run(tmp_path, sample_path, "one", cache_features=True, max_steps=1)
+    run(tmp_path, sample_path, "two", cache_features=True, max_steps=1, max_pixels=128 * 128)
+    folders = sorted((tmp_path / "data" / "features").iterdir())
+    assert len(folders) == 2 and len({len(list(folder.iterdir())) for folder in folders}) == 1
+    small, large = sorted(sum(f.stat().st_size for f in folder.iterdir()) for folder in folders)
+    assert small < 0.5 * large
+
+
+def test_adapters_in_float32_are_multiplied_in_bfloat16_under_autocast():
+    """So with `bf16` the adapters' precision decides what the optimizer sees, not how fast the products are."""
+    from peft import LoraConfig, get_peft_model
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    seen = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if "mm" in func.name():
+                seen.update(a.dtype for a in args if isinstance(a, torch.Tensor))
+            return func(*args, **(kwargs or {}))
+
+    base = torch.nn.Sequential(torch.nn.Linear(8, 8)).to(torch.bfloat16)
+    model = get_peft_model(base, LoraConfig(target_modules=["0"], r=2))
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    x = torch.randn(3, 8, dtype=torch.bfloat16)
+    with Watch():
+        with torch.autocast("cpu", torch.bfloat16):
+            model(x).sum().backward()
+        assert seen == {torch.bfloat16}
+        model(x).sum().backward()
+        assert seen == {torch.bfloat16, torch.float32}, "without autocast they are multiplied in float32"
+
+
+@pytest.mark.slow
+def test_the_benchmark_rehearses_its_rungs(tmp_path):
+    """One of each kind, with tiny twins; a second start does nothing again."""
+    import subprocess
+    import sys
+
+    script = Path(__file__).parents[1] / "benchmarks" / "train.py"
+    rungs = ["naive", "fast64_features", "moe_fast8", "gemma_tied", "generate64_static"]
+    command = [sys.executable, script, tmp_path, "--small", "--steps", "4", "--rungs", ",".join(rungs)]
+    subprocess.run(command, check=True, capture_output=True)
+    rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [row["rung"] for row in rows] == rungs and not any("error" in row for row in rows), rows
+    assert rows[0]["first_loss"] == pytest.approx(rows[1]["first_loss"], rel=0.1)
+    assert all(row["samples_per_second"] > 0 for row in rows) and rows[0]["mfu_percent"] >= 0
+    subprocess.run(command, check=True, capture_output=True)
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == len(rungs)
+    assert (tmp_path / "table.md").read_text().count("\n") == len(rungs) + 2
+
+
+def test_the_decision_on_adapters_rests_on_its_runs():
+    """float32 stays the default as long as bfloat16 ends clearly higher at some learning rate."""
+    folder = Path(__file__).parents[1] / "papermill_runs" / "reference" / "adapter-precision"
+    summary = json.loads((folder / "result.json").read_text())["summary"]
+    worst = max(min(row["relative_difference"]) for row in summary.values())
+    assert all(len(row["seeds"]) == 3 for row in summary.values()) and worst > 0.02
+    assert train.ScriptArguments(data="x").autocast_adapter_dtype
