@@ -23,7 +23,8 @@ def arguments(data: Path, out: Path, steps: int, batch: int, *more: str) -> list
     """Of one run: the tiny base model, LoRA, steps of 8 samples in all."""
     values = {"data": data, "model_name_or_path": REPO / "data" / "tiny-vlm", "output_dir": out, "max_steps": steps}
     values |= {"per_device_train_batch_size": batch, "learning_rate": 2e-3, "save_strategy": "no", "dtype": "float32"}
-    return [*(part for key, value in values.items() for part in (f"--{key}", str(value))), "--disable_tqdm", "true", *more]
+    values |= {"disable_tqdm": True}
+    return [*(part for key, value in values.items() for part in (f"--{key}", str(value))), *more]
 
 
 def main() -> None:
