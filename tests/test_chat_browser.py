@@ -3,6 +3,7 @@
 Screenshots are kept in pytest's temporary folder, `pytest-current/screenshots*/`.
 """
 
+import contextlib
 import json
 
 import numpy as np
@@ -189,6 +190,8 @@ def test_on_a_phone(visit, pictures, screenshots):
     ask(tab)
     wide = "[...document.querySelectorAll('*')].filter(e => e.getBoundingClientRect().right > 391)"
     wide += ".map(e => e.tagName + '.' + e.className).slice(0, 12)"
+    with contextlib.suppress(Exception):  # an animation of the page may still be under way
+        tab.wait_for_function("document.documentElement.scrollWidth <= 390", timeout=20_000)
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390, f"sticks out: {tab.evaluate(wide)}"
     for selector in ("#base", "#tuned", "#question", "button.primary"):
         box = tab.locator(selector).first.bounding_box()
