@@ -19,7 +19,7 @@ REPO = Path(__file__).parents[1]
 # Everything that a notebook checks still has to hold. The first chain is the story: data, adapter, scores, merge, chat.
 STORY = ["00_start_here", "01_explore_data", "02_convert_data", "03_finetune_lora", "05_evaluate", "06_merge_export"]
 STORY += ["09_chat"]
-STORY_SHORTER = {"03.max_steps": 300}  # fewer, and 05 asserts no floors
+STORY_SHORTER = {"03.max_steps": 300}  # with fewer 05 would assert no floors
 # The second are the notebooks that train by themselves; they need the records of 02 only.
 TRAININGS = ["02_convert_data", "04_train_on_many_gpus", "07_locate_verify_diagnose", "08_study_the_knobs"]
 TRAININGS += ["10_make_it_fast"]
