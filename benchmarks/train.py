@@ -52,6 +52,9 @@ ONE_KEY = {
     "fast64_features": BASE | {"per_device_train_batch_size": 64, "cache_features": True},
     "fast64_features_bf16_adapters": BASE
     | {"per_device_train_batch_size": 64, "cache_features": True, "autocast_adapter_dtype": False},
+    "fast64_without_liger": BASE
+    | {"per_device_train_batch_size": 64, "fast": False, "dataloader_num_workers": 8}
+    | {"speed": {"attention": True, "compiled": True}},
     "fast64_checkpointing": BASE | {"per_device_train_batch_size": 64, "activation_checkpointing": True},
 }
 ROUTED = {"MODEL": EXPERTS, "target": "attention+experts", "dtype": "bfloat16", "bf16": True}
@@ -324,6 +327,8 @@ def peer(out: Path, options, seconds: float) -> None:
         "media_dir": str(out / "data"),
     }
     settings |= {"output_dir": str(out / "runs" / "peer"), "max_steps": options.steps or 30, "report_to": "none"}
+    if not torch.cuda.is_available():
+        settings |= {"bf16": False, "use_cpu": True}
     (out / "peer.yaml").write_text(yaml.safe_dump(settings))
     environment = os.environ | {"PYTHONPATH": str(options.peer_path), "DISABLE_VERSION_CHECK": "1"}
     row = {"rung": "peer", "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"}
