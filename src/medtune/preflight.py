@@ -170,7 +170,7 @@ def check_gradients(model, batch, *, step: float = 1e-3) -> dict:
     return groups
 
 
-def check_accumulation(trainer, rows: list[dict], *, tolerance: float = 1e-5) -> dict:
+def check_accumulation(trainer, rows: list[dict], *, tolerance: float = 5e-5) -> dict:
     """Check that one batch of n rows and n accumulated batches of one row give the same loss and gradient.
 
     Several models declare ``accepts_loss_kwargs = False``. Then a Trainer takes the mean of means, and short answers
@@ -181,7 +181,8 @@ def check_accumulation(trainer, rows: list[dict], *, tolerance: float = 1e-5) ->
     ----------
     trainer : a `trl.SFTTrainer` for example, before or after training.
     rows : of the training set, with answers of different length.
-    tolerance : allowed difference, relative to the loss and to the largest gradient; 1e-5 suits float32.
+    tolerance : allowed difference, relative to the loss and to the largest gradient. In float32 a GPU rounds by 1e-5,
+        and means of means differ by 1e-3 or so.
 
     Returns
     -------
