@@ -301,6 +301,10 @@ def collect(results: list[Path], out: Path, parquet: Path) -> None:
         if (run["arm"], run["seed"]) == ("all three", 0):
             scores["log"] = run["log"]
         runs.append(scores)
+    if (out / "runs.jsonl").exists():  # of earlier results: what is not scored anew stays
+        known = {(run["arm"], run["seed"]) for run in runs}
+        earlier = map(json.loads, (out / "runs.jsonl").read_text("utf-8").splitlines())
+        runs += [run for run in earlier if (run["arm"], run["seed"]) not in known]
     runs.sort(key=lambda run: (list(ARMS).index(run["arm"]), run["seed"]))
     (out / "runs.jsonl").write_text("".join(json.dumps(run) + "\n" for run in runs), "utf-8")
     (out / "summary.json").write_text(json.dumps(summarise(runs), indent=1), "utf-8")
