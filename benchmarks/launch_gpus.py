@@ -198,6 +198,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--seconds", type=float, default=440)
     parser.add_argument("--only", default="one,ddp,zero2,zero3,experts,zero2_offload,zero3_offload")
+    parser.add_argument("--steps", type=int, default=18)
     parser.add_argument("--train")
     options = parser.parse_args()
     if options.train:
@@ -208,7 +209,8 @@ def main() -> None:
     build(folder, small)
     common = settings(folder, small)
     kind = {"dtype": "float32", "bf16": False} if small else {"dtype": "bfloat16", "bf16": True}
-    speed = common | kind | {"per_device_train_batch_size": 2 if small else 32, "max_steps": 6 if small else 18}
+    steps, batch = (6, 2) if small else (options.steps, 32)
+    speed = common | kind | {"per_device_train_batch_size": batch, "max_steps": steps}
     exact = common | {"dtype": "float32", "bf16": False, "max_steps": 6}
     only = options.only.split(",")
     for name, ranks, stage in (("one", 1, None), ("ddp", 2, None), ("zero2", 2, "zero2"), ("zero3", 2, "zero3")):
