@@ -51,7 +51,7 @@ def run_study(file: str | Path, *, processes: int | None = None, root: str | Pat
     import pandas as pd
     import psutil
 
-    file, root, cores = Path(file), runs.find_root(root), os.cpu_count() or 1
+    file, root, cores = Path(file), runs.find_root(root), len(_cores())
     says, points = read_study(file, root=root)
     found = ",".join(path.name.removeprefix("nvidia") for path in sorted(Path("/dev").glob("nvidia[0-9]*")))
     gpus = (os.environ.get("CUDA_VISIBLE_DEVICES") or found).split(",")
@@ -66,7 +66,8 @@ def run_study(file: str | Path, *, processes: int | None = None, root: str | Pat
             queue.ask = functools.partial(_ask, queue)
             waiting = sum(trial.state.name == "WAITING" for trial in queue.trials)
             if left := waiting or max(0, says["search"] - len(queue.trials)):
-                where = {"mp_context": get_context("spawn"), "initializer": _settle, "initargs": (gpus, root)}
+                share = max(1, cores // processes)
+                where = {"initializer": _settle, "initargs": (gpus, share, root), "mp_context": get_context("spawn")}
                 with ProcessPoolExecutor(min(processes, left), **where) as pool:
                     work = functools.partial(_objective, pool, says, points, out, root)
                     queue.optimize(work, left, n_jobs=processes, catch=(Exception,), show_progress_bar=True)
@@ -177,12 +178,20 @@ def _objective(pool: Any, says: dict[str, Any], points: dict[str, Any], out: Pat
         trial.set_user_attr("found", found)
 
 
-def _settle(gpus: list[str], root: Path) -> None:
-    """Begin a process of a study: the GPUs take turns, and figures go nowhere."""
+def _cores() -> list[int]:
+    """The CPU cores that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def _settle(gpus: list[str], share: int, root: Path) -> None:
+    """Begin a process of a study: GPUs and shares of the CPU cores take turns, and figures go nowhere."""
     from multiprocessing import current_process
 
-    os.environ["MPLBACKEND"] = "agg"
-    os.environ["CUDA_VISIBLE_DEVICES"] = gpus[int(current_process().name.rpartition("-")[2]) % len(gpus)]
+    number = int(current_process().name.rpartition("-")[2])
+    os.environ |= {"MPLBACKEND": "agg", "CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]}
+    if hasattr(os, "sched_setaffinity"):  # not on macOS; it also bounds the processes that load data
+        first = number * share % len(cores := _cores())
+        os.sched_setaffinity(0, (cores + cores)[first : first + share])
     os.chdir(root / "notebooks")
 
 
