@@ -143,7 +143,7 @@ def exact_duplicates(
             if row in likely:
                 image = to_rgb(Image.open(io.BytesIO(picture_bytes(cell))))
                 keys[row] = image.size, hashlib.sha256(image.tobytes()).digest()
-    return _repeated(keys)
+    return _alike(keys, 2)
 
 
 def duplicate_captions(dataset: Any) -> list[list[int]]:
@@ -154,19 +154,20 @@ def duplicate_captions(dataset: Any) -> list[list[int]]:
     >>> duplicate_captions({"caption": ["A liver.", "a  liver. ", "A lung."]})
     [[0, 1]]
     """
-    return _repeated(_plain_captions(dataset))
+    return _alike(_plain_captions(dataset), 2)
 
 
 def _plain_captions(dataset: Any) -> list[str | None]:
     return [" ".join((caption or "").casefold().split()) or None for caption in dataset["caption"]]
 
 
-def _repeated(keys: Sequence) -> list[list[int]]:
+def _alike(keys: Iterable, least: int = 1) -> list[list[int]]:
+    """List the rows of each key that `least` rows or more have; rows with the key None are left out."""
     rows = defaultdict(list)
     for row, key in enumerate(keys):
         if key is not None:
             rows[key].append(row)
-    return [same for same in rows.values() if len(same) > 1]
+    return [same for same in rows.values() if len(same) >= least]
 
 
 def near_duplicates(
@@ -187,23 +188,19 @@ def near_duplicates(
     import numpy as np
 
     marks = fingerprints or fingerprint(dataset)
-    same = defaultdict(list)  # rows with one and the same fingerprint take part once
-    for row in np.setdiff1d(np.arange(len(marks.hashes)), marks.unreadable).tolist():
-        same[marks.hashes[row].tobytes()].append(row)
-    classes = list(same.values())
+    read = zip(marks.digests, marks.hashes, strict=True)
+    classes = _alike(digest and bits.tobytes() for digest, bits in read)  # rows with one fingerprint take part once
     first = np.array([rows[0] for rows in classes], dtype=np.int64)
     a, b, bits = _join(marks.hashes[first, 0], marks.hashes[first].reshape(-1, 4), max_distance)
-    closest: dict[tuple[int, int], int] = {}
+    closest = {(c, c): 0 for c in range(len(classes))}
     for low, high, distance in zip(np.minimum(a, b).tolist(), np.maximum(a, b).tolist(), bits.tolist(), strict=True):
         closest[low, high] = min(distance, closest.get((low, high), distance))
     found = []
-    for rows in classes:
-        found += [(i, j, 0) for i in (rows if len(rows) <= 32 else rows[:1]) for j in rows if i < j]
     for (low, high), distance in closest.items():
         left, right = classes[low], classes[high]
         many = len(left) * len(right) > 1024
-        ends = [(i, j) for i in left for j in right if not many or i == left[0] or j == right[0]]
-        found += [(min(end), max(end), distance) for end in ends]
+        ends = {(min(i, j), max(i, j)) for i in left for j in right if not many or i == left[0] or j == right[0]}
+        found += [(i, j, distance) for i, j in ends if i != j]
     return sorted(found)
 
 
@@ -294,12 +291,9 @@ def assign_groups(
     else:
         names = [f"cluster-{row:05d}" for row in range(len(dataset))]
         pairs = near_duplicates(dataset, fingerprints=fingerprints) if pairs is None else pairs
-    linked = [(i, j) for i, j, *_ in pairs or ()]
-    if not linked:
-        return names
+    linked = np.array([(i, j) for i, j, *_ in pairs or ()], int).reshape(-1, 2)
     _, codes = np.unique(names, return_inverse=True)
-    ends = codes[np.array(linked)].T
-    graph = coo_array((np.ones(len(linked)), ends), shape=(len(names), len(names)))
+    graph = coo_array((np.ones(len(linked)), codes[linked].T), shape=(len(names), len(names)))
     component = connected_components(graph, directed=False)[1][codes].tolist()
     first: dict[int, str] = {}
     return [first.setdefault(part, name) for part, name in zip(component, names, strict=True)]
@@ -338,10 +332,8 @@ def split_by_group(
         raise ValueError(f"shares {tuple(shares)} must be at most {len(names)} numbers from 0, and not all 0")
     if len({*groups}) < len(used):
         raise ValueError(f"{len({*groups})} group(s) cannot fill {len(used)} splits uncut: give finer groups")
-    rank = {kind: k for k, kind in enumerate(sorted({*kinds}))}
-    table = {group: np.zeros(len(rank)) for group in sorted({*groups})}
-    for group, kind in zip(groups, kinds, strict=True):
-        table[group][rank[kind]] += 1
+    rows, columns = Counter(zip(groups, kinds, strict=True)), sorted({*kinds})
+    table = {group: np.array([float(rows[group, kind]) for kind in columns]) for group in sorted({*groups})}
     total = sum(table.values())
     chance, best, best_cost = random.Random(seed), {}, np.inf
     for _ in range(max(1, min(50, 20_000 // len(table)))):
@@ -390,10 +382,9 @@ def audit_split(
     marks = fingerprints or fingerprint(dataset)
     pairs = near_duplicates(dataset, max_distance=max_distance, fingerprints=marks)
     keys = {"groups": groups, "exact_duplicates": marks.digests, "captions": _plain_captions(dataset)}
-    placed = [row for row, split in enumerate(splits) if split]
-    shuffled = splits.copy()
-    for row, other in zip(placed, random.Random(seed).sample(placed, len(placed)), strict=True):
-        shuffled[row] = splits[other]
+    placed = [split for split in splits if split]
+    drawn = iter(random.Random(seed).sample(placed, len(placed)))
+    shuffled = [split and next(drawn) for split in splits]
     counts, crossing = _leaks(splits, keys, pairs)
     if raise_on_leak and marks.unreadable:
         raise ValueError(f"{len(marks.unreadable)} pictures cannot be read, so they cannot be cleared (first: row "
