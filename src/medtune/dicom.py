@@ -51,13 +51,13 @@ def _open(path, **options):
             yield ds
         except InvalidDicomError:
             problem = "is not DICOM: there is no DICM mark after 128 bytes"
+        except _Problem as error:
+            problem = str(error)
         except Exception as error:  # decoders raise whatever they like
             if isinstance(error, OSError) and error.errno:
                 raise
             problem = "is damaged or cut short"
-            if isinstance(error, _Problem):
-                problem = str(error)
-            elif "missing" in str(error) and "dependencies" in str(error):
+            if "missing" in str(error) and "dependencies" in str(error):
                 problem = f"is compressed as {ds.file_meta.TransferSyntaxUID.name}: pip install python-gdcm to read it"
         finally:
             logger.disabled = was
@@ -84,9 +84,8 @@ def _flat(ds, frame: int = 0):
 def _numbers(ds, tag: str) -> list[float]:
     """The numbers of a tag; empty where it is missing or nonsense."""
     with contextlib.suppress(Exception):
-        value = ds[tag].value
-        value = [float(v) for v in (value if ds[tag].VM > 1 else [value])]
-        return value if all(map(math.isfinite, value)) else []
+        value = np.ravel(ds[tag].value).astype(float)
+        return value.tolist() if np.isfinite(value).all() else []
     return []
 
 
@@ -107,15 +106,13 @@ def _grey(flat, stored, window) -> np.ndarray:
         table = np.frombuffer(data, "<u2") if isinstance(data, bytes) else np.atleast_1d(data)
         grey = table[np.clip(values - float(start), 0, len(table) - 1).astype(int)] * 255.0 / (2**bits - 1)
     else:
-        if window is not None:
-            centre, width = ([v] for v in (WINDOWS[window] if isinstance(window, str) else window))
-            flat.VOILUTFunction = "LINEAR"
-        elif not centre or not width or width[0] < 1:
-            flat.VOILUTFunction = "LINEAR"
+        if window is None and (not centre or not width or width[0] < 1):
             low, high = np.percentile(values[~padding], (0.5, 99.5))
-            fitted = ((low + high + 1) / 2, max(high - low + 1, 2))
-            centre, width = ([v] for v in (WINDOWS["abdomen"] if flat.get("Modality") == "CT" else fitted))
-        flat.WindowCenter, flat.WindowWidth = centre[0], width[0]
+            fitted = (low + high + 1) / 2, max(high - low + 1, 2)
+            window = "abdomen" if flat.get("Modality") == "CT" else fitted
+        if window is not None:
+            flat.WindowCenter, flat.WindowWidth = WINDOWS[window] if isinstance(window, str) else window
+            flat.VOILUTFunction = "LINEAR"
         for tag in ("RescaleSlope", "ModalityLUTSequence"):
             flat.pop(tag, None)
         flat.BitsStored, flat.PixelRepresentation = 8, 0  # pydicom windows to the stored range: ask for 0..255
