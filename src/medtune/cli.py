@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import __version__
+from . import __version__, runs, sizing
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
@@ -72,8 +72,6 @@ def run(
     root: Root = None,
 ) -> None:
     """Execute the notebooks of a run; a second start continues, and a change starts again where it matters."""
-    from . import runs
-
     if wrong := [change for change in changes or [] if not change.partition("=")[1]]:
         raise ValueError(f"--set takes KEY=VALUE, not {wrong[0]!r}")
     overrides = dict(change.split("=", 1) for change in changes or [])
@@ -96,9 +94,7 @@ def plan(
     text_tokens: int = 150, pairs: int = 0, samples_per_second: float = 0.0,
 ) -> None:  # fmt: skip
     """Say what training takes: GB on each GPU by part, disk, hours; medtune.sizing.plan explains each option."""
-    from . import sizing
-
-    options = {key: value for key, value in locals().items() if key not in ("model", "sizing")}
+    options = {key: value for key, value in locals().items() if key != "model"}
     options["modules_to_save"] = tuple(modules_to_save or ())
     fixed = {key: options.pop(key) for key in ("batch_size", "checkpointing", "zero_stage")}
     found = sizing.plan(model, **options, **fixed) if batch_size else sizing.recommend(model, **options)
@@ -113,8 +109,6 @@ def rehearse(
     root: Root = None,
 ) -> None:
     """Run a run's notebooks offline for a few steps, on random weights of the model's shape."""
-    from . import sizing
-
     minutes = sizing.rehearse(name, steps=steps, scale=scale, root=root)["timing"]
     _table([{"notebook": notebook, "minutes": value} for notebook, value in minutes.items()])
     print(f"Random weights: no score means anything. Results: papermill_runs/{name}-rehearsal/out/")
@@ -126,8 +120,6 @@ def list_runs(
     root: Root = None,
 ) -> None:
     """List the runs: what is finished, the minutes, and what went wrong."""
-    from . import runs
-
     _table(runs.list_runs(root, study=study))
 
 
@@ -149,8 +141,6 @@ def run_study(
 @app.command()
 def params(name: Run, root: Root = None) -> None:
     """Show every parameter of a run, its value, type and meaning; change one with 'medtune run --set'."""
-    from . import runs
-
     root = runs.find_root(root)
     for notebook, values in runs.read_params(name, root=root).items():
         declared = runs.declared_parameters(root / "notebooks" / f"{notebook}.ipynb")
@@ -162,8 +152,6 @@ def params(name: Run, root: Root = None) -> None:
 @app.command()
 def reference(name: Run, root: Root = None) -> None:
     """Keep a small executed copy of a finished run in papermill_runs/reference/."""
-    from . import runs
-
     print(runs.write_reference(name, root=root))
 
 
@@ -171,8 +159,6 @@ def reference(name: Run, root: Root = None) -> None:
 def sample(context: typer.Context, root: Root = None) -> None:
     """Build the sample set in data/sample/; options go to data/build_sample.py."""
     import subprocess
-
-    from . import runs
 
     script = runs.find_root(root) / "data" / "build_sample.py"
     raise typer.Exit(subprocess.run([sys.executable, script, *context.args]).returncode)
@@ -356,8 +342,6 @@ def chat(
 def _predictions(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSONL of answers, or of a run's tuned model."""
     if not path.exists():
-        from . import runs
-
         of_run = runs.find_root() / "papermill_runs" / path.name / "out" / "05_evaluate" / "predictions_tuned.jsonl"
         path = of_run if of_run.exists() and path.name == str(path) else path
     rows = []
