@@ -22,6 +22,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import yaml
+
 TYPES = {t.__name__: t for t in (int, float, str, bool, list, dict)} | {"Literal": Literal}
 QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONHASHSEED": "0"}
 
@@ -311,8 +313,6 @@ def _resolve(raw: dict, declared: dict[str, dict[str, Parameter]], name: str) ->
 
 def _copy(name: str, new_name: str, overrides: dict[str, Any], root: Path) -> None:
     """Write the new run's params.yaml; one that is there already must say the same."""
-    import yaml
-
     raw, declared = _load(name, root)
     resolved = _resolve(raw, declared, name)
     for given, value in overrides.items():
@@ -342,8 +342,6 @@ def _copy(name: str, new_name: str, overrides: dict[str, Any], root: Path) -> No
 
 def _read(value: Any, parameter: Parameter, where: str, root: Path) -> Any:
     """An override's value: text is read as YAML where that fits the type; a path is taken from the current folder."""
-    import yaml
-
     if isinstance(value, str):
         try:
             value = _check(yaml.safe_load(value), parameter, where)
@@ -379,8 +377,6 @@ def _check(value: Any, parameter: Parameter, where: str) -> Any:
 
 
 def _read_yaml(path: Path, where: str) -> dict[str, Any]:
-    import yaml
-
     try:
         raw = yaml.safe_load(path.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
