@@ -3,8 +3,6 @@
 The shapes are facts in ``shapes.json`` beside this file. A twin has a model's exact shape and says nothing sensible.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import os
@@ -13,6 +11,9 @@ import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from . import runs
+from .models import adapter_targets, load_processor, part_of, save_model
 
 FACTS: dict[str, Any] = json.loads(Path(__file__).with_name("shapes.json").read_text("utf-8"))
 
@@ -76,8 +77,6 @@ def save_processor(name: str, out, *, scale: str = "full", tokenizer=None):
     import tokenizers as tk
     from huggingface_hub import try_to_load_from_cache
     from transformers import PreTrainedTokenizerFast
-
-    from medtune.models import load_processor
 
     facts, out = model_facts(name), Path(out)
     family = FACTS["families"][facts["config"]["model_type"]]
@@ -172,8 +171,6 @@ def make_twin(name: str, out, *, scale: str = "full", tokenizer=None, **options)
     ValueError : an unknown name or scale, or `out` holds something else than a model.
     OSError : the disk is full or cannot be written.
     """
-    from medtune.models import save_model
-
     with tempfile.TemporaryDirectory() as scratch:
         processor = save_processor(name, scratch, scale=scale, tokenizer=tokenizer)
         model = build_twin(name, processor, scale=scale, **options)
@@ -210,8 +207,6 @@ def _counts(name: str, method: str, target: str, lora_r: int, modules_to_save: t
     import torch
     from transformers import AutoModelForImageTextToText
     from transformers.quantizers.base import get_keys_to_not_convert
-
-    from medtune.models import adapter_targets, part_of
 
     with torch.device("meta"), warnings.catch_warnings(action="ignore"):
         model = AutoModelForImageTextToText.from_config(twin_config(name), dtype=getattr(torch, dtype))
@@ -376,8 +371,6 @@ def rehearse(run: str, *, steps: int = 2, scale: str | None = None, data: str = 
     dict : as from `medtune.runs.run`. Times and memory mean something at full scale; scores never do.
     """
     import torch
-
-    from medtune import runs
 
     root, new, cuda = runs.find_root(root), f"{run}-rehearsal", torch.cuda.is_available()
     planned = runs.read_params(run, root=root)
