@@ -28,7 +28,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .captions import detect_language
-from .data import _split_of, load_pairs, picture_bytes, reject_reason, to_rgb
+from .data import _line, _split_of, load_pairs, picture_bytes, reject_reason, to_rgb
 
 MARK = "<image>"
 UNIT = 64  # rows held in memory and between two notes of progress
@@ -54,10 +54,6 @@ def _safe_name(sample_id: str) -> str:
     """Turn an id into a file name: itself when it is plain, otherwise a hash, so that no id can leave the folder."""
     plain = re.fullmatch(r"(?!h-[0-9a-f]{32}$)[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", sample_id)
     return sample_id if plain else "h-" + hashlib.sha256(sample_id.encode()).hexdigest()[:32]
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _parts(text: str) -> list[dict]:
@@ -213,8 +209,7 @@ def _accept(shard: str, numbers: range, table: Any, job: dict, run: dict) -> Ite
 
 def _replace(path: Path | str, data: bytes, work: Path) -> None:
     """Write a file whole or not at all: what has its name is complete."""
-    with open(temporary := f"{work}/tmp", "wb") as file:
-        file.write(data)
+    (temporary := work / ".tmp").write_bytes(data)
     try:
         os.replace(temporary, path)
     except FileNotFoundError:
@@ -398,7 +393,7 @@ def convert_pairs(
         run |= {"folders": rows > 100_000, "workers": workers or os.cpu_count()}
         return _convert(shards, job, state, run, text_only)
     except OSError as error:
-        (work / "tmp").unlink(missing_ok=True)
+        (work / ".tmp").unlink(missing_ok=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
             hint = f"cannot write {out} ({error.strerror}): make room or choose another folder; the same call goes on"
             raise OSError(error.errno, hint) from None
@@ -479,8 +474,7 @@ def check_folder(folder: str | os.PathLike, *, processor: Any = None, max_length
     if lengths := sorted(tokens.values()):
         report["tokens"] = {"min": lengths[0], "median": lengths[len(lengths) // 2], "max": lengths[-1]}
         report["cut"] = {name: count for name, count in tokens.items() if max_length and count > max_length}
-    (folder / ".check.tmp").write_text(json.dumps(report, indent=1, ensure_ascii=False), "utf-8")
-    os.replace(folder / ".check.tmp", folder / "check.json")
+    _replace(folder / "check.json", json.dumps(report, indent=1, ensure_ascii=False).encode(), folder)
     return report
 
 
