@@ -200,13 +200,13 @@ def finding_scores(predictions: Texts, references: Texts, *, groups: Groups = No
 
     if per_sample:
         return {"entities": counts(*KINDS), **samples}
-    by_kind = {}
-    for kind in sorted({entity[0] for pair in pairs for text in pair for entity in found(text)}):
-        rows = counts(kind)
-        by_kind[kind] = _summarise({name: (rows, ratio) for name, ratio in RATIOS.items()}, None)
-        by_kind[kind]["support"] = sum(row[2] for row in rows)
-    overall = {name: (counts(*KINDS), ratio) for name, ratio in RATIOS.items()}
-    return _summarise(overall | samples, groups) | {"by_kind": by_kind}
+
+    def ratios(rows: list[list[int]]) -> Scores:
+        return {name: (rows, ratio) for name, ratio in RATIOS.items()}
+
+    rows = {kind: counts(kind) for kind in sorted({e[0] for pair in pairs for text in pair for e in found(text)})}
+    by_kind = {k: _summarise(ratios(r), None) | {"support": sum(row[2] for row in r)} for k, r in rows.items()}
+    return _summarise(ratios(counts(*KINDS)) | samples, groups) | {"by_kind": by_kind}
 
 
 def semantic_similarity(
