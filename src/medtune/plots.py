@@ -4,14 +4,14 @@ Each function returns a ``matplotlib.figure.Figure``: leave it as the last line 
 colours are Okabe and Ito's, which colour-blind readers can tell apart.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import re
 import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 GREY = "#666666"
@@ -29,10 +29,9 @@ def font_families() -> tuple[str, ...]:
     from matplotlib import font_manager
 
     manager, package = font_manager.fontManager, importlib.util.find_spec("noto_cjk_sans_otc")
-    if package and not {font.name for font in manager.ttflist} & set(CHINESE):
+    if package and not {*manager.get_font_names()} & {*CHINESE}:
         manager.addfont(Path(str(package.origin)).parent / "NotoSansCJK-Regular.ttc")
-    known = {font.name for font in manager.ttflist}
-    chinese = [name for name in CHINESE if name in known][:1]
+    chinese = [name for name in CHINESE if name in manager.get_font_names()][:1]
     if not chinese:  # one hint instead of a warning for each character
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         warnings.warn("No font for Chinese text in figures: pip install noto-cjk-sans-otc", stacklevel=2)
@@ -154,11 +153,9 @@ def show_gallery(
     names = [_wrap(str(name), 36) for name in (titles if titles is not None else [row.get("id", "") for row in rows])]
     height = 3.1 + 0.2 * max((name.count("\n") + 1 for name in names), default=0)
     figure, axes = _axes(lines, columns, 3.0 * columns, height * lines)
-    for number, axis in enumerate(axes):
-        if number >= len(rows):
-            axis.set_visible(False)
-            continue
-        row = rows[number]
+    for axis in axes[len(rows) :]:
+        axis.set_visible(False)
+    for number, (axis, row) in enumerate(zip(axes, rows, strict=False)):
         image = row["image"] if "image" in row else row["images"][0]
         _show(axis, image)
         drawn = boxes[number] if boxes is not None else None if row.get("has_box") else row.get("roi")
@@ -186,8 +183,7 @@ def plot_training(log_history: Sequence[Mapping]):
     panels = {"loss": "loss", "mean_token_accuracy": "token accuracy"}
     for axis, (key, title) in zip(axes, panels.items(), strict=True):
         for prefix, label, colour, marker in (("", "training", 0, "."), ("eval_", "evaluation", 1, "o")):
-            points = [(log["step"], log[prefix + key]) for log in log_history if prefix + key in log]
-            if points:
+            if points := [(log["step"], log[prefix + key]) for log in log_history if prefix + key in log]:
                 axis.plot(*zip(*points, strict=True), color=COLOURS[colour], marker=marker, label=label, linewidth=1.6)
         axis.set(title=title, xlabel="optimizer step")
         axis.grid(True)
@@ -237,8 +233,7 @@ def live_plot(every: float = 5.0):
         handle, drawn = None, -math.inf
 
         def on_log(self, args, state, control, **kwargs):
-            shell = get_ipython()
-            if shell is None or not hasattr(shell, "kernel") or time.monotonic() - self.drawn < every:
+            if not hasattr(get_ipython(), "kernel") or time.monotonic() - self.drawn < every:
                 return
             figure, self.drawn = plot_training(state.log_history), time.monotonic()
             if self.handle is None:
@@ -316,8 +311,7 @@ def show_answers(rows: Sequence[Mapping], *, width: int = 58):
     figure, axes = _axes(len(rows), columns, 2.3 + 0.075 * width * (columns - 1), sum(heights) + 0.2)
     axes[0].get_gridspec().set_height_ratios(heights)
     axes[0].get_gridspec().set_width_ratios([2.3] + [0.075 * width] * (columns - 1))
-    for number, (row, line) in enumerate(zip(rows, texts, strict=True)):
-        picture, *cells = axes[number * columns : (number + 1) * columns]
+    for (picture, *cells), row, line in zip(axes.reshape(-1, columns), rows, texts, strict=True):
         _show(picture, row["image"])
         if row.get("roi") is not None:
             _box(picture, row["image"], row["roi"], COLOURS[0])
@@ -325,10 +319,9 @@ def show_answers(rows: Sequence[Mapping], *, width: int = 58):
         picture.set_anchor("N")
         for cell, name, text in zip(cells, ["reference", *names], line, strict=True):
             cell.axis("off")
-            packed = []
-            for words in _lines(same_words(text, line[0]) or [("(empty)", False)], width):
-                parts: list = [TextArea(word, textprops=styles[same]) for word, same in words]
-                packed.append(HPacker(children=parts, pad=0, sep=0, align="baseline"))
+            lines = _lines(same_words(text, line[0]) or [("(empty)", False)], width)
+            parts = [[TextArea(word, textprops=styles[same]) for word, same in words] for words in lines]
+            packed = [HPacker(children=children, pad=0, sep=0, align="baseline") for children in parts]
             title = TextArea(name, textprops={"fontsize": 12, "color": GREY})
             block = VPacker(children=[title, *packed], pad=0, sep=3, align="left")
             anchored = AnchoredOffsetbox("upper left", child=block, pad=0, borderpad=0.2, frameon=False)
@@ -345,8 +338,6 @@ def plot_heatmap(boxes: Sequence, *, title: str = "how often each place is cover
     >>> plot_heatmap([[0.0, 0.0, 0.5, 0.5], None]).axes[0].get_title()
     'how often each place is covered (1 boxes)'
     """
-    import numpy as np
-
     known = [box for box in boxes if box is not None]
     centres = (np.arange(cells) + 0.5) / cells
     cover = np.zeros((cells, cells))
@@ -370,8 +361,6 @@ def plot_lengths(lengths: Mapping[str, Sequence[int]], *, limit: int | None = No
     >>> plot_lengths({"answer": [80, 92, 101]}, limit=128).axes[0].get_xlabel()
     'tokens'
     """
-    import numpy as np
-
     figure, (axis,) = _axes(1, 1, 8, 3)
     highest = max((max(values) for values in lengths.values() if len(values)), default=1)
     bins = np.linspace(0, max(highest, limit or 0) * 1.02 + 1, 41)
