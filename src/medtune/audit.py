@@ -404,13 +404,10 @@ def audit_split(
 def _leaks(splits: list[str | None], keys: dict[str, list], pairs: list[tuple]) -> tuple[dict, list[tuple]]:
     counts, reached = {}, set()  # reached: rows with something of theirs in train
     for name, values in keys.items():
-        sides = defaultdict(set)
-        for value, split in zip(values, splits, strict=True):
-            if value is not None and split:
-                sides[value].add(split)
-        counts[f"{name}_crossing"] = sum(len(side) > 1 for side in sides.values())
+        classes = [(rows, {splits[row] for row in rows if splits[row]}) for rows in _alike(values)]
+        counts[f"{name}_crossing"] = sum(len(sides) > 1 for _, sides in classes)
         if name != "captions":
-            reached |= {row for row, value in enumerate(values) if "train" in sides.get(value, ())}
+            reached |= {row for rows, sides in classes if "train" in sides for row in rows}
     crossing = [(i, j, d) for i, j, d in pairs if splits[i] and splits[j] and splits[i] != splits[j]]
     reached |= {row for i, j, _ in crossing for row, other in ((i, j), (j, i)) if splits[other] == "train"}
     held_out = {row for row, split in enumerate(splits) if split and split != "train"}
