@@ -104,9 +104,8 @@ def generate_answers(
     answer = ask(model, processor, options, seed, cache_implementation)
     prepare = partial(_prepare, dataset, processor, donors, image_transform, question, backend)
     workers = (min(8, len(os.sched_getaffinity(0))) if on_gpu else 0) if workers is None else workers
-    jobs: Any = [batch for _, batch in todo]
     own = Generator()  # or the loader would draw from the global one
-    loader: Any = DataLoader(jobs, batch_size=None, collate_fn=prepare, num_workers=workers, generator=own)
+    loader = DataLoader([b for _, b in todo], batch_size=None, collate_fn=prepare, num_workers=workers, generator=own)
     with tqdm(total=len(samples), initial=len(done), unit="sample") as bar:
         start = time.perf_counter()
         for (number, batch), inputs in zip(todo, loader, strict=True):
@@ -187,9 +186,7 @@ def _resume(out: Path, settings: dict[str, Any]) -> dict[str, dict]:
     beside, now = out.with_suffix(".settings.json"), json.dumps(settings, indent=1, default=str)
     if not out.exists() or not out.stat().st_size:
         out.parent.mkdir(parents=True, exist_ok=True)
-        part = beside.with_suffix(".part")
-        part.write_text(now, encoding="utf-8")
-        os.replace(part, beside)
+        beside.write_text(now, encoding="utf-8")  # read only once `out` has an answer, so it need not be whole before
         return {}
     old, new = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}, json.loads(now)
     if changed := [name for name in new | old if new.get(name) != old.get(name)]:
@@ -300,8 +297,7 @@ def _transformers(model, processor, options, seed, cache):
     import torch
 
     end = model.generation_config.eos_token_id
-    end = processor.tokenizer.eos_token_id if end is None else end
-    ends = set(end if isinstance(end, list) else [end])
+    ends = {*end} if isinstance(end, list) else {processor.tokenizer.eos_token_id if end is None else end}
     options = {"use_cache": True, "pad_token_id": processor.tokenizer.pad_token_id, **options}
     longest = 0
     model.eval()
