@@ -3,13 +3,10 @@
 Nothing here runs code that came with a model (no ``trust_remote_code``); only safetensors are read and written.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 # The parts of a vision-language model, by parameter name; the first match wins.
 PARTS = {
@@ -101,8 +98,7 @@ def _for_pictures(path: str):
 
     # name and video settings stay, so that a saved copy loads as the full class where torchvision is installed
     members = {"__init__": init, "to_dict": lambda self: full.to_dict(self) | video}
-    for_pictures: Any = type(full.__name__, (full,), members)
-    return for_pictures.from_pretrained(path)
+    return type(full.__name__, (full,), members).from_pretrained(path)
 
 
 def load_processor(path, *, min_pixels: int | None = None, max_pixels: int | None = None):
@@ -258,9 +254,8 @@ def adapter_targets(model, which: str = "language") -> dict:
         if part in set(words) - set(map(part_of, leaves)) and parameter.ndim == {"experts": 3, "merger": 2}.get(part):
             parameters.add(".".join(name.split(".")[-3 if part == "experts" else -2 :]))
             reached.add(part)
-    for word in words:
-        if not reached & reach[word]:
-            raise ValueError(f"This model has no layers for the adapter target {word!r}.")
+    if absent := [word for word in words if not reached & reach[word]]:
+        raise ValueError(f"This model has no layers for the adapter target {absent[0]!r}.")
     pattern = "|".join(rf"{parent}\.({'|'.join(sorted(names))})" for parent, names in sorted(leaves.items()))
     return {"target_modules": pattern or []} | ({"target_parameters": sorted(parameters)} if parameters else {})
 
