@@ -9,8 +9,6 @@ Boxes are (x0, y0, x1, y1) as shares of the picture, 0..1. `classes` gives the m
 them, so that importing this file does not load torch.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import random
@@ -23,7 +21,7 @@ import numpy as np
 
 from medtune.captions import parse_caption
 from medtune.generate import generate_answers
-from medtune.models import load_tuned
+from medtune.models import image_token_id, load_tuned
 
 TASKS = ("text", "box", "match")
 METRICS = ("token_accuracy", "mean_iou", "match_accuracy")
@@ -104,8 +102,8 @@ def encode(processor, samples: Sequence[Mapping[str, Any]], own: Sequence[tuple]
     left = ends.amax(1, keepdim=True) - starts  # characters from a token to the end: they tell the parts apart
     said, after, learned = (left <= tail[:, None] for tail in torch.tensor(tails).T)
     ids, mask = batch["input_ids"], batch["attention_mask"]
-    soft = getattr(processor.tokenizer, "image_token_id", None) or processor.image_token_id  # Gemma-3's is its begin
-    kinds = torch.where(ids == soft, IMAGE, PROMPT).masked_fill(said, STATEMENT).masked_fill(after, 0) * mask
+    before = torch.where(ids == image_token_id(processor), IMAGE, PROMPT)
+    kinds = before.masked_fill(said, STATEMENT).masked_fill(after, 0) * mask
     batch |= {"labels": ids.masked_fill(~learned | (mask == 0), -100), "token_kinds": kinds}
     return batch | dict(zip(("regions", "boxes", "matches"), map(torch.tensor, zip(*own, strict=True)), strict=False))
 
