@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .captions import detect_language, entities, parse_caption
+from .captions import PLACES, detect_language, entities, parse_caption
 from .roi import iou
 
 if TYPE_CHECKING:
@@ -181,16 +181,13 @@ def finding_scores(predictions: Texts, references: Texts, *, groups: Groups = No
     """
     pairs, found, parse = _pairs(predictions, references), cache(entities), cache(parse_caption)
 
-    def cell(place: str) -> complex:
-        return ("right" in place) - ("left" in place) + 1j * (("lower" in place) - ("upper" in place))
-
     samples: Scores = {n: [] for n in ("structure_exact", "place_exact", "place_error", "area_error")}
     for said, wanted in ((parse(p), parse(r)) for p, r in pairs):
         for name in ("structure", "place"):
             same = float(getattr(said, name) == getattr(wanted, name))
             samples[f"{name}_exact"].append(math.nan if getattr(wanted, name) is None else same)
-        step = cell(said.place) - cell(wanted.place) if said.place and wanted.place else math.nan
-        samples["place_error"].append(abs(step.real) + abs(step.imag))
+        cells = [divmod(PLACES.index(place), 3) for place in (said.place, wanted.place) if place]  # row and column
+        samples["place_error"].append(float(np.abs(np.subtract(*cells)).sum()) if len(cells) == 2 else math.nan)
         areas = [math.nan if caption.area_share is None else 100 * caption.area_share for caption in (said, wanted)]
         samples["area_error"].append(abs(areas[0] - areas[1]))
 
