@@ -478,8 +478,7 @@ def reject_reason(row: dict, *, max_pixels: int = 50_000_000, max_words: int = 2
     try:
         image = row.get("image")
         if not hasattr(image, "mode"):
-            data = picture_bytes(image)
-            if not data:
+            if not (data := picture_bytes(image)):
                 return "image: has zero bytes"
             with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
                 image = Image.open(io.BytesIO(data))  # our own limit comes next
