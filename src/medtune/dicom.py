@@ -141,7 +141,7 @@ def _overlay(ds, raw, frame: int) -> np.ndarray:
         if (group, 0x3000) in ds:
             planes = np.atleast_3d(ds.overlay_array(group).T).T  # (frames, rows, columns)
             first = ds[group, 0x0051].value - 1 if (group, 0x0051) in ds else 0
-            plane = planes[min(max(frame - first, 0), len(planes) - 1)] if len(planes) > 1 else planes[0]
+            plane = planes[min(max(frame - first, 0), len(planes) - 1)]
             origin = ds[group, 0x0050].value if (group, 0x0050) in ds else (1, 1)
             at = np.argwhere(plane) + np.array(origin) - 1
             mask[tuple(at[((at >= 0) & (at < mask.shape)).all(1)].T)] = True
