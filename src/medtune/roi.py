@@ -58,8 +58,7 @@ def find_boxes(image) -> list[tuple[float, float, float, float]]:
         shared = [(sum(abs(a - b) <= 6 for a, b in zip(box, other, strict=True)), best) for other, _, best in kept]
         if not any(sides == 4 or (sides >= 2 and contrast < 0.5 * best) for sides, best in shared):
             kept.append((box, width, contrast))
-    kept = _fewest(kept)
-    return [(x0 / wide, y0 / high, x1 / wide, y1 / high) for (x0, y0, x1, y1), *_ in kept]
+    return [(x0 / wide, y0 / high, x1 / wide, y1 / high) for (x0, y0, x1, y1), *_ in _fewest(kept)]
 
 
 def _fewest(kept: list[tuple]) -> list[tuple]:
