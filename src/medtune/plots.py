@@ -56,10 +56,10 @@ def _drawn(function):
     return wrapper
 
 
-def _axes(rows: int, columns: int, width: float, height: float):
+def _axes(rows: int, columns: int, width: float, height: float, **ratios):
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False, **ratios)
     return figure, axes.ravel()
 
 
@@ -98,14 +98,12 @@ def same_words(text: str, reference: str) -> list[tuple[str, bool]]:
 def _lines(words: Sequence[tuple[str, bool]], width: int) -> list[list[tuple[str, bool]]]:
     """Break marked words into lines of at most `width` Latin letters; Chinese words are not spaced."""
     lines: list[list[tuple[str, bool]]] = [[]]
-    used = 0
     pieces = ((word[i : i + width], mark) for word, mark in words for i in range(0, len(word), width))
     for word, mark in pieces:  # an untrained model may write words without end
         word += "" if _width(word) > len(word) else " "
-        if lines[-1] and used + _width(word) > width:
-            lines, used = [*lines, []], 0
+        if lines[-1] and _width("".join(said for said, _ in lines[-1]) + word) > width:
+            lines.append([])
         lines[-1].append((word, mark))
-        used += _width(word)
     return lines
 
 
@@ -307,11 +305,10 @@ def show_answers(rows: Sequence[Mapping], *, width: int = 58):
     names = list(dict.fromkeys(name for row in rows for name in row["answers"]))
     texts = [[row["reference"], *(row["answers"].get(name, "") for name in names)] for row in rows]
     heights = [max(2.2, *(0.4 + 0.2 * (_wrap(text, width).count("\n") + 1) for text in line)) for line in texts]
-    columns = 2 + len(names)
-    figure, axes = _axes(len(rows), columns, 2.3 + 0.075 * width * (columns - 1), sum(heights) + 0.2)
-    axes[0].get_gridspec().set_height_ratios(heights)
-    axes[0].get_gridspec().set_width_ratios([2.3] + [0.075 * width] * (columns - 1))
-    for (picture, *cells), row, line in zip(axes.reshape(-1, columns), rows, texts, strict=True):
+    widths = [2.3] + [0.075 * width] * (1 + len(names))
+    size = sum(widths), sum(heights) + 0.2
+    figure, axes = _axes(len(rows), len(widths), *size, height_ratios=heights, width_ratios=widths)
+    for (picture, *cells), row, line in zip(axes.reshape(-1, len(widths)), rows, texts, strict=True):
         _show(picture, row["image"])
         if row.get("roi") is not None:
             _box(picture, row["image"], row["roi"], COLOURS[0])
