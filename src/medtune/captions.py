@@ -272,7 +272,7 @@ def parse_caption(text: str) -> Caption:
 
 
 def _ask(
-    texts: Sequence[str], task: str, check: Callable[[str, Any], object], form: type = str, *,
+    texts: Sequence[str], task: str, read: Callable[[str, str], object], wanted: dict[str, Any], *,
     base_url: str | None = None, model: str | None = None, api_key: str = "none", cache_dir: str | Path | None = None,
     timeout: float = 60.0, retries: int = 2, workers: int = 4, strict: bool = True,
 ) -> list:  # fmt: skip
@@ -280,22 +280,13 @@ def _ask(
         raise ValueError("no LLM endpoint is configured: pass base_url, say 'http://localhost:11434/v1', and model")
     try:
         import openai
-        from pydantic import TypeAdapter
     except ImportError as error:
         raise ImportError("asking an LLM needs two packages: pip install openai pydantic") from error
     from tqdm import tqdm
 
     client = openai.OpenAI(base_url=base_url, api_key=api_key, timeout=timeout, max_retries=retries)
-    adapter: Any = TypeAdapter(form)
-    options: dict[str, Any] = {"model": model, "temperature": 0}
-    if form is not str:
-        schema = {"name": form.__name__, "schema": adapter.json_schema()}
-        options["response_format"] = {"type": "json_schema", "json_schema": schema}
+    options: dict[str, Any] = {"model": model, "temperature": 0, **wanted}
     texts = [t.encode("utf-8", "replace").decode() for t in texts]
-
-    def read(text: str, answer: str) -> object:
-        json_part = answer[answer.find("{") : answer.rfind("}") + 1]
-        return check(text, answer if form is str else adapter.validate_json(json_part))
 
     def ask(text: str) -> object:
         messages: Any = [{"role": "system", "content": task}, {"role": "user", "content": text}]
@@ -351,7 +342,13 @@ def extract_with_llm(texts: Sequence[str], **endpoint: Any) -> list[Caption | No
         No endpoint is configured or an answer stays wrong; the endpoint fails or is too slow; a package is missing.
     """
 
-    def check(text: str, caption: Caption) -> Caption:
+    from pydantic import TypeAdapter
+
+    adapter = TypeAdapter(Caption)
+    schema = {"name": "Caption", "schema": adapter.json_schema()}
+
+    def read(text: str, answer: str) -> Caption:
+        caption = adapter.validate_json(answer[answer.find("{") : answer.rfind("}") + 1])
         if not 0 <= (caption.area_share or 0) <= 1 or caption.place not in (None, *PLACES):
             raise ValueError(f"area_share must be 0..1 and place null or one of {', '.join(PLACES)}")
         known: dict[str, Any] = {"language": detect_language(text)}
@@ -360,7 +357,8 @@ def extract_with_llm(texts: Sequence[str], **endpoint: Any) -> list[Caption | No
             known |= {name: same[0]} if len(same) == 1 else {}
         return replace(caption, **known)
 
-    return _ask(texts, _EXTRACT, check, Caption, **endpoint)
+    wanted = {"response_format": {"type": "json_schema", "json_schema": schema}}
+    return _ask(texts, _EXTRACT, read, wanted, **endpoint)
 
 
 def translate(texts: Sequence[str], to: str = "zh", **endpoint: Any) -> list[str | None]:
@@ -371,11 +369,11 @@ def translate(texts: Sequence[str], to: str = "zh", **endpoint: Any) -> list[str
     if to not in _LANGUAGES:
         raise ValueError(f"cannot translate to {to!r}: choose en or zh")
 
-    def check(text: str, answer: str) -> str:
+    def read(text: str, answer: str) -> str:
         lost = set(re.findall(r"\d+(?:\.\d+)?", text)) - set(re.findall(r"\d+(?:\.\d+)?", answer))
         sides = [{v for k, v, _ in entities(t) if k == "side"} for t in (text, answer)]
         if detect_language(answer) != to or lost or sides in ([{"left"}, {"right"}], [{"right"}, {"left"}]):
             raise ValueError(f"answer in {_LANGUAGES[to]}, keep every number and every side")
         return answer.strip()
 
-    return _ask(texts, f"Translate the caption into {_LANGUAGES[to]}. Answer with nothing else.", check, **endpoint)
+    return _ask(texts, f"Translate the caption into {_LANGUAGES[to]}. Answer with nothing else.", read, {}, **endpoint)
