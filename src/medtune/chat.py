@@ -317,9 +317,8 @@ def build_page(models: SimpleNamespace, feedback="chat_feedback", examples: Sequ
         return learn(*said) if now.turns and text.strip() else TEXT["first"][lang]
 
     def translate(at, preset, lang, now):
-        told = {name: {prop: TEXT[key][lang] for prop, key in keys.items()} for name, keys in words.items()}
-        presets = show(lang, now, at=at, preset=preset)[ui["window"]]
-        return {ui[name]: gr.update(**texts) for name, texts in told.items()} | {ui["window"]: presets}
+        told = {ui[name]: gr.update(**{p: TEXT[k][lang] for p, k in keys.items()}) for name, keys in words.items()}
+        return told | {ui["window"]: show(lang, now, at=at, preset=preset)[ui["window"]]}
 
     calls = {call.__name__: call for call in (add, look, keep, choose, clear, ask, stop, vote, correct, translate)}
     # gradio's copies of what visitors sent and saw may hold a patient's name: each minute those older than 2 minutes go
