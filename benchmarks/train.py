@@ -3,7 +3,7 @@
     python benchmarks/train.py OUT [--rungs naive,workers,...] [--peer --peer-path FOLDER]
     python benchmarks/train.py OUT --moe --gemma --generate
     python benchmarks/train.py OUT --small          # all of it on a CPU with tiny twins, in a few minutes
-    python benchmarks/train.py OUT --rungs fast64 --profile
+    python benchmarks/train.py OUT --rungs fast96 --profile
 
 The ladder's model has the shape of Qwen3-VL-2B and random weights: 512x512 pictures, about 402 tokens a sample, LoRA
 of rank 8 on the language layers. Each rung trains in a process of its own through `medtune.train` and TRL's SFTTrainer
@@ -14,6 +14,7 @@ that LLaMA-Factory and what it asks for are installed in, since it wants other v
 """
 
 import argparse
+import importlib
 import json
 import os
 import random
@@ -40,22 +41,21 @@ LADDER = {
     "liger": {"use_liger_kernel": True},
     "batch32": {"per_device_train_batch_size": 32},
     "attention": {"speed": {"attention": True}},
-    "compile": {"speed": {"attention": True, "compiled": True}},
+    "bytes": {"SEND": True},
+    "compile": {"speed": {"attention": True, "compiled": True}, "use_liger_kernel": False},  # it fuses the same
     "bf16_adapters": {"autocast_adapter_dtype": False},
-    "features": {"autocast_adapter_dtype": True, "cache_features": True},
+    "features": {"autocast_adapter_dtype": True, "cache_features": True, "SEND": False},
 }
 # The one key, from the plain settings of a GPU, at three sizes; with features too.
 BASE = {"dtype": "bfloat16", "bf16": True, "fast": True} | LADDER["by_length"]
 ONE_KEY = {
     "fast32": BASE | {"per_device_train_batch_size": 32},
     "fast64": BASE | {"per_device_train_batch_size": 64},
-    "fast64_features": BASE | {"per_device_train_batch_size": 64, "cache_features": True},
-    "fast64_features_bf16_adapters": BASE
-    | {"per_device_train_batch_size": 64, "cache_features": True, "autocast_adapter_dtype": False},
-    "fast64_without_liger": BASE
-    | {"per_device_train_batch_size": 64, "fast": False, "dataloader_num_workers": 8}
-    | {"speed": {"attention": True, "compiled": True}},
-    "fast64_checkpointing": BASE | {"per_device_train_batch_size": 64, "activation_checkpointing": True},
+    "fast96": BASE | {"per_device_train_batch_size": 96},
+    "fast96_features": BASE | {"per_device_train_batch_size": 96, "cache_features": True},
+    "fast96_features_bf16_adapters": BASE
+    | {"per_device_train_batch_size": 96, "cache_features": True, "autocast_adapter_dtype": False},
+    "fast96_checkpointing": BASE | {"per_device_train_batch_size": 96, "activation_checkpointing": True},
 }
 ROUTED = {"MODEL": EXPERTS, "target": "attention+experts", "dtype": "bfloat16", "bf16": True}
 ROUTED |= {"activation_checkpointing": True, "dataloader_num_workers": 8, "autocast_adapter_dtype": False}
@@ -205,7 +205,7 @@ def train_rung(name: str, rung: dict, out: Path, options) -> dict:
         trl.get_peft_config = tied
     steps = max(options.steps or (4 if small else 24), 8 * options.profile)
     settings = {"data": out / "data", "model_name_or_path": folder, "output_dir": out / "runs" / name, "seed": 0}
-    settings |= LORA | {key: value for key, value in rung.items() if key not in ("MODEL", "TIE", "speed")}
+    settings |= LORA | {key: value for key, value in rung.items() if key not in ("MODEL", "TIE", "SEND", "speed")}
     settings |= {"max_steps": steps, "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True}
     if small:
         settings |= {"per_device_train_batch_size": 2, "dataloader_num_workers": 0}
@@ -225,11 +225,19 @@ def train_rung(name: str, rung: dict, out: Path, options) -> dict:
                 profiled["profile"].__enter__()
 
     parsed = train.parse_arguments(arguments)
+    if parsed[1].use_liger_kernel:  # 0.8.5 imports classes that Transformers 5.23 has merged into one
+        for name in ("qwen3_vl", "qwen3_vl_moe"):
+            module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
+            old = f"{'Qwen3VLMoe' if 'moe' in name else 'Qwen3VL'}CausalLMOutputWithPast"
+            if not hasattr(module, old):
+                setattr(module, old, getattr(module, old.replace("Qwen3VL", "")))
     trainer = train.build_trainer(*parsed, callbacks=[Measure()])
     if rung.get("speed"):
         wanted = {"attention": False, "experts": False} | rung["speed"]
         torch._dynamo.config.recompile_limit = 64  # as `fast` sets it
         speed.speed_up(trainer.model, **wanted | {"compiled": bool(wanted.get("compiled")) and cuda})
+    if rung.get("SEND"):
+        speed.send_bytes(trainer)
     trainer.train()
     if profiled:
         profiled["profile"].__exit__(None, None, None)
@@ -398,7 +406,7 @@ def main() -> None:
     if unknown := set(names) - rungs().keys():
         parser.error(f"unknown rungs: {', '.join(sorted(unknown))}")
     if not (out / "data" / "facts.json").exists():
-        side, words = (64, (4, 12)) if options.small else (512, (104, 140))
+        side, words = (64, (4, 12)) if options.small else (512, (77, 104))
         facts = write_data(out / "data", side, 64 if options.small else 2048, words)
         (out / "data" / "facts.json").write_text(json.dumps(facts))
     done = {row["rung"] for row in rows_of(out) if "error" not in row}

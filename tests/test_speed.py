@@ -87,6 +87,60 @@ def test_pictures_in_one_attention_call(tmp_path, monkeypatch, name, sizes, call
     assert same(before, loss_and_gradients(model, batch))
 
 
+@pytest.mark.parametrize("name", [QWEN3, QWEN2, QWEN25])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_positions_counted_at_once(tmp_path, monkeypatch, name, side):
+    """One or two pictures a sample, padding on either side; other batches go the model's own way."""
+    model, processor = twin(name, "language", tmp_path)
+    core, noise, texts, pictures = model.get_base_model().model, np.random.default_rng(0), [], []
+    processor.tokenizer.padding_side, own = side, core.get_rope_index
+    for number in range(4):
+        some = [{"type": "image"}, {"type": "text", "text": "What is it? " * (number + 1)}] * (1 + number % 2)
+        content = [{"type": "text", "text": "So " * number}, *some]
+        texts.append(processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False))
+        arrays = [noise.integers(0, 255, (56, 112, 3), dtype=np.uint8) for _ in range(len(some) // 2)]
+        pictures.append([Image.fromarray(array) for array in arrays])
+    batch = processor(text=texts, images=pictures, return_tensors="pt", padding=True)
+    given = {key: batch[key] for key in ("input_ids", "image_grid_thw", "attention_mask", "mm_token_type_ids")}
+    calls = []
+    monkeypatch.setattr(core, "get_rope_index", lambda *args, **kwargs: calls.append(1) or own(*args, **kwargs))
+    speed.speed_up(model)
+    expected, found = own(**given), core.get_rope_index(**given)
+    assert not calls and torch.equal(expected[0], found[0]) and torch.equal(expected[1], found[1])
+    given["image_grid_thw"] = given["image_grid_thw"].clone()
+    given["image_grid_thw"][0] = given["image_grid_thw"][0][[0, 2, 1]]  # now they differ
+    assert torch.equal(own(**given)[0], core.get_rope_index(**given)[0]) and calls
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_on_the_right_needs_no_mask(tmp_path, monkeypatch, side):
+    model, processor = twin(QWEN3, "language", tmp_path)
+    processor.tokenizer.padding_side, masks = side, []
+    batch, attend = batch_of(processor, [(64, 64)] * 3), torch.nn.functional.scaled_dot_product_attention
+    assert (batch["attention_mask"] == 0).any()
+    before = loss_and_gradients(model, batch)
+
+    def watch(*args, attn_mask=None, is_causal=False, **kwargs):
+        masks.append((attn_mask is not None, is_causal))
+        return attend(*args, attn_mask=attn_mask, is_causal=is_causal, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watch)
+    speed.speed_up(model)
+    assert same(before, loss_and_gradients(model, batch))
+    assert masks[-2:] == ([(False, True)] if side == "right" else [(True, False)]) * 2, masks
+
+
+def test_modes_and_counts_are_as_before(tmp_path):
+    """The walks over all modules that are spared leave the same state."""
+    model, _ = twin(QWEN3, "language", tmp_path)
+    count = model.get_base_model().num_parameters(exclude_embeddings=True)
+    speed.speed_up(model)
+    for mode in (False, True, True, False):
+        assert model.train(mode) is model
+        assert {module.training for module in model.modules()} == {mode}
+    assert model.get_base_model().num_parameters(exclude_embeddings=True) == count > 0
+
+
 @pytest.mark.parametrize("target", ["experts", "attention+experts"])
 def test_adapters_of_experts_as_thin_products(tmp_path, target):
     model, processor = twin(EXPERTS, target, tmp_path)
@@ -168,6 +222,36 @@ def run(tmp_path, sample_path, name: str, **changes) -> tuple[list[float], Path]
     return [entry["loss"] for entry in json.loads((out / "log.json").read_text()) if "loss" in entry], out
 
 
+@pytest.mark.parametrize("name", [TINY, QWEN2])
+def test_pixels_as_bytes(tmp_path, sample_path, name):
+    """They arrive as the processor would have scaled them; other pixels pass as they are."""
+    if name == QWEN2:
+        name = sizing.make_twin(QWEN2, tmp_path / "twin", scale="tiny", dtype="float32")
+    convert.convert_pairs(load_pairs(str(sample_path), limit=6), tmp_path / "data", splits=["train"] * 6)
+    settings = {"data": tmp_path / "data", "model_name_or_path": name, "output_dir": tmp_path / "out"}
+    words = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
+    trainer = train.build_trainer(*train.parse_arguments(words))
+    rows = [trainer.train_dataset[i] for i in range(4)]
+    core, seen = trainer.model.get_base_model().model, []
+    scaled = trainer.data_collator([dict(row) for row in rows])
+    core.visual.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
+    assert speed.send_bytes(trainer)
+    batch = trainer.data_collator([dict(row) for row in rows])
+    assert batch["pixel_values"].dtype == torch.uint8 and scaled["pixel_values"].dtype == torch.float32
+    assert all(torch.equal(batch[key], scaled[key]) for key in scaled if key != "pixel_values")
+    with torch.no_grad():
+        for one in (scaled, batch):
+            trainer.model(**one)
+    assert torch.allclose(*seen, atol=1e-6) and seen[0].std() > 0.1
+    before = scaled["pixel_values"]
+    assert torch.equal(
+        before,
+        trainer.processing_class.image_processor([row["images"][0] for row in rows], return_tensors="pt")[
+            "pixel_values"
+        ],
+    )
+
+
 @pytest.mark.slow
 def test_fast_training_has_the_same_losses_and_leaves_the_same_adapter(tmp_path, sample_path, capsys):
     from safetensors.torch import load_file
@@ -183,7 +267,8 @@ def test_fast_training_has_the_same_losses_and_leaves_the_same_adapter(tmp_path,
         assert losses == pytest.approx(plain, rel=1e-4)
         other = load_file(out / "model" / "adapter_model.safetensors")
         assert adapter.keys() == other.keys()
-        assert all(torch.allclose(adapter[key], other[key], rtol=1e-3, atol=1e-5) for key in adapter)
+        # by norm, as in notebook 04: Adam makes whole steps of gradients that are next to nothing but rounding
+        assert all((adapter[key] - other[key]).norm() <= 1e-3 * adapter[key].norm() for key in adapter)
         models.load_tuned(models.load_base(TINY), out / "model")
         models.load_processor(out / "model")
 
@@ -249,7 +334,7 @@ def test_the_benchmark_rehearses_its_rungs(tmp_path):
     import sys
 
     script = Path(__file__).parents[1] / "benchmarks" / "train.py"
-    rungs = ["naive", "fast64_features", "moe_fast8", "gemma_tied", "generate64_static"]
+    rungs = ["naive", "fast96_features", "moe_fast8", "gemma_tied", "generate64_static"]
     command = [sys.executable, script, tmp_path, "--small", "--steps", "4", "--rungs", ",".join(rungs)]
     subprocess.run(command, check=True, capture_output=True)
     rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]

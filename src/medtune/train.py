@@ -52,7 +52,6 @@ def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, Any, Any]:
     ValueError : an unknown key, a value of the wrong type, settings that exclude each other.
     """
     import torch
-    from transformers.utils import is_liger_kernel_available
     from trl import ModelConfig, SFTConfig, TrlParser
 
     class Parser(TrlParser):
@@ -78,7 +77,6 @@ def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, Any, Any]:
         raise ValueError("one process sees several GPUs: start it with torchrun, or set CUDA_VISIBLE_DEVICES=0")
     if script_args.fast and gpu:
         torch._dynamo.config.recompile_limit = 64  # all layers share one function of Transformers
-        training_args.use_liger_kernel |= is_liger_kernel_available()
         training_args.dataloader_num_workers = training_args.dataloader_num_workers or min(8, os.cpu_count() or 1)
     return script_args, training_args, model_args
 
@@ -143,7 +141,10 @@ def build_trainer(script_args: ScriptArguments, training_args, model_args, *, tr
         with training_args.main_process_first():
             speed.cache_features(trainer, Path(script_args.data) / "features")
     if script_args.fast:
-        speed.speed_up(model, compiled=training_args.device.type == "cuda")
+        # under ZeRO-3 the weights of experts are there only while their own layer runs
+        speed.speed_up(model, experts=stage != 3, compiled=training_args.device.type == "cuda")
+        if trainer_class is None and not script_args.cache_features:
+            speed.send_bytes(trainer)
     if stage == 3:
         trainer.data_collator = partial(_with_picture, trainer.data_collator, train)
     if trainer_class is None and trainer.is_world_process_zero():
