@@ -12,7 +12,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from . import runs
 from .models import adapter_targets, load_processor, part_of, save_model
 
 FACTS: dict[str, Any] = json.loads(Path(__file__).with_name("shapes.json").read_text("utf-8"))
@@ -371,6 +370,8 @@ def rehearse(run: str, *, steps: int = 2, scale: str | None = None, data: str = 
     dict : as from `medtune.runs.run`. Times and memory mean something at full scale; scores never do.
     """
     import torch
+
+    from . import runs
 
     root, new, cuda = runs.find_root(root), f"{run}-rehearsal", torch.cuda.is_available()
     planned = runs.read_params(run, root=root)

@@ -51,13 +51,17 @@ def run_study(file: str | Path, *, processes: int | None = None, root: str | Pat
     import pandas as pd
     import psutil
 
-    file, root, cores = Path(file), runs.find_root(root), len(_cores())
+    file, root = Path(file), runs.find_root(root)
+    # affinity is unknown to macOS
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     says, points = read_study(file, root=root)
     found = ",".join(path.name.removeprefix("nvidia") for path in sorted(Path("/dev").glob("nvidia[0-9]*")))
     gpus = (os.environ.get("CUDA_VISIBLE_DEVICES") or found).split(",")
-    fit = len(gpus) if gpus[0] else min(cores, psutil.virtual_memory().available // 3_000_000_000)
+    fit = len(gpus) if gpus[0] else min(len(cores), psutil.virtual_memory().available // 3_000_000_000)
     processes, out = processes or max(1, fit), root / "papermill_runs" / runs._safe(file.stem) / "out"
-    for key, value in (runs.QUIET | {"OMP_NUM_THREADS": str(max(1, cores // processes))}).items():
+    share = max(1, len(cores) // processes)
+    shares = [cores[first : first + share] for first in range(0, len(cores) - share + 1, share)]
+    for key, value in (runs.QUIET | {"OMP_NUM_THREADS": str(share)}).items():
         os.environ.setdefault(key, value)
     out.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(out / ".lock", timeout=0):
@@ -66,8 +70,7 @@ def run_study(file: str | Path, *, processes: int | None = None, root: str | Pat
             queue.ask = functools.partial(_ask, queue)
             waiting = sum(trial.state.name == "WAITING" for trial in queue.trials)
             if left := waiting or max(0, says["search"] - len(queue.trials)):
-                share = max(1, cores // processes)
-                where = {"initializer": _settle, "initargs": (gpus, share, root), "mp_context": get_context("spawn")}
+                where = {"initializer": _settle, "initargs": (gpus, shares, root), "mp_context": get_context("spawn")}
                 with ProcessPoolExecutor(min(processes, left), **where) as pool:
                     work = functools.partial(_objective, pool, says, points, out, root)
                     queue.optimize(work, left, n_jobs=processes, catch=(Exception,), show_progress_bar=True)
@@ -178,20 +181,14 @@ def _objective(pool: Any, says: dict[str, Any], points: dict[str, Any], out: Pat
         trial.set_user_attr("found", found)
 
 
-def _cores() -> list[int]:
-    """The CPU cores that this process may use."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-
-
-def _settle(gpus: list[str], share: int, root: Path) -> None:
+def _settle(gpus: list[str], shares: list[list[int]], root: Path) -> None:
     """Begin a process of a study: GPUs and shares of the CPU cores take turns, and figures go nowhere."""
     from multiprocessing import current_process
 
     number = int(current_process().name.rpartition("-")[2])
     os.environ |= {"MPLBACKEND": "agg", "CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]}
     if hasattr(os, "sched_setaffinity"):  # not on macOS; it also bounds the processes that load data
-        first = number * share % len(cores := _cores())
-        os.sched_setaffinity(0, (cores + cores)[first : first + share])
+        os.sched_setaffinity(0, shares[number % len(shares)])
     os.chdir(root / "notebooks")
 
 
