@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from medtune import convert, models, sizing, speed, train
+from medtune import convert, generate, models, sizing, speed, train
 from medtune.data import load_pairs
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-vlm"
@@ -134,8 +134,10 @@ def test_modes_and_counts_are_as_before(tmp_path):
     """The walks over all modules that are spared leave the same state."""
     model, _ = twin(QWEN3, "language", tmp_path)
     count = model.get_base_model().num_parameters(exclude_embeddings=True)
+    model.get_base_model().eval()  # so a base comes from `from_pretrained`, under a wrapper that says it is training
+    model.training = True
     speed.speed_up(model)
-    for mode in (False, True, True, False):
+    for mode in (True, False, True, True, False):
         assert model.train(mode) is model
         assert {module.training for module in model.modules()} == {mode}
     assert model.get_base_model().num_parameters(exclude_embeddings=True) == count > 0
@@ -243,6 +245,8 @@ def test_pixels_as_bytes(tmp_path, sample_path, name):
         for one in (scaled, batch):
             trainer.model(**one)
     assert torch.allclose(*seen, atol=1e-6) and seen[0].std() > 0.1
+    held_out = generate.generate_answers(trainer.model, trainer.processing_class, rows[:2], max_new_tokens=3)
+    assert len(held_out) == 2, "a model that was trained on bytes answers"
     before = scaled["pixel_values"]
     assert torch.equal(
         before,

@@ -42,10 +42,11 @@ def speed_up(model, *, attention: bool = True, experts: bool = True, compiled: b
     modules = list(model.named_modules())
     cores = [m for _, m in modules if hasattr(m, "get_rope_index") and hasattr(getattr(m, "visual", None), "blocks")]
     outer = [m for n, m in modules if hasattr(m, "parameter_name") and not n.endswith("base_layer")]
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    base, switch = model.get_base_model() if hasattr(model, "peft_config") else model, type(model).train
     if hasattr(base, "num_parameters"):  # Transformers' trainer walks all modules in each step, twice
         base.num_parameters = functools.cache(base.num_parameters)
-    model.train = lambda mode=True: model if model.training == mode else type(model).train(model, mode)
+    # looking at all costs little; the first alone may mislead: a new PeftModel says True over a base in eval mode
+    model.train = lambda mode=True: model if {m.training for _, m in modules} == {mode} else switch(model, mode)
     whole = set().union(*(getattr(m, "_no_split_modules", None) or () for _, m in modules))
     changed = {"attention": sum(map(_attend_faster, cores)) if attention else 0}
     changed["experts"] = sum(map(_route_adapters, outer)) if experts else 0
@@ -163,9 +164,8 @@ def send_bytes(trainer) -> bool:
     area = prepare.patch_size**2 * prepare.temporal_patch_size  # a row of pixels: channels, frames, height, width
     parts = [torch.tensor(part) / prepare.rescale_factor for part in (prepare.image_mean, prepare.image_std)]
     on = functools.cache(lambda device: [part.repeat_interleave(area).to(device) for part in parts])  # copied once
-    features, raw = core.get_image_features, copy.copy(prepare)
+    features, raw, own.processor = core.get_image_features, copy.copy(prepare), copy.copy(own.processor)
     raw.do_rescale = raw.do_normalize = False
-    own.processor = copy.copy(own.processor)
     own.processor.image_processor = raw
 
     def scale(pixel_values, *args, **kwargs):
@@ -178,7 +178,8 @@ def send_bytes(trainer) -> bool:
         batch = own(rows)
         return batch | {key: batch[key].to(torch.uint8) for key in ("pixel_values",) if key in batch}
 
-    core.get_image_features, trainer.data_collator = scale, collate
+    core.get_image_features = functools.wraps(features)(scale)  # `generate` reads its signature
+    trainer.data_collator = collate
     return True
 
 
