@@ -384,6 +384,7 @@ def rehearse(run: str, *, steps: int = 2, scale: str | None = None, data: str = 
     # of an older version of this package, a twin is made anew, as a run's notebooks are run anew
     if not made.exists() or made.stat().st_mtime < max(f.stat().st_mtime for f in Path(__file__).parent.glob("*.*")):
         make_twin(model, made.parent, scale=scale, dtype=dtype, device=place, tokenizer=text if text.exists() else None)
+        torch.cuda.empty_cache()  # the notebooks run in processes of their own and want the card
     wanted = {"data": data, "model_name_or_path": os.path.relpath(made.parent), "dtype": dtype, "limit": pairs}
     wanted |= {"num_train_epochs": 0.0, "max_steps": steps, "eval_steps": steps, "save_steps": steps}
     wanted |= {"audit_limit": pairs, "eval_samples": 8, "samples": 4, "max_new_tokens": 16}
