@@ -24,13 +24,12 @@ CHINESE += ["SimHei", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Droid Sans Fa
 def font_families() -> tuple[str, ...]:
     """Find fonts for the figures: the usual one, and one with Chinese characters if this machine has any."""
     import importlib.util
-    from pathlib import Path
 
     from matplotlib import font_manager
 
     manager, package = font_manager.fontManager, importlib.util.find_spec("noto_cjk_sans_otc")
     if package and not {*manager.get_font_names()} & {*CHINESE}:
-        manager.addfont(Path(str(package.origin)).parent / "NotoSansCJK-Regular.ttc")
+        manager.addfont(str(package.origin).replace("__init__.py", "NotoSansCJK-Regular.ttc"))
     chinese = [name for name in CHINESE if name in manager.get_font_names()][:1]
     if not chinese:  # one hint instead of a warning for each character
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
@@ -98,8 +97,8 @@ def same_words(text: str, reference: str) -> list[tuple[str, bool]]:
 def _lines(words: Sequence[tuple[str, bool]], width: int) -> list[list[tuple[str, bool]]]:
     """Break marked words into lines of at most `width` Latin letters; Chinese words are not spaced."""
     lines: list[list[tuple[str, bool]]] = [[]]
-    pieces = ((word[i : i + width], mark) for word, mark in words for i in range(0, len(word), width))
-    for word, mark in pieces:  # an untrained model may write words without end
+    pieces = ((w[i : i + n], m) for w, m in words for n in [width >> (_width(w) > len(w))] for i in range(0, len(w), n))
+    for word, mark in pieces:  # an untrained model may write words without end, and a wide sign takes two places
         word += "" if _width(word) > len(word) else " "
         if lines[-1] and _width("".join(said for said, _ in lines[-1]) + word) > width:
             lines.append([])
