@@ -341,33 +341,33 @@ def merge_adapter(base, adapter, *, dtype="auto", device_map=None):
     return load_tuned(base, adapter).merge_and_unload(safe_merge=True).eval()
 
 
-def compare_logits(model_a, model_b, batch) -> dict[str, float]:
-    """Compare the logits of two models for one batch, on tokens of text (no padding, no picture); labels are ignored.
+def text_logits(model, batch):
+    """Compute the logits (positions, vocabulary) of tokens of text, not padding nor picture: float32, on the CPU."""
+    import torch
+
+    text, training = batch["attention_mask"].bool(), model.training
+    for key in {"mm_token_type_ids", "token_type_ids"} & batch.keys():  # Qwen-VL's and Gemma's mark of image tokens
+        text = text & (batch[key] == 0)
+    inputs = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
+    with torch.no_grad():
+        logits = model.eval()(**inputs).logits[text.to(model.device)].float().cpu()
+    model.train(training)
+    return logits
+
+
+def compare_logits(first, second, batch=None) -> dict[str, float]:
+    """Compare two models by their `text_logits` for one batch; of a model that has gone, give its logits instead.
 
     Returns
     -------
     dict : "max_abs_diff" and "mean_abs_diff", "largest_logit" to judge them by, and "argmax_agreement", the share
         (0..1) of "positions" where both find the same next token most likely.
     """
-    import torch
-
-    logits, text = [], batch["attention_mask"].bool()
-    for key in {"mm_token_type_ids", "token_type_ids"} & batch.keys():  # Qwen-VL's and Gemma's mark of image tokens
-        text = text & (batch[key] == 0)
-    for model in (model_a, model_b):
-        training = model.training
-        inputs = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
-        with torch.no_grad():
-            logits.append(model.eval()(**inputs).logits[text.to(model.device)].float().cpu())
-        model.train(training)
-    difference = (logits[0] - logits[1]).abs()
-    return {
-        "max_abs_diff": difference.max().item(),
-        "mean_abs_diff": difference.mean().item(),
-        "largest_logit": logits[0].abs().max().item(),
-        "argmax_agreement": (logits[0].argmax(-1) == logits[1].argmax(-1)).float().mean().item(),
-        "positions": len(difference),
-    }
+    first, second = (one if hasattr(one, "argmax") else text_logits(one, batch) for one in (first, second))
+    difference, same = (first - second).abs(), (first.argmax(-1) == second.argmax(-1)).float()
+    found = {"max_abs_diff": difference.max(), "mean_abs_diff": difference.mean(), "largest_logit": first.abs().max()}
+    found |= {"argmax_agreement": same.mean()}
+    return {key: value.item() for key, value in found.items()} | {"positions": len(difference)}
 
 
 def model_card(base: str, *, data: str, settings: dict, metrics: dict | None = None, limits: str | None = None) -> str:
