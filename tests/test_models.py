@@ -295,8 +295,10 @@ def test_notebook_03_configures_nf4_as_we_do(dtype):
 
 def test_notebook_06_merges_as_we_do(adapter):
     names = {"model_name_or_path": tiny_folder(), "adapter": adapter, "dtype": "float32", "device": "cpu"}
-    exec(cell("06_merge_export.ipynb", "merge"), names := names | {"models": models})
-    merged = models.merge_adapter(tiny_folder(), adapter, dtype="float32").state_dict()
+    names |= {"models": models}
+    for name in ("tuned", "merge"):
+        exec(cell("06_merge_export.ipynb", name), names)
+    merged = models.merge_adapter(models.load_base(tiny_folder()), adapter).state_dict()
     assert all(torch.equal(value, merged[key]) for key, value in names["merged"].state_dict().items())
 
 
@@ -369,13 +371,14 @@ def test_adapter_and_merged_model_say_the_same_after_reloading(tmp_path, options
     again = models.load_tuned(models.load_base(tiny_folder()), tmp_path / "adapter")
     assert models.compare_logits(model, again, batch)["max_abs_diff"] == 0
     assert models.compare_logits(model, models.load_base(tiny_folder()), batch)["max_abs_diff"] > 0.01
-    merged = models.merge_adapter(tiny_folder(), tmp_path / "adapter", dtype="float32")
+    merged = models.merge_adapter(models.load_base(tiny_folder()), tmp_path / "adapter")
     models.save_model(merged, processor, tmp_path / "merged", card="c", max_shard_size="200KB")
     assert (tmp_path / "merged" / "model.safetensors.index.json").exists()
     reloaded = models.load_base(tmp_path / "merged")
     result = models.compare_logits(model, reloaded, batch)
     assert result["max_abs_diff"] < 1e-5
     assert result["argmax_agreement"] == 1
+    assert models.compare_logits(models.text_logits(model, batch), reloaded, batch) == result, "noted before, the same"
     assert models.load_processor(tmp_path / "merged").chat_template == processor.chat_template
 
 
@@ -392,7 +395,7 @@ def test_experts_are_trained_saved_and_merged(tmp_path):
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     again = models.load_tuned(models.load_base(tmp_path / "base"), tmp_path / "adapter")
     assert models.compare_logits(model, again, batch)["max_abs_diff"] == 0
-    merged = models.merge_adapter(tmp_path / "base", tmp_path / "adapter", dtype="float32")
+    merged = models.merge_adapter(models.load_base(tmp_path / "base"), tmp_path / "adapter")
     assert models.compare_logits(model, merged, batch)["max_abs_diff"] < 1e-5
     assert models.compare_logits(models.load_base(tmp_path / "base"), merged, batch)["max_abs_diff"] > 0.01
 

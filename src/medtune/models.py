@@ -327,15 +327,13 @@ def load_tuned(base, adapter):
     return model.eval()
 
 
-def merge_adapter(base, adapter, *, dtype="auto", device_map=None):
-    """Merge a saved adapter (folder) into the unquantised `base` (folder, hub name or model); return a plain model.
+def merge_adapter(base, adapter):
+    """Merge a saved adapter (folder) into the model `base`, in place and not quantised; return a plain model.
 
     Raises
     ------
     ValueError : a quantised base (merging would round the adapter away), an adapter that does not fit, NaN.
     """
-    if not hasattr(base, "config"):
-        base = load_base(base, dtype=dtype, device_map=device_map)
     if getattr(base, "quantization_method", None):
         raise ValueError("The base is quantised: merge onto the full weights, loaded without quantization_config.")
     return load_tuned(base, adapter).merge_and_unload(safe_merge=True).eval()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 
-from medtune.models import compare_logits, image_token_id, load_base, load_tuned, part_of
+from medtune.models import compare_logits, image_token_id, load_base, load_tuned, part_of, text_logits
 
 
 def answer_end(processor) -> str:
@@ -245,12 +245,16 @@ def check_reload(base, adapter, model, batch, *, tolerance: float = 1e-5) -> dic
     ------
     ValueError : the logits differ, or the adapter does not fit the base (missing or unexpected keys).
     """
-    quantization = getattr(model.config, "quantization_config", None)
-    options = {"dtype": model.config.dtype, "device_map": {"": model.device}, "quantization_config": quantization}
+    quantization, home = getattr(model.config, "quantization_config", None), model.device
+    noted = text_logits(model, batch)
+    model.to(home if quantization else "cpu")  # a card that trains it may have no room for another
+    options = {"dtype": model.config.dtype, "device_map": {"": home}, "quantization_config": quantization}
     fresh = load_tuned(load_base(base, **options), adapter)
     for ours, theirs in zip(fresh.parameters(), model.parameters(), strict=True):
         ours.data = ours.data.to(theirs.dtype)  # TRL trains QLoRA's adapters in bfloat16, peft loads them as float32
-    result = compare_logits(model, fresh, batch)
+    result = compare_logits(noted, fresh, batch)
+    del fresh
+    model.to(home)
     if not result["max_abs_diff"] <= tolerance * max(result["largest_logit"], 1.0):
         raise ValueError(
             f"The adapter in {adapter} does not give back the model in memory: logits differ by up to "
