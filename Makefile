@@ -50,7 +50,7 @@ site: $(VENV)/.all ## the course as a static site in docs/_build/html, offline
 
 lint: $(VENV)/.all ## ruff, and no outputs in the notebooks
 	$(BIN)/ruff check .
-	$(BIN)/nbstripout --verify notebooks/*.ipynb
+	$(BIN)/nbstripout --keep-id --verify notebooks/*.ipynb
 
 # The stamps make `make` skip the installation until pyproject.toml or constraints.txt changes.
 $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/pip

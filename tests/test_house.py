@@ -168,6 +168,9 @@ def test_the_hooks_use_tools_of_the_environment():
     assert {"nbstripout", "ruff"} <= {hook["id"] for hook in hooks}
     names = {r.name for r in requirements("dev")}
     assert all(hook["language"] == "system" and hook["entry"].split()[0] in names for hook in hooks)
+    strip, *options = next(hook["entry"].split() for hook in hooks if hook["id"] == "nbstripout")
+    notebooks = sorted((REPO / "notebooks").glob("*.ipynb"))
+    subprocess.run([Path(sys.executable).parent / strip, *options, "--verify", *notebooks], check=True)
 
 
 def test_the_package_says_what_it_is():
