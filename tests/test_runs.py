@@ -1,5 +1,6 @@
 """Runs over tiny notebooks that are written here: parameters are checked, work is kept, failures leave one line."""
 
+import contextlib
 import json
 import os
 import re
@@ -345,15 +346,18 @@ def test_two_runs_of_one_folder_are_refused(root):
 
 
 def test_ctrl_c_keeps_what_was_finished(root):
-    write_notebook(root, "02_train", body="import time; time.sleep(60)")
+    write_notebook(root, "02_train", body="import time; time.sleep(200)")
     code = f"from medtune import runs; runs.run('small', root={str(root)!r})"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     while not starts(root, "02_train"):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode != 0
+    for _ in range(2):  # on a busy machine the first may reach nbclient between two waits, and is lost there
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=40)
+            break
+    assert process.returncode, "it goes on after a second Ctrl-C, or says that all is well"
     assert [step.finished for step in runs._plan("small", root)] == [True, False]
     assert "stopped" in runs.list_runs(root)[0]["note"]
 
