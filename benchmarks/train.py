@@ -14,6 +14,7 @@ that LLaMA-Factory and what it asks for are installed in, since it wants other v
 """
 
 import argparse
+import bisect
 import importlib
 import json
 import os
@@ -21,6 +22,7 @@ import random
 import re
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -52,6 +54,8 @@ ONE_KEY = {
     "fast32": BASE | {"per_device_train_batch_size": 32},
     "fast64": BASE | {"per_device_train_batch_size": 64},
     "fast96": BASE | {"per_device_train_batch_size": 96},
+    "fast128": BASE | {"per_device_train_batch_size": 128},
+    "fast128_features": BASE | {"per_device_train_batch_size": 128, "cache_features": True},
     "fast96_features": BASE | {"per_device_train_batch_size": 96, "cache_features": True},
     "fast96_features_bf16_adapters": BASE
     | {"per_device_train_batch_size": 96, "cache_features": True, "autocast_adapter_dtype": False},
@@ -64,6 +68,8 @@ MOE = {
     "moe_fast8": ROUTED | {"per_device_train_batch_size": 8, "fast": True},
     "moe_fast32": ROUTED | {"per_device_train_batch_size": 32, "fast": True},
     "moe_fast64": ROUTED | {"per_device_train_batch_size": 64, "fast": True},
+    "moe_fast128": ROUTED | {"per_device_train_batch_size": 128, "fast": True},
+    "moe_fast16_kept": ROUTED | {"per_device_train_batch_size": 16, "fast": True, "activation_checkpointing": False},
     "moe_fast64_features": ROUTED | {"per_device_train_batch_size": 64, "fast": True, "cache_features": True},
     "moe_qlora8": ROUTED | {"per_device_train_batch_size": 8, "load_in_4bit": True, "target": "attention"},
 }
@@ -167,6 +173,57 @@ def work(name: str, small: bool, tokens: float, answer: float, patches: int, see
     return (flop + tower * seen) / 1e12
 
 
+class Watch:
+    """Note every millisecond what the main thread does, to say what a GPU waited for."""
+
+    def start(self) -> None:
+        self.seen, self.on = [], True
+        self.thread = threading.Thread(target=self.look, args=(threading.main_thread().ident,), daemon=True)
+        self.thread.start()
+
+    def look(self, thread: int) -> None:
+        while self.on:
+            frame, names = sys._current_frames()[thread], []
+            while frame:
+                code = frame.f_code
+                names.append(f"{Path(code.co_filename).stem}.{code.co_name}:{frame.f_lineno}")
+                frame = frame.f_back
+            self.seen.append((time.time_ns(), names))
+            time.sleep(0.001)
+
+    def stop(self) -> None:
+        self.on = False
+        self.thread.join()
+
+    def idle(self, profile) -> str:
+        """List the pauses of the GPU of 50 us and more by the functions that the main thread was in."""
+        from torch.autograd import DeviceType
+
+        begin = profile.profiler.kineto_results.trace_start_ns()
+        spans = [e.time_range for e in profile.events() if e.device_type == DeviceType.CUDA and e.time_range.end]
+        spans = sorted((span.start, span.end) for span in spans)
+        until, pauses = spans[0][1], []
+        for start, end in spans:
+            if start - until > 50:
+                pauses.append((until, start))
+            until = max(until, end)
+        total, found = sum(b - a for a, b in pauses) / 1000, {}
+        clocks = [(clock - begin) / 1000 for clock, _ in self.seen]
+        for a, b in pauses:
+            inside = [names for clock, (_, names) in zip(clocks, self.seen, strict=True) if a <= clock <= b]
+            inside = inside or [self.seen[max(0, bisect.bisect(clocks, a) - 1)][1]]
+            for names in inside:
+                for key in ("  " + " < ".join(names[:4]), *{f"any {name.split(':')[0]}" for name in names}):
+                    found[key] = found.get(key, 0) + (b - a) / 1000 / len(inside)
+        calls = [e for e in profile.key_averages() if e.key in ("cudaMalloc", "cudaFree", "cudaStreamSynchronize")]
+        lines = [f"{total:.1f} of {(until - spans[0][0]) / 1000:.1f} ms without work for the GPU, {len(pauses)} pauses"]
+        lines += [f"{e.self_cpu_time_total / 1000:9.1f} ms in {e.count} calls of {e.key}" for e in calls]
+        for kind in ("  ", "any"):
+            some = sorted((key for key in found if key.startswith(kind)), key=found.get, reverse=True)
+            lines += [f"{found[key]:9.1f} ms {key}" for key in some[:40]]
+        return "\n".join(lines) + "\n"
+
+
 def train_rung(name: str, rung: dict, out: Path, options) -> dict:
     """In a process of its own: train and measure."""
     import torch
@@ -214,7 +271,7 @@ def train_rung(name: str, rung: dict, out: Path, options) -> dict:
     arguments = []
     for key, value in settings.items():
         arguments += [f"--{key}", *(str(value).split() if key == "lora_modules_to_save" else [str(value)])]
-    times, profiled = [], {}
+    times, profiled, watch = [], {}, Watch()
 
     class Measure(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -222,6 +279,7 @@ def train_rung(name: str, rung: dict, out: Path, options) -> dict:
             if options.profile and state.global_step == steps - 2:
                 kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
                 profiled["profile"] = profile(activities=kinds)
+                watch.start()
                 profiled["profile"].__enter__()
 
     parsed = train.parse_arguments(arguments)
@@ -241,9 +299,11 @@ def train_rung(name: str, rung: dict, out: Path, options) -> dict:
     trainer.train()
     if profiled:
         profiled["profile"].__exit__(None, None, None)
+        watch.stop()
         order = "self_cuda_time_total" if cuda else "self_cpu_time_total"
         table = profiled["profile"].key_averages().table(sort_by=order, row_limit=30, max_name_column_width=70)
-        (out / f"profile-{name}.txt").write_text(f"The last 2 steps of {name}, {order}\n\n{table}\n")
+        idle = watch.idle(profiled["profile"]) if cuda else ""
+        (out / f"profile-{name}.txt").write_text(f"The last 2 steps of {name}, {order}\n\n{table}\n{idle}")
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     late = times[len(times) // 2 - 1 : steps - 2 if options.profile else None]
     batch = parsed[1].per_device_train_batch_size * parsed[1].gradient_accumulation_steps
@@ -407,7 +467,7 @@ def main() -> None:
         parser.error(f"unknown rungs: {', '.join(sorted(unknown))}")
     if not (out / "data" / "facts.json").exists():
         side, words = (64, (4, 12)) if options.small else (512, (77, 104))
-        facts = write_data(out / "data", side, 64 if options.small else 2048, words)
+        facts = write_data(out / "data", side, 64 if options.small else 4096, words)  # no epoch ends in 24 steps
         (out / "data" / "facts.json").write_text(json.dumps(facts))
     done = {row["rung"] for row in rows_of(out) if "error" not in row}
     if options.peer and "peer" not in done:

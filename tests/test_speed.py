@@ -209,6 +209,29 @@ def test_layers_of_a_class_are_compiled_once_not_each():
     assert layers == 13 and counters["stats"]["unique_graphs"] <= 4
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_layers_with_experts_are_compiled_in_parts(tmp_path, monkeypatch, checkpointing):
+    """Their products are not traced, and checkpointing traces a layer whole or leaves all of it uncompiled."""
+    from torch._dynamo.utils import counters
+
+    own, compiled = torch.nn.Module.compile, []
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda module: compiled.append(module) or own(module, backend="eager")
+    )
+    model, processor = twin(EXPERTS, "attention+experts", tmp_path)
+    if checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    batch = batch_of(processor, [(64, 64)] * 2)
+    before = loss_and_gradients(model, batch | {"use_cache": False})
+    torch._dynamo.reset()
+    counters.clear()
+    assert speed.speed_up(model, compiled=True)["compiled"] == 4
+    assert same(before, loss_and_gradients(model, batch | {"use_cache": False}))
+    kinds = {type(module).__name__ for module in compiled}
+    assert {"Qwen3VLMoeTextAttention", "Qwen3VLMoeTextRMSNorm", "Qwen3VLMoeTextSparseMoeBlock"} < kinds
+    assert counters["stats"]["unique_graphs"] >= 4 and counters["stats"]["calls_captured"] > 60, counters["stats"]
+
+
 # ---- through medtune.train
 
 

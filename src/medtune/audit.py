@@ -418,9 +418,7 @@ def _leaks(splits: list[str | None], keys: dict[str, list], pairs: list[tuple]) 
 # --- what a model must beat ---------------------------------------------------------------------------------------
 
 
-def nearest_caption_copier(
-    train: Any, test: Any, *, fingerprints: tuple[Fingerprints, Fingerprints] | None = None
-) -> list[str]:
+def nearest_caption_copier(train, test, *, fingerprints: tuple[Fingerprints, Fingerprints] | None = None) -> list[str]:
     """Answer each test picture with the caption of the training picture that looks most like it.
 
     Likeness is the cosine of the two pictures' low frequencies. It knows nothing of medicine: what it scores on a split

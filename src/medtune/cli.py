@@ -214,9 +214,7 @@ def check(
 def audit(
     source: Source,
     column: Annotated[str | None, typer.Option(help="Column that names the patient.")] = None,
-    id_pattern: Annotated[
-        str | None, typer.Option(help="Regular expression: its group in the id is the patient.")
-    ] = None,
+    id_pattern: Annotated[str | None, typer.Option(help="Pattern: its group in the id is the patient.")] = None,
     seed: int = 0,
     config: Config = None,
     split: Split = None,
@@ -256,9 +254,7 @@ def evaluate(
     question: Annotated[str, typer.Option(help="For a folder: asked of each slice.")] = "Describe this medical image.",
     report: Annotated[Path | None, typer.Option(help="For a folder: a report's text, to set beside.")] = None,
     window: Annotated[str | None, typer.Option(help="For DICOM: a window such as lung.")] = None,
-    out: Annotated[Path, typer.Option(help="For a folder: where the answers go; a second start continues.")] = Path(
-        "predictions.jsonl"
-    ),
+    out: Annotated[Path, typer.Option(help="For a folder: file of answers, continued.")] = Path("predictions.jsonl"),
 ) -> None:
     """Score answers against references; or answer for each slice of a series and set it beside a report."""
     from . import metrics

@@ -372,9 +372,7 @@ def paired_bootstrap(
     return {"difference": result.pop("value"), **result, "better": better}
 
 
-def nearest_captions(
-    images: Sequence[Image], train_images: Sequence[Image], train_captions: Sequence[str]
-) -> list[str]:
+def nearest_captions(images: Sequence[Image], train_images: Sequence[Image], train_captions: list[str]) -> list[str]:
     """Give each picture the caption of the training picture nearest to it, both as 32x32 grey thumbnails."""
     from sklearn.neighbors import NearestNeighbors
 

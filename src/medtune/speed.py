@@ -50,13 +50,18 @@ def speed_up(model, *, attention: bool = True, experts: bool = True, compiled: b
     whole = set().union(*(getattr(m, "_no_split_modules", None) or () for _, m in modules))
     changed = {"attention": sum(map(_attend_faster, cores)) if attention else 0}
     changed["experts"] = sum(map(_route_adapters, outer)) if experts else 0
-    return changed | {"compiled": len([m.compile() for _, m in modules if compiled and type(m).__name__ in whole])}
+    layers = [m for _, m in modules if compiled and type(m).__name__ in whole]
+    for layer in layers:  # experts are not traced, and within checkpointing a layer is traced whole or not at all
+        for part in layer.children() if set(outer) & set(layer.modules()) else [layer]:
+            part.compile()
+    return changed | {"compiled": len(layers)}
 
 
 def _attend_faster(core) -> int:
     """Equal pictures as a batch in those layers in which a whole one attends to itself; no mask, no wait, no conv."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention as attend
+    from transformers.vision_utils import get_vision_position_ids
 
     tower, embed, pictures = core.visual, core.visual.patch_embed.proj, {}
     kind = type(tower.blocks[0].attn)
@@ -71,9 +76,12 @@ def _attend_faster(core) -> int:
             parts = (part.unflatten(0, (pictures["equal"], -1)).transpose(1, 2) for part in (query, key, value))
             return self.proj(attend(*parts, scale=self.scaling).transpose(1, 2).flatten(0, 1).flatten(1))
 
-    def look(tower, args, kwargs) -> None:
-        grids = (kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]).tolist()
+    def look(tower, args, kwargs):
+        grids = (grid := kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]).tolist()
         pictures["equal"] = len(grids) * grids[0][0] if grids.count(grids[0]) == len(grids) else 0
+        if pictures["equal"]:  # Transformers counts the patches of one picture after the other
+            kwargs["position_ids"] = get_vision_position_ids(grid[:1], tower.spatial_merge_size).repeat(len(grids), 1)
+        return args, kwargs
 
     for layer in (changed := list(getattr(tower, "fullatt_block_indexes", layers))):
         tower.blocks[layer].attn.__class__ = Batched
@@ -84,10 +92,8 @@ def _attend_faster(core) -> int:
             kwargs["attention_mask"] = None
         return args, kwargs
 
-    def as_product(x):  # patches do not overlap: the convolution is one matrix product
-        return torch.nn.functional.linear(x.flatten(1), embed.weight.flatten(1), embed.bias)
-
-    embed.forward = as_product if isinstance(embed, torch.nn.Conv3d) else embed.forward
+    if isinstance(embed, torch.nn.Conv3d):  # patches do not overlap: the convolution is one matrix product
+        embed.forward = lambda x: torch.nn.functional.linear(x.flatten(1), embed.weight.flatten(1), embed.bias)
     tower.register_forward_pre_hook(look, with_kwargs=True)
     core.language_model.register_forward_pre_hook(unmask, with_kwargs=True)
     core.get_rope_index = _count_positions(core.get_rope_index, core.config.vision_config.spatial_merge_size)
@@ -131,18 +137,18 @@ def _route_adapters(outer) -> int:
         result = _grouped_linear(x, getattr(experts, name), ends)
         if name in adapters:
             out, into, scaling = adapters[name].get_delta_factors(outer.active_adapters[0])
-            thin = _grouped_linear(x, into.contiguous(), ends)
-            result = result + scaling * _grouped_linear(thin, out.contiguous(), ends)
+            thin = scaling * _grouped_linear(x, into.contiguous(), ends)
+            result = result + _grouped_linear(thin, out.contiguous(), ends)
         return result
 
     def forward(hidden_states, top_k_index, top_k_weights):
         if outer.disable_adapters or outer.merged or len(outer.active_adapters) != 1:
             return own(hidden_states, top_k_index, top_k_weights)
-        order = top_k_index.flatten().argsort()
-        ends = torch.nn.functional.one_hot(top_k_index.flatten(), experts.num_experts).sum(0).cumsum(0).to(torch.int32)
+        chosen, order = top_k_index.flatten().sort()
+        ends = torch.searchsorted(chosen, torch.arange(experts.num_experts, device=chosen.device), right=True).int()
         x = product(hidden_states[order // top_k_index.shape[-1]], "gate_up_proj", ends)
         x = product(experts._apply_gate(x), "down_proj", ends)[order.argsort()]
-        return (x.unflatten(0, top_k_index.shape) * top_k_weights[..., None]).sum(1).to(hidden_states.dtype)
+        return (top_k_weights[:, None].to(x.dtype) @ x.unflatten(0, top_k_index.shape))[:, 0].to(hidden_states.dtype)
 
     outer.forward = torch.compiler.disable(forward)  # compiled, these products get strides that their kernel refuses
     return 1
