@@ -40,7 +40,7 @@ HEAVY = [
 ]
 # Lines of code of a module and of all modules, docstrings with their examples left out: past that, something belongs to
 # a library. The sum was meant to be 4,000; with the last five modules, and speed, it is over and may only fall.
-MAX_LINES, MAX_LINES_IN_ALL = 400, 4590
+MAX_LINES, MAX_LINES_IN_ALL = 400, 4589
 TARGETS = ["tutorial", "test", "test-fast", "test-latest", "lab", "sample", "reference", "site", "lint"]
 TARGETS += ["constraints", "clean"]
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text("utf-8"))["project"]

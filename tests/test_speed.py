@@ -279,6 +279,32 @@ def test_pixels_as_bytes(tmp_path, sample_path, name):
     )
 
 
+@pytest.mark.parametrize("name", [TINY, QWEN2])
+def test_padding_to_steps_of_length_changes_no_loss(tmp_path, sample_path, name):
+    if name == QWEN2:
+        name = sizing.make_twin(QWEN2, tmp_path / "twin", scale="tiny", dtype="float32")
+    convert.convert_pairs(load_pairs(str(sample_path), limit=6), tmp_path / "data", splits=["train"] * 6)
+    settings = {"data": tmp_path / "data", "model_name_or_path": name, "output_dir": tmp_path / "out"}
+    words = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
+    trainer = train.build_trainer(*train.parse_arguments(words))
+    rows = [dict(trainer.train_dataset[i]) for i in range(3)]
+    plain = trainer.data_collator([dict(row) for row in rows])
+    width = plain["input_ids"].shape[1]
+    padded = speed.pad_lengths(trainer.data_collator, [dict(row) for row in rows], step=width + 5)  # no multiple of it
+    assert padded["input_ids"].shape == padded["labels"].shape == (3, width + 5)
+    assert all(torch.equal(padded[key][:, :width], plain[key]) for key in plain if plain[key].shape == (3, width))
+    assert torch.equal(padded["pixel_values"], plain["pixel_values"])
+    assert (padded["labels"][:, width:] == -100).all() and not padded["attention_mask"][:, width:].any()
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.05)
+    for change in (False, True):
+        if change:
+            speed.speed_up(trainer.model)
+        losses = [loss_and_gradients(trainer.model, batch) for batch in (plain, padded)]
+        assert same(*losses)
+
+
 @pytest.mark.slow
 def test_fast_training_has_the_same_losses_and_leaves_the_same_adapter(tmp_path, sample_path, capsys):
     from safetensors.torch import load_file

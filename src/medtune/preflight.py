@@ -53,12 +53,9 @@ def check_labels(batch, processor, answers: list[str]) -> dict:
                 f"Row {row}: the labels are not the answer and its end {tail!r}; from character {at} on they read "
                 f"{text[at : at + 60]!r} instead of {expected[at : at + 60]!r}."
             )
-    return {
-        "rows": len(texts),
-        "answer_tokens": counted.sum(1).tolist(),
-        "prompt_tokens": (batch["attention_mask"].bool() & ~counted).sum(1).tolist(),
-        "first": texts[0],
-    }
+    prompt = batch["attention_mask"].bool() & ~counted
+    tokens = {"answer_tokens": counted.sum(1).tolist(), "prompt_tokens": prompt.sum(1).tolist()}
+    return {"rows": len(texts), "first": texts[0]} | tokens
 
 
 def check_image_tokens(batch, processor) -> dict:
@@ -89,10 +86,8 @@ def check_image_tokens(batch, processor) -> dict:
     starts, ends = (torch.nonzero(edges == step)[:, 1] for step in (1, -1))
     found = (ends - starts).tolist()  # runs of image tokens, row by row
     if found != expected:
-        raise ValueError(
-            f"The text has runs of {found} image tokens, the pictures need {expected}: set max_length=None and bound "
-            "the pixels instead, cutting a text breaks its pictures."
-        )
+        wrong = f"The text has runs of {found} image tokens, the pictures need {expected}"
+        raise ValueError(f"{wrong}: set max_length=None and bound the pixels instead, a cut breaks pictures.")
     return {"pictures": len(expected), "image_tokens": expected}
 
 
@@ -220,12 +215,8 @@ def check_accumulation(trainer, rows: list[dict], *, tolerance: float = 5e-5) ->
             f"Loss {loss:.6f} in one batch, {loss_accumulated:.6f} accumulated (gradients differ by {difference:.1e}): "
             "the mean depends on the cut; set trainer.model_accepts_loss_kwargs = True, router_aux_loss_coef=0."
         )
-    return {
-        "loss_batch": loss,
-        "loss_accumulated": loss_accumulated,
-        "gradient_difference": difference,
-        "answer_tokens": tokens,
-    }
+    losses = {"loss_batch": loss, "loss_accumulated": loss_accumulated}
+    return losses | {"gradient_difference": difference, "answer_tokens": tokens}
 
 
 def check_reload(base, adapter, model, batch, *, tolerance: float = 1e-5) -> dict:
@@ -256,8 +247,6 @@ def check_reload(base, adapter, model, batch, *, tolerance: float = 1e-5) -> dic
     del fresh
     model.to(home)
     if not result["max_abs_diff"] <= tolerance * max(result["largest_logit"], 1.0):
-        raise ValueError(
-            f"The adapter in {adapter} does not give back the model in memory: logits differ by up to "
-            f"{result['max_abs_diff']:.3g}. Was it saved after the last step, from the same base?"
-        )
+        wrong = f"does not give back the model in memory: logits differ by up to {result['max_abs_diff']:.3g}"
+        raise ValueError(f"The adapter in {adapter} {wrong}. Was it saved after the last step, from the same base?")
     return result

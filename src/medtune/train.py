@@ -145,6 +145,8 @@ def build_trainer(script_args: ScriptArguments, training_args, model_args, *, tr
         speed.speed_up(model, experts=stage != 3, compiled=training_args.device.type == "cuda")
         if trainer_class is None and not script_args.cache_features:
             speed.send_bytes(trainer)
+        if trainer_class is None and training_args.device.type == "cuda":
+            trainer.data_collator = partial(speed.pad_lengths, trainer.data_collator)
     if stage == 3:
         trainer.data_collator = partial(_with_picture, trainer.data_collator, train)
     if trainer_class is None and trainer.is_world_process_zero():
