@@ -609,6 +609,7 @@ def test_workers_change_nothing(mixed_shards, unbroken, tmp_path):
     assert tree(tmp_path / "out") == unbroken
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_the_same(mixed_shards, unbroken, tmp_path):
     """The process kills itself, with no chance to tidy up, before the n-th file gets its name."""
     out = tmp_path / "out"

@@ -337,6 +337,7 @@ def test_boxes_that_are_missing_or_impossible():
             box_scores(predicted, true)
 
 
+@pytest.mark.slow
 def test_match_scores_are_those_of_scikit_learn():
     from sklearn.metrics import average_precision_score, roc_auc_score
 

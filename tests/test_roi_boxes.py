@@ -44,6 +44,7 @@ def test_every_edge_within_a_pixel(box, seed, quality):
     assert np.abs((np.array(found) - drawn) * (wide, high, wide, high)).max() <= 1.01
 
 
+@pytest.mark.slow
 def test_mean_iou_of_larger_boxes():
     rng, scores = np.random.default_rng(0), []
     for seed in range(60):

@@ -344,6 +344,7 @@ def test_two_runs_of_one_folder_are_refused(root):
         runs.run("small", root=root)
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_finished(root):
     write_notebook(root, "02_train", body="import time; time.sleep(200)")
     code = f"from medtune import runs; runs.run('small', root={str(root)!r})"

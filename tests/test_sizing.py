@@ -247,6 +247,7 @@ def planner_table():
     return module
 
 
+@pytest.mark.slow
 def test_the_planner_meets_every_measured_peak_within_a_tenth():
     """Peaks of TRL's SFTTrainer on an H200; the rows marked check were measured after the planner was fitted."""
     rows = [row for row in measured() if "peak_gb" in row]

@@ -49,10 +49,8 @@ def check_labels(batch, processor, answers: list[str]) -> dict:
         expected = tokenizer.decode(tokenizer(answer + tail, add_special_tokens=False)["input_ids"])
         if text != expected:
             at = next((i for i, (a, b) in enumerate(zip(text, expected, strict=False)) if a != b), len(text))
-            raise ValueError(
-                f"Row {row}: the labels are not the answer and its end {tail!r}; from character {at} on they read "
-                f"{text[at : at + 60]!r} instead of {expected[at : at + 60]!r}."
-            )
+            wrong = f"from character {at} on they read {text[at : at + 60]!r} instead of {expected[at : at + 60]!r}"
+            raise ValueError(f"Row {row}: the labels are not the answer and its end {tail!r}; {wrong}.")
     prompt = batch["attention_mask"].bool() & ~counted
     tokens = {"answer_tokens": counted.sum(1).tolist(), "prompt_tokens": prompt.sum(1).tolist()}
     return {"rows": len(texts), "first": texts[0]} | tokens
@@ -211,10 +209,9 @@ def check_accumulation(trainer, rows: list[dict], *, tolerance: float = 5e-5) ->
     largest = max(gradient.abs().max().item() for gradient in gradients)
     difference = max((a - b).abs().max().item() for a, b in zip(gradients, accumulated, strict=True)) / largest
     if not abs(loss - loss_accumulated) <= tolerance * abs(loss) or not difference <= tolerance:
-        raise ValueError(
-            f"Loss {loss:.6f} in one batch, {loss_accumulated:.6f} accumulated (gradients differ by {difference:.1e}): "
-            "the mean depends on the cut; set trainer.model_accepts_loss_kwargs = True, router_aux_loss_coef=0."
-        )
+        wrong = f"{loss:.6f} in one batch, {loss_accumulated:.6f} accumulated (gradients differ by {difference:.1e})"
+        fix = "set trainer.model_accepts_loss_kwargs = True, router_aux_loss_coef=0"
+        raise ValueError(f"Loss {wrong}: the mean depends on the cut; {fix}.")
     losses = {"loss_batch": loss, "loss_accumulated": loss_accumulated}
     return losses | {"gradient_difference": difference, "answer_tokens": tokens}
 

@@ -2,8 +2,8 @@
 
 `speed_up` changes the one model that it is given, never a library: many small pictures in one attention call, thin
 products for adapters of fused experts, layers compiled one by one. `send_bytes` lets pictures travel as bytes,
-`cache_features` lets a frozen vision tower see each once. The keys ``fast`` and ``cache_features`` in ``train.yaml``
-turn them on.
+`pad_lengths` leaves few lengths of text to plan for, `cache_features` lets a frozen vision tower see each picture once.
+The keys ``fast`` and ``cache_features`` in ``train.yaml`` turn them on.
 """
 
 from __future__ import annotations
@@ -51,9 +51,14 @@ def speed_up(model, *, attention: bool = True, experts: bool = True, compiled: b
     changed = {"attention": sum(map(_attend_faster, cores)) if attention else 0}
     changed["experts"] = sum(map(_route_adapters, outer)) if experts else 0
     layers = [m for _, m in modules if compiled and type(m).__name__ in whole]
-    for layer in layers:  # experts are not traced, and within checkpointing a layer is traced whole or not at all
-        for part in layer.children() if set(outer) & set(layer.modules()) else [layer]:
-            part.compile()
+
+    def plain(part) -> bool:  # without experts, whose products cannot be compiled
+        return not any(hasattr(type(module), "_apply_gate") for module in part.modules())
+
+    for layer in layers:  # within checkpointing a layer is traced whole or not at all
+        for part in [layer] if plain(layer) else layer.children():
+            if plain(part) or changed["experts"]:
+                part.compile()
     return changed | {"compiled": len(layers)}
 
 
