@@ -250,15 +250,20 @@ def run(tmp_path, sample_path, name: str, **changes) -> tuple[list[float], Path]
     return [entry["loss"] for entry in json.loads((out / "log.json").read_text()) if "loss" in entry], out
 
 
+def trainer_of(name, folder: Path, sample_path):
+    """A trainer that has six pairs to train on."""
+    if name == QWEN2:
+        name = sizing.make_twin(QWEN2, folder / "twin", scale="tiny", dtype="float32")
+    convert.convert_pairs(load_pairs(str(sample_path), limit=6), folder / "data", splits=["train"] * 6)
+    settings = {"data": folder / "data", "model_name_or_path": name, "output_dir": folder / "out"}
+    words = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
+    return train.build_trainer(*train.parse_arguments(words))
+
+
 @pytest.mark.parametrize("name", [TINY, QWEN2])
 def test_pixels_as_bytes(tmp_path, sample_path, name):
     """They arrive as the processor would have scaled them; other pixels pass as they are."""
-    if name == QWEN2:
-        name = sizing.make_twin(QWEN2, tmp_path / "twin", scale="tiny", dtype="float32")
-    convert.convert_pairs(load_pairs(str(sample_path), limit=6), tmp_path / "data", splits=["train"] * 6)
-    settings = {"data": tmp_path / "data", "model_name_or_path": name, "output_dir": tmp_path / "out"}
-    words = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
-    trainer = train.build_trainer(*train.parse_arguments(words))
+    trainer = trainer_of(name, tmp_path, sample_path)
     rows = [trainer.train_dataset[i] for i in range(4)]
     core, seen = trainer.model.get_base_model().model, []
     scaled = trainer.data_collator([dict(row) for row in rows])
@@ -284,12 +289,7 @@ def test_pixels_as_bytes(tmp_path, sample_path, name):
 
 @pytest.mark.parametrize("name", [TINY, QWEN2])
 def test_padding_to_steps_of_length_changes_no_loss(tmp_path, sample_path, name):
-    if name == QWEN2:
-        name = sizing.make_twin(QWEN2, tmp_path / "twin", scale="tiny", dtype="float32")
-    convert.convert_pairs(load_pairs(str(sample_path), limit=6), tmp_path / "data", splits=["train"] * 6)
-    settings = {"data": tmp_path / "data", "model_name_or_path": name, "output_dir": tmp_path / "out"}
-    words = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
-    trainer = train.build_trainer(*train.parse_arguments(words))
+    trainer = trainer_of(name, tmp_path, sample_path)
     rows = [dict(trainer.train_dataset[i]) for i in range(3)]
     plain = trainer.data_collator([dict(row) for row in rows])
     width = plain["input_ids"].shape[1]
