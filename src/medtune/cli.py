@@ -91,7 +91,7 @@ def plan(
     method: str = "lora", target: str = "language", lora_r: int = 8, modules_to_save: list[str] | None = None,
     batch_size: Annotated[int | None, typer.Option(help="Of each GPU; left out, one is recommended.")] = None,
     checkpointing: bool = True, zero_stage: int = 0, gpus: int = 1, gpu_gb: float = 80.0, image_size: int = 512,
-    text_tokens: int = 150, pairs: int = 0, samples_per_second: float = 0.0,
+    text_tokens: int = 150, accumulation: bool = False, pairs: int = 0, samples_per_second: float = 0.0,
 ) -> None:  # fmt: skip
     """Say what training takes: GB on each GPU by part, disk, hours; medtune.sizing.plan explains each option."""
     options = {key: value for key, value in locals().items() if key != "model"}

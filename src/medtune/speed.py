@@ -210,8 +210,7 @@ def pad_lengths(collate, rows: list[dict], *, step: int = 8) -> dict:
     batch = collate(rows)
     shape = batch["input_ids"].shape
     for key in [key for key, value in batch.items() if getattr(value, "shape", None) == shape]:
-        fill = -100 if key == "labels" else 0
-        batch[key] = torch.nn.functional.pad(batch[key], (0, -shape[1] % step), value=fill)
+        batch[key] = torch.nn.functional.pad(batch[key], (0, -shape[1] % step), value=-100 * (key == "labels"))
     return batch
 
 
