@@ -199,6 +199,15 @@ def pad_lengths(collate, rows: list[dict], *, step: int = 8) -> dict:
 
     A GPU's attention is planned anew for each length that it has not seen, which takes longer than the padding.
 
+    Parameters
+    ----------
+    collate, rows : a function that makes a batch of rows, such as a trainer's ``data_collator``, and the rows.
+    step : tokens; lengths become a multiple of it.
+
+    Returns
+    -------
+    dict : the batch. What has the shape of its "input_ids", (rows, tokens), is padded: labels by -100, the rest by 0.
+
     Examples
     --------
     >>> import torch
