@@ -51,12 +51,11 @@ LADDER = {
 # The one key, from the plain settings of a GPU, at three sizes; with features too.
 BASE = {"dtype": "bfloat16", "bf16": True, "fast": True} | LADDER["by_length"]
 ONE_KEY = {
-    "fast32": BASE | {"per_device_train_batch_size": 32},
-    "fast64": BASE | {"per_device_train_batch_size": 64},
-    "fast96": BASE | {"per_device_train_batch_size": 96},
-    "fast128": BASE | {"per_device_train_batch_size": 128},
-    "fast128_features": BASE | {"per_device_train_batch_size": 128, "cache_features": True},
-    "fast96_features": BASE | {"per_device_train_batch_size": 96, "cache_features": True},
+    **{f"fast{size}": BASE | {"per_device_train_batch_size": size} for size in (32, 64, 96, 128)},
+    **{
+        f"fast{size}_features": BASE | {"per_device_train_batch_size": size, "cache_features": True}
+        for size in (96, 128)
+    },
     "fast96_features_bf16_adapters": BASE
     | {"per_device_train_batch_size": 96, "cache_features": True, "autocast_adapter_dtype": False},
     "fast96_checkpointing": BASE | {"per_device_train_batch_size": 96, "activation_checkpointing": True},
@@ -65,11 +64,7 @@ ROUTED = {"MODEL": EXPERTS, "target": "attention+experts", "dtype": "bfloat16", 
 ROUTED |= {"activation_checkpointing": True, "dataloader_num_workers": 8, "autocast_adapter_dtype": False}
 MOE = {
     "moe_plain8": ROUTED | {"per_device_train_batch_size": 8},
-    "moe_fast8": ROUTED | {"per_device_train_batch_size": 8, "fast": True},
-    "moe_fast32": ROUTED | {"per_device_train_batch_size": 32, "fast": True},
-    "moe_fast64": ROUTED | {"per_device_train_batch_size": 64, "fast": True},
-    "moe_fast128": ROUTED | {"per_device_train_batch_size": 128, "fast": True},
-    "moe_fast16_kept": ROUTED | {"per_device_train_batch_size": 16, "fast": True, "activation_checkpointing": False},
+    **{f"moe_fast{size}": ROUTED | {"per_device_train_batch_size": size, "fast": True} for size in (8, 32, 64, 128)},
     "moe_fast64_features": ROUTED | {"per_device_train_batch_size": 64, "fast": True, "cache_features": True},
     "moe_qlora8": ROUTED | {"per_device_train_batch_size": 8, "load_in_4bit": True, "target": "attention"},
 }
