@@ -392,8 +392,9 @@ def test_a_folder_becomes_series_in_the_order_of_their_slices(tmp_path):
     files = dicom.series_files(tmp_path)
     slices = [f"{order.index(z)}.dcm" for z in range(5)]
     assert [[p.name for p in one] for one in files] == [slices, ["scout.dcm"], ["2", "0", "1"]]
-    pictures = dicom.read_series(tmp_path / "one", window=(200, 401))
-    levels = [np.asarray(image)[0, 0, 0] for image in pictures[0]]
+    paths = dicom.series_files(tmp_path / "one")[0]
+    pictures = [image for path in paths for image in dicom.read_frames(path, window=(200, 401))]
+    levels = [np.asarray(image)[0, 0, 0] for image in pictures]
     assert levels == sorted(levels) and len(set(levels)) == 5
     with pytest.raises(ValueError, match="no DICOM pictures"):
         dicom.series_files(tmp_path / "empty")

@@ -21,7 +21,6 @@ from medtune.metrics import (
     finding_scores,
     llamafactory_scores,
     match_scores,
-    nearest_captions,
     paired_bootstrap,
     semantic_similarity,
     standard_scores,
@@ -450,17 +449,6 @@ def test_paired_difference():
 
 
 # ---------------------------------------------------------------- the rest
-def test_nearest_training_picture():
-    from PIL import Image
-
-    ramp = Image.linear_gradient("L")
-    train = [ramp, ramp.rotate(90), Image.new("RGB", (300, 200), "white")]
-    asked = [ramp.rotate(95).convert("RGB").resize((100, 90)), Image.new("L", (50, 50), 240)]
-    assert nearest_captions(asked, train, ["down", "right", "white"]) == ["right", "white"]
-    with pytest.raises(ValueError, match="3 train_images, 1 train_captions"):
-        nearest_captions(asked, train, ["down"])
-
-
 def test_evaluate_adapter_combines_offline():
     import evaluate
 

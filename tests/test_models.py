@@ -293,12 +293,16 @@ def test_notebook_03_configures_nf4_as_we_do(dtype):
     assert names["quantization_config"].to_dict() == models.nf4_config(dtype).to_dict()
 
 
+def merged_onto(base, adapter):
+    return models.load_tuned(models.load_base(base), adapter).merge_and_unload(safe_merge=True).eval()
+
+
 def test_notebook_06_merges_as_we_do(adapter):
     names = {"model_name_or_path": tiny_folder(), "adapter": adapter, "dtype": "float32", "device": "cpu"}
     names |= {"models": models}
     for name in ("tuned", "merge"):
         exec(cell("06_merge_export.ipynb", name), names)
-    merged = models.merge_adapter(models.load_base(tiny_folder()), adapter).state_dict()
+    merged = merged_onto(tiny_folder(), adapter).state_dict()
     assert all(torch.equal(value, merged[key]) for key, value in names["merged"].state_dict().items())
 
 
@@ -371,7 +375,7 @@ def test_adapter_and_merged_model_say_the_same_after_reloading(tmp_path, options
     again = models.load_tuned(models.load_base(tiny_folder()), tmp_path / "adapter")
     assert models.compare_logits(model, again, batch)["max_abs_diff"] == 0
     assert models.compare_logits(model, models.load_base(tiny_folder()), batch)["max_abs_diff"] > 0.01
-    merged = models.merge_adapter(models.load_base(tiny_folder()), tmp_path / "adapter")
+    merged = merged_onto(tiny_folder(), tmp_path / "adapter")
     models.save_model(merged, processor, tmp_path / "merged", card="c", max_shard_size="200KB")
     assert (tmp_path / "merged" / "model.safetensors.index.json").exists()
     reloaded = models.load_base(tmp_path / "merged")
@@ -395,7 +399,7 @@ def test_experts_are_trained_saved_and_merged(tmp_path):
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     again = models.load_tuned(models.load_base(tmp_path / "base"), tmp_path / "adapter")
     assert models.compare_logits(model, again, batch)["max_abs_diff"] == 0
-    merged = models.merge_adapter(models.load_base(tmp_path / "base"), tmp_path / "adapter")
+    merged = merged_onto(tmp_path / "base", tmp_path / "adapter")
     assert models.compare_logits(model, merged, batch)["max_abs_diff"] < 1e-5
     assert models.compare_logits(models.load_base(tmp_path / "base"), merged, batch)["max_abs_diff"] > 0.01
 
@@ -421,12 +425,9 @@ def test_adapter_that_does_not_fit_is_an_error(adapter, tmp_path, damage, messag
     assert "\n" not in str(error.value)
 
 
-def test_missing_adapter_and_quantised_base_are_refused(adapter, tmp_path):
+def test_missing_adapter_is_refused(adapter, tmp_path):
     with pytest.raises(FileNotFoundError, match="adapter_config.json is missing"):
         models.load_tuned(models.load_base(tiny_folder()), tmp_path)
-    quantised = models.load_base(tiny_folder(), quantization_config=models.nf4_config())
-    with pytest.raises(ValueError, match="The base is quantised"):
-        models.merge_adapter(quantised, adapter)
 
 
 # --- save ----------------------------------------------------------------------------------------------------------

@@ -347,10 +347,8 @@ def launch(models, *, host: str = "127.0.0.1", port: int | None = None, password
     if (host not in ("127.0.0.1", "localhost", "::1") or password) and len(password or "") < 8:
         raise ValueError(f"others can reach {host}: set a password of at least 8 characters, or stay on 127.0.0.1")
     page = build_page(models, **options).queue(max_size=64, default_concurrency_limit=4)
-    page.launch(
-        server_name=host, server_port=port, max_file_size=MAX_SIZE, head_paths=Path(__file__).with_suffix(".html"),
-        auth=password and (lambda _, given: secrets.compare_digest(given.encode(), password.encode())),
-        **PAGE["launch"],
-    )
+    settings = {"server_name": host, "server_port": port, "head_paths": Path(__file__).with_suffix(".html")}
+    right = password and (lambda _, given: secrets.compare_digest(given.encode(), password.encode()))
+    page.launch(auth=right, max_file_size=MAX_SIZE, **settings, **PAGE["launch"])
     print(f"medtune chat: {page.local_url} (Ctrl+C stops it)", flush=True)
     return page

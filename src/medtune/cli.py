@@ -22,6 +22,7 @@ Source = Annotated[str, typer.Argument(help="'sample', a parquet file, a table, 
 Limit = Annotated[int | None, typer.Option(help="Take the first rows only.")]
 Config = Annotated[str | None, typer.Option(help="Configuration of a hub data set, such as 25M_demo.")]
 Split = Annotated[str | None, typer.Option(help="Take this split only.")]
+Scores = Annotated[list[str] | None, typer.Option("--score", help="llamafactory, standard, finding; all.")]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -66,11 +67,10 @@ def version() -> None:
 
 @app.command()
 def run(
-    name: Run,
+    name: Run, root: Root = None,
     changes: Annotated[list[str] | None, typer.Option("--set", help="[NOTEBOOK.]KEY=VALUE; may be repeated.")] = None,
     new_name: Annotated[str | None, typer.Option("--name", help="Name of the new run that --set makes.")] = None,
-    root: Root = None,
-) -> None:
+) -> None:  # fmt: skip
     """Execute the notebooks of a run; a second start continues, and a change starts again where it matters."""
     if wrong := [change for change in changes or [] if not change.partition("=")[1]]:
         raise ValueError(f"--set takes KEY=VALUE, not {wrong[0]!r}")
@@ -103,11 +103,9 @@ def plan(
 
 @app.command()
 def rehearse(
-    name: Run,
-    steps: int = 2,
+    name: Run, steps: int = 2, root: Root = None,
     scale: Annotated[str | None, typer.Option(help="full or tiny; by default full where there is a GPU.")] = None,
-    root: Root = None,
-) -> None:
+) -> None:  # fmt: skip
     """Run a run's notebooks offline for a few steps, on random weights of the model's shape."""
     minutes = sizing.rehearse(name, steps=steps, scale=scale, root=root)["timing"]
     _table([{"notebook": notebook, "minutes": value} for notebook, value in minutes.items()])
@@ -180,10 +178,8 @@ def convert(
     workers: Annotated[int | None, typer.Option(help="Threads; the result does not depend on them.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first bad pair.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a conversion with other settings.")] = False,
-    config: Config = None,
-    split: Split = None,
-    limit: Limit = None,
-) -> None:
+    config: Config = None, split: Split = None, limit: Limit = None,
+) -> None:  # fmt: skip
     """Write pairs as pictures and training records."""
     from . import convert, data
 
@@ -212,14 +208,10 @@ def check(
 
 @app.command()
 def audit(
-    source: Source,
+    source: Source, config: Config = None, split: Split = None, limit: Limit = None, seed: int = 0,
     column: Annotated[str | None, typer.Option(help="Column that names the patient.")] = None,
     id_pattern: Annotated[str | None, typer.Option(help="Pattern: its group in the id is the patient.")] = None,
-    seed: int = 0,
-    config: Config = None,
-    split: Split = None,
-    limit: Limit = None,
-) -> None:
+) -> None:  # fmt: skip
     """Look for duplicates and for patients on both sides of the split; without a split, make one by patient."""
     from . import audit, data
 
@@ -248,7 +240,7 @@ def train(
 @app.command()
 def evaluate(
     source: Annotated[Path, typer.Argument(help="JSONL of answers to score, or a folder of slices to answer.")],
-    scores: Annotated[list[str] | None, typer.Option("--score", help="llamafactory, standard, finding; all.")] = None,
+    scores: Scores = None,
     model: Annotated[str, typer.Option(help="For a folder: base or merged model.")] = "data/tiny-vlm",
     adapter: Annotated[str | None, typer.Option(help="For a folder: an adapter on the model.")] = None,
     question: Annotated[str, typer.Option(help="For a folder: asked of each slice.")] = "Describe this medical image.",
@@ -292,9 +284,8 @@ def evaluate(
 def compare(
     a: Annotated[Path, typer.Argument(help="A run's name, or a JSONL of answers, such as the tuned model's.")],
     b: Annotated[Path, typer.Argument(help="Another, with answers to some of the same ids.")],
-    scores: Annotated[list[str] | None, typer.Option("--score", help="llamafactory, standard, finding; all.")] = None,
-    seed: int = 0,
-) -> None:
+    scores: Scores = None, seed: int = 0,
+) -> None:  # fmt: skip
     """Compare two runs on the samples they share: the difference a minus b of each score, and its interval."""
     from . import metrics
 

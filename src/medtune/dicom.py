@@ -21,18 +21,15 @@ WINDOWS = {"brain": (40, 80), "stroke": (40, 40), "subdural": (75, 215), "tempor
            "lung": (-600, 1500), "mediastinum": (50, 350), "abdomen": (50, 400), "liver": (30, 150),
            "bone": (400, 1800)}  # fmt: skip
 # Body parts are passed on by list (PS3.16 annex L): what else stands in that tag may be free text.
-_PARTS = (
-    "ABDOMEN|ANKLE|AORTA|ARM|BLADDER|BRAIN|BREAST|CHEST|CLAVICLE|COLON|[CLST]SPINE|ELBOW|ESOPHAGUS|EXTREMITY|EYE|FEMUR|"
-    "FINGER|FOOT|GALLBLADDER|HAND|HEAD|HEADNECK|HEART|HIP|HUMERUS|JAW|KIDNEY|KNEE|LEG|LIVER|LUNG|MEDIASTINUM|NECK|NOSE|"
-    "ORBIT|OVARY|PANCREAS|PELVIS|PROSTATE|RECTUM|RIB|SHOULDER|SINUS|SKULL|SPINE|SPLEEN|STERNUM|STOMACH|TESTIS|THIGH|"
-    "THYROID|TOE|UTERUS|WHOLEBODY|WRIST"
-)
+_PARTS = """ABDOMEN|ANKLE|AORTA|ARM|BLADDER|BRAIN|BREAST|CHEST|CLAVICLE|COLON|[CLST]SPINE|ELBOW|ESOPHAGUS|EXTREMITY|EYE|
+FEMUR|FINGER|FOOT|GALLBLADDER|HAND|HEAD|HEADNECK|HEART|HIP|HUMERUS|JAW|KIDNEY|KNEE|LEG|LIVER|LUNG|MEDIASTINUM|NECK|NOSE|
+ORBIT|OVARY|PANCREAS|PELVIS|PROSTATE|RECTUM|RIB|SHOULDER|SINUS|SKULL|SPINE|SPLEEN|STERNUM|STOMACH|TESTIS|THIGH|THYROID|
+TOE|UTERUS|WHOLEBODY|WRIST""".replace("\n", "")
 # What a copy without the patient keeps beside pixels and their display.
-_SHOWN = {
-    *("Modality", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
-    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "PlanePositionSequence"),
-    *("PlaneOrientationSequence", "PixelMeasuresSequence", "PixelValueTransformationSequence", "FrameVOILUTSequence"),
-}
+_SHOWN = {"Modality", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"}
+_SHOWN |= {"SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "PlanePositionSequence"}
+_SHOWN |= {"PlaneOrientationSequence", "PixelMeasuresSequence", "PixelValueTransformationSequence"}
+_SHOWN |= {"FrameVOILUTSequence"}
 _SALT = secrets.token_hex(16)
 
 
@@ -224,12 +221,6 @@ def series_files(folder) -> list[list[Path]]:
         raise ValueError(f"no DICOM pictures in {folder}")
     return [[path for *_, path in sorted(one, key=lambda s: s[1:] if any(p[0] is None for p in one) else s)]
             for one in found.values()]
-
-
-def read_series(folder, *, window=None, overlays: bool = False) -> list[list]:
-    """The pictures of every series in a folder: one list a series, in the order of `series_files`."""
-    return [[image for path in paths for image in read_frames(path, window=window, overlays=overlays)]
-            for paths in series_files(folder)]
 
 
 def describe(path, *, salt: str, group_by: str = "patient") -> dict:

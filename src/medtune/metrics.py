@@ -26,7 +26,6 @@ from .roi import iou
 
 if TYPE_CHECKING:
     import evaluate
-    from PIL.Image import Image
 
 Scores = dict[str, Any]
 Texts = Iterable[str]
@@ -370,16 +369,6 @@ def paired_bootstrap(
     result = bootstrap_interval(both, groups, statistic=lambda r: score(r[:, 0]) - score(r[:, 1]), **options)
     better = None if result["low"] is None else result["low"] > 0
     return {"difference": result.pop("value"), **result, "better": better}
-
-
-def nearest_captions(images: Sequence[Image], train_images: Sequence[Image], train_captions: list[str]) -> list[str]:
-    """Give each picture the caption of the training picture nearest to it, both as 32x32 grey thumbnails."""
-    from sklearn.neighbors import NearestNeighbors
-
-    _check_lengths(train_images=train_images, train_captions=train_captions)
-    known, new = ([_array(i.convert("L").resize((32, 32))).ravel() for i in part] for part in (train_images, images))
-    nearest = NearestNeighbors(n_neighbors=1).fit(known).kneighbors(new, return_distance=False)
-    return [train_captions[i] for i in nearest[:, 0]]
 
 
 def evaluate_metric(score: Callable[..., Scores] = llamafactory_scores) -> evaluate.Metric:

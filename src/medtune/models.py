@@ -20,12 +20,10 @@ PARTS = {
 }
 # What one word of `adapter_targets(model, which)` reaches.
 TARGETS = {
+    **{part: {part} for part in ("experts", "vision", "merger")},
     "attention": {"language attention"},
     "mlp": {"language MLP"},
     "language": {"language attention", "language MLP"},
-    "experts": {"experts"},
-    "vision": {"vision"},
-    "merger": {"merger"},
     "llamafactory-all": {"language attention", "language MLP"},  # its `lora_target: all` freezes vision and merger
     "all-linear": {"language attention", "language MLP", "merger", "vision"},  # peft's: all Linear but the head
 }
@@ -165,13 +163,9 @@ def nf4_config(compute_dtype: str = "bfloat16", *, storage: str = "uint8"):
     import torch
     from transformers import BitsAndBytesConfig
 
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=getattr(torch, compute_dtype),
-        bnb_4bit_quant_storage=getattr(torch, storage),  # bfloat16 lets ZeRO-3 and FSDP shard the weights
-    )
+    how = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    how["bnb_4bit_quant_storage"] = getattr(torch, storage)  # bfloat16 lets ZeRO-3 and FSDP shard the weights
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=getattr(torch, compute_dtype), **how)
 
 
 def load_base(path, *, dtype="float32", quantization_config=None, device_map=None, **options):
@@ -325,18 +319,6 @@ def load_tuned(base, adapter):
         if keys:
             raise ValueError(f"The adapter {adapter} does not fit this model: {len(keys)} {kind} keys, as {keys[0]}.")
     return model.eval()
-
-
-def merge_adapter(base, adapter):
-    """Merge a saved adapter (folder) into the model `base`, in place and not quantised; return a plain model.
-
-    Raises
-    ------
-    ValueError : a quantised base (merging would round the adapter away), an adapter that does not fit, NaN.
-    """
-    if getattr(base, "quantization_method", None):
-        raise ValueError("The base is quantised: merge onto the full weights, loaded without quantization_config.")
-    return load_tuned(base, adapter).merge_and_unload(safe_merge=True).eval()
 
 
 def text_logits(model, batch):

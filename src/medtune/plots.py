@@ -166,6 +166,14 @@ def show_gallery(
     return figure
 
 
+def _curve(axis, log_history: Sequence[Mapping], key: str, title: str, label: str, colour: str, marker: str) -> None:
+    axis.set(title=title, xlabel="optimizer step")
+    axis.grid(True)
+    if points := [(log["step"], log[key]) for log in log_history if key in log]:
+        axis.plot(*zip(*points, strict=True), color=colour, marker=marker, label=label, linewidth=1.6)
+        axis.legend(fontsize=9)
+
+
 @_drawn
 def plot_training(log_history: Sequence[Mapping]):
     """Draw loss and token accuracy over the steps from ``trainer.state.log_history``, training and evaluation.
@@ -177,15 +185,9 @@ def plot_training(log_history: Sequence[Mapping]):
     ['training', 'evaluation']
     """
     figure, axes = _axes(1, 2, 10, 3.4)
-    panels = {"loss": "loss", "mean_token_accuracy": "token accuracy"}
-    for axis, (key, title) in zip(axes, panels.items(), strict=True):
-        for prefix, label, colour, marker in (("", "training", 0, "."), ("eval_", "evaluation", 1, "o")):
-            if points := [(log["step"], log[prefix + key]) for log in log_history if prefix + key in log]:
-                axis.plot(*zip(*points, strict=True), color=COLOURS[colour], marker=marker, label=label, linewidth=1.6)
-        axis.set(title=title, xlabel="optimizer step")
-        axis.grid(True)
-        if axis.lines:
-            axis.legend()
+    for axis, key, title in zip(axes, ("loss", "mean_token_accuracy"), ("loss", "token accuracy"), strict=True):
+        _curve(axis, log_history, key, title, "training", COLOURS[0], ".")
+        _curve(axis, log_history, f"eval_{key}", title, "evaluation", COLOURS[1], "o")
     axes[1].set_ylim(0, 1)
     return figure
 
@@ -204,14 +206,10 @@ def plot_tasks(log_history: Sequence[Mapping]):
     metrics = {"text": "token_accuracy", "box": "mean_iou", "match": "match_accuracy"}
     for colour, (task, metric) in zip(COLOURS, metrics.items(), strict=False):
         labels = {f"{task}_loss": task, f"{task}_log_variance": task, metric: f"{task}: {metric.replace('_', ' ')}"}
-        for axis, (key, label) in zip(axes, labels.items(), strict=True):
-            if points := [(log["step"], log[key]) for log in log_history if key in log]:
-                axis.plot(*zip(*points, strict=True), color=colour, marker=".", label=label, linewidth=1.6)
-    for axis, title in zip(axes, ("loss", "log-variance s", "metric in training"), strict=True):
-        axis.set(title=title, xlabel="optimizer step", yscale="log" if title == "loss" else "linear")
-        axis.grid(True)
-        if axis.lines:
-            axis.legend(fontsize=8)
+        titles = ("loss", "log-variance s", "metric in training")
+        for axis, title, (key, label) in zip(axes, titles, labels.items(), strict=True):
+            _curve(axis, log_history, key, title, label, colour, ".")
+    axes[0].set_yscale("log")
     return figure
 
 

@@ -258,23 +258,6 @@ def find_box(image) -> tuple[float, float, float, float] | None:
     return next(iter(find_boxes(image)), None)
 
 
-def find_box_hsv_opening(image) -> tuple[float, float, float, float] | None:
-    """The published recipe's finder, kept to be compared with: hue 35..85, 5x5 opening and closing, largest contour.
-
-    The opening deletes lines thinner than 5 pixels, so what it returns is often a part of the box, or None.
-    """
-    import cv2
-
-    hsv = cv2.cvtColor(np.asarray(image.convert("RGB")), cv2.COLOR_RGB2HSV)
-    mask, kernel = cv2.inRange(hsv, (35, 50, 50), (85, 255, 255)), np.ones((5, 5), np.uint8)
-    mask = cv2.morphologyEx(cv2.morphologyEx(mask, cv2.MORPH_OPEN, kernel), cv2.MORPH_CLOSE, kernel)
-    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    if not contours:
-        return None
-    x, y, w, h = cv2.boundingRect(max(contours, key=cv2.contourArea))
-    return x / image.width, y / image.height, (x + w) / image.width, (y + h) / image.height
-
-
 def _pixels(image, box) -> tuple[int, int, int, int]:
     x0, y0, x1, y1 = box
     if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
