@@ -112,6 +112,29 @@ def test_positions_counted_at_once(tmp_path, monkeypatch, name, side):
     assert torch.equal(own(**given)[0], core.get_rope_index(**given)[0]) and calls
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_positions_without_a_label_are_not_scored(tmp_path, share):
+    """As TRL's head does on a GPU; with no label at all, too."""
+    from trl.trainer.utils import add_fused_lm_head
+
+    processor = sizing.save_processor(QWEN3, tmp_path, scale="tiny")
+    model = sizing.build_twin(QWEN3, processor, scale="tiny", dtype="float32").train()
+    add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
+    batch = batch_of(processor, [(64, 64)] * 3) | {"fused_lm_head": True}
+    batch["labels"][:, : int(share * batch["labels"].shape[1])] = -100
+    scored, before = (batch["labels"][:, 1:] != -100).sum().item(), model(**batch)
+    gradients = loss_and_gradients(model, batch)
+    speed.speed_up(model)
+    after = model(**batch)
+    assert before.label_mask.sum() == scored < before.log_probs.numel()
+    assert after.label_mask.sum() == scored == after.log_probs.numel()
+    assert after.is_top1.sum() == before.is_top1.sum()
+    assert after.entropy.sum().item() == pytest.approx(before.entropy.sum().item(), rel=1e-5)
+    if scored:
+        assert same(gradients, loss_and_gradients(model, batch))
+    assert model.eval()(**batch).log_probs.shape == before.log_probs.shape
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_on_the_right_needs_no_mask(tmp_path, monkeypatch, side):
     model, processor = twin(QWEN3, "language", tmp_path)

@@ -19,6 +19,8 @@ from types import SimpleNamespace
 def speed_up(model, *, attention: bool = True, experts: bool = True, compiled: bool = False) -> dict[str, int]:
     """Change a model, with or without adapter, in place; what it computes stays the same.
 
+    On a CPU the head that TRL gives a model then scores the positions that have a label, as it does on a GPU, not all.
+
     Parameters
     ----------
     attention : of Qwen-VL. In its vision tower pictures of one size share one call; Transformers calls once a picture.
@@ -47,6 +49,7 @@ def speed_up(model, *, attention: bool = True, experts: bool = True, compiled: b
         base.num_parameters = functools.cache(base.num_parameters)
     # looking at all costs little; the first alone may mislead: a new PeftModel says True over a base in eval mode
     model.train = lambda mode=True: model if {m.training for _, m in modules} == {mode} else switch(model, mode)
+    _score_labels(base)
     whole = set().union(*(getattr(m, "_no_split_modules", None) or () for _, m in modules))
     changed = {"attention": sum(map(_attend_faster, cores)) if attention else 0}
     changed["experts"] = sum(map(_route_adapters, outer)) if experts else 0
@@ -60,6 +63,26 @@ def speed_up(model, *, attention: bool = True, experts: bool = True, compiled: b
             if plain(part) or changed["experts"]:
                 part.compile()
     return changed | {"compiled": len(layers)}
+
+
+def _score_labels(base) -> None:
+    """Leave positions without a label out of TRL's loss, which is summed over those that have one."""
+    own = base.forward
+
+    @functools.wraps(own)  # `generate` reads its signature
+    def forward(*args, **kwargs):
+        labels = kwargs.get("labels")
+        if not kwargs.get("fused_lm_head") or "shift_labels" in kwargs or not base.training or labels.is_cuda:
+            return own(*args, **kwargs)
+        labels, mask = labels[:, 1:], labels[:, 1:] != -100
+
+        def cut(_, args, outputs):
+            outputs.last_hidden_state = outputs.last_hidden_state[:, :-1][mask][None]
+
+        with base.base_model.register_forward_hook(cut):
+            return own(*args, **kwargs | {"shift_labels": labels[mask][None]})
+
+    base.forward = forward
 
 
 def _attend_faster(core) -> int:
