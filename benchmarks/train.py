@@ -77,15 +77,10 @@ MEMORY = {
     "gemma_tied": R4 | {"lora_modules_to_save": "embed_tokens", "TIE": True},
     "gemma_adapters_only": R4,
 }
+STATIC = {"cache_implementation": "static"}  # compiles decoding
 GENERATE = {
     "generate64": {"GENERATE": {"batch_size": 64, "cache_implementation": None}},
-    "generate64_static": {"GENERATE": {"batch_size": 64, "cache_implementation": "static"}},
-    "generate128_static": {"GENERATE": {"batch_size": 128, "cache_implementation": "static"}},
-    "generate128_graphs": {"GENERATE": {"batch_size": 128, "cache_implementation": "static", "graphs": True}},
-    "generate256_grouped": {
-        "GENERATE": {"batch_size": 256, "cache_implementation": "static", "graphs": True, "grouped": True}
-    },
-    "generate256_graphs": {"GENERATE": {"batch_size": 256, "cache_implementation": "static", "graphs": True}},
+    **{f"generate{size}_static": {"GENERATE": {"batch_size": size} | STATIC} for size in (64, 128, 256)},
 }
 PEER = {"stage": "sft", "do_train": True, "finetuning_type": "lora", "lora_target": "all", "lora_rank": 8}
 PEER |= {"lora_alpha": 16, "template": "qwen3_vl_nothink", "dataset": "records", "cutoff_len": 2048}
@@ -318,44 +313,17 @@ def train_rung(name: str, rung: dict, out: Path, options) -> dict:
     return row | {"seconds_to_second_step": round(times[1] - times[0], 1)}
 
 
-def attend_in_groups(model) -> None:
-    """Let the heads that share keys and values read them once in decoding; SDPA with a mask copies them for each."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-    from transformers.masking_utils import sdpa_mask
-
-    def grouped(module, query, key, value, attention_mask, scaling=None, **kwargs):
-        if query.shape[2] > 1:
-            return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-        scores = query.squeeze(2).unflatten(1, (key.shape[1], -1)) @ key.transpose(2, 3) * scaling
-        if attention_mask is not None:
-            scores = scores.masked_fill(~attention_mask[..., : key.shape[2]], float("-inf"))
-        result = scores.float().softmax(-1).to(value.dtype) @ value  # rows, groups, heads, width
-        return result.flatten(1, 2).unsqueeze(1), None
-
-    AttentionInterface.register("grouped", grouped)
-    AttentionMaskInterface.register("grouped", sdpa_mask)
-    model.set_attn_implementation("grouped")
-
-
 def generate_rung(choice: dict, load, processor, out: Path, options) -> dict:
-    """Answer with `generate_answers`, 150 tokens each, the second of two rounds."""
-    import torch
-    from transformers import CompileConfig
-
+    """Answer 1,024 questions with `generate_answers`, 150 tokens each, the second of two rounds."""
     from medtune import convert, generate, speed
 
     new, dtype = (4, "float32") if options.small else (150, "bfloat16")
     model, rows = load(None, dtype=dtype), convert.read_records(out / "data", "train")
     if options.small:
         choice["batch_size"] = 2
-    if choice.pop("graphs", False) and torch.cuda.is_available():
-        choice["compile_config"] = CompileConfig(mode="reduce-overhead")
-    rows = rows.select(range(min(len(rows), 3 * choice["batch_size"])))
+    rows = rows.select(range(min(len(rows), 6 if options.small else 1024)))
     choice |= {"max_new_tokens": new, "min_new_tokens": new}
     speed.speed_up(model)
-    if choice.pop("grouped", False):
-        attend_in_groups(model)
     generate.generate_answers(model, processor, rows, **choice)  # compiles for these lengths
     began = time.perf_counter()
     answers = generate.generate_answers(model, processor, rows, **choice)

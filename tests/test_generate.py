@@ -144,6 +144,30 @@ def test_order_and_cache_change_no_greedy_answer(model, processor, records, sing
     assert texts(answers) == single
 
 
+def test_a_large_batch_is_prepared_in_parts(model, processor, records, single):
+    """40 samples of unequal length, prepared 32 at a time, are one batch padded on the left."""
+    many = [row | {"id": f"{row['id']}-{copy}"} for copy in range(4) for row in records][:40]
+    assert len({row["prompt"][0]["content"][1]["text"] for row in many}) > 1
+    assert texts(generate_answers(model, processor, many, batch_size=40, max_new_tokens=24)) == (single * 4)[:40]
+
+
+def test_a_static_cache_leaves_the_attention_as_it_was(model, processor, records, monkeypatch):
+    """In between, heads that share keys are queries of one head: the same logits, for a single token and for many."""
+    text, used, own = model.config.text_config, [], type(model).set_attn_implementation
+    assert text.num_attention_heads > text.num_key_value_heads and text._attn_implementation == "sdpa"
+
+    def note(way):
+        used.append(way)
+        own(model, way)
+
+    monkeypatch.setattr(model, "set_attn_implementation", note)
+    generate_answers(model, processor, records, batch_size=11, max_new_tokens=2, cache_implementation="static")
+    assert used == [{"text_config": "folded"}, {"text_config": "sdpa"}] and text._attn_implementation == "sdpa"
+    with pytest.raises(TypeError):
+        generate_answers(model, processor, records, max_new_tokens=2, cache_implementation="static", top_k="many")
+    assert text._attn_implementation == "sdpa"
+
+
 def test_data_set_pairs_and_missing_ids(model, processor, records):
     messages = List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})})
     features = Features({"prompt": messages, "completion": messages, "images": List(Image())})

@@ -13,7 +13,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -102,14 +102,15 @@ def generate_answers(
     options = {"do_sample": do_sample, "max_new_tokens": max_new_tokens, **options}
     ask = _vllm if backend == "vllm" else _transformers
     answer = ask(model, processor, options, seed, cache_implementation)
-    prepare = partial(_prepare, dataset, processor, donors, image_transform, question, backend)
+    prepare = partial(_prepare, dataset, processor, donors, image_transform, question, getattr(model, "dtype", None))
     workers = (min(8, len(os.sched_getaffinity(0))) if on_gpu else 0) if workers is None else workers
     own = Generator()  # or the loader would draw from the global one
-    loader = DataLoader([b for _, b in todo], batch_size=None, collate_fn=prepare, num_workers=workers, generator=own)
+    parts = [[b[at : at + 32] for at in range(0, len(b), 32)] for _, b in todo]  # many processes share a batch
+    loader = iter(DataLoader(sum(parts, []), batch_size=None, collate_fn=prepare, num_workers=workers, generator=own))
     with tqdm(total=len(samples), initial=len(done), unit="sample") as bar:
         start = time.perf_counter()
-        for (number, batch), inputs in zip(todo, loader, strict=True):
-            answers = dict(zip(batch, answer(inputs, number), strict=True))
+        for (number, batch), some in zip(todo, parts, strict=True):
+            answers = dict(zip(batch, answer([next(loader) for _ in some], number), strict=True))
             seconds, start = (time.perf_counter() - start) / len(answers), time.perf_counter()
             new = {samples[i]["id"]: samples[i] | {"answer": text, "tokens": tokens, "seconds": round(seconds, 6)}
                    for i, (text, tokens) in answers.items() if samples[i]["id"] not in done}  # fmt: skip
@@ -271,8 +272,8 @@ def _survey(dataset: Any, processor: Any, question: str) -> tuple[list[dict], li
     return samples, [len(t) + area // 1024 for t, area in zip(tokens, pixels, strict=True)], digest.hexdigest()
 
 
-def _prepare(dataset, processor, donors, image_transform, question, backend, batch):
-    """Make the inputs of one batch, in a worker process if there are any."""
+def _prepare(dataset, processor, donors, image_transform, question, dtype, batch):
+    """Make the inputs of a part of a batch, in a worker process if there are any; without a dtype for vLLM."""
     texts, images = [], []
     for i in batch:
         messages, pictures, _ = _parts(dataset[i], question)
@@ -286,31 +287,54 @@ def _prepare(dataset, processor, donors, image_transform, question, backend, bat
             messages = [m if isinstance(m["content"], str) else _without_pictures(m) for m in messages]
         texts.append(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
         images.append(pictures)
-    if backend == "vllm":
+    if dtype is None:
         data = [{"multi_modal_data": {"image": pictures}} if pictures else {} for pictures in images]
         return [{"prompt": text, **pictures} for text, pictures in zip(texts, data, strict=True)]
     shown = images if any(images) else None
-    return processor(text=texts, images=shown, return_tensors="pt", padding=True, padding_side="left")
+    return processor(text=texts, images=shown, return_tensors="pt", padding=True, padding_side="left").to(dtype=dtype)
 
 
-def _transformers(model, processor, options, seed, cache):
+def _join(parts, pad):
+    """One batch of its parts, padded on the left as a processor does."""
+    from torch import cat
+    from torch.nn.utils.rnn import pad_sequence
+
+    batch = {}
+    for key, first in parts[0].items():
+        some = [part[key] for part in parts]
+        if first.shape == parts[0]["input_ids"].shape:
+            rows, fill = [row for part in some for row in part], pad if key == "input_ids" else 0
+            batch[key] = pad_sequence(rows, batch_first=True, padding_value=fill, padding_side="left")
+        else:
+            batch[key] = cat(some)
+    return batch
+
+
+def _transformers(model, processor, options, seed, kind):
     import torch
 
     end = model.generation_config.eos_token_id
     ends = {*end} if isinstance(end, list) else {processor.tokenizer.eos_token_id if end is None else end}
     options = {"use_cache": True, "pad_token_id": processor.tokenizer.pad_token_id, **options}
-    longest = 0
+    text, longest = getattr(model.config, "text_config", None), 0
+    fold = kind == "static" and getattr(text, "_attn_implementation", None) == "sdpa"
+    attend = model.set_attn_implementation if fold else lambda names: None
     model.eval()
 
-    def answer(inputs, number):
+    def answer(parts, number):
         nonlocal longest
-        inputs = inputs.to(model.device, dtype=model.dtype)
+        inputs = _join([part.to(model.device) for part in parts], processor.tokenizer.pad_token_id)
         width = inputs["input_ids"].shape[1]
-        longest = max(longest, width + options["max_new_tokens"])  # a cache that keeps its size is compiled once
-        static = {"cache_implementation": cache, "max_cache_len": longest} if cache else {}
-        with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
-            torch.manual_seed(seed + number)
-            rows = model.generate(**inputs, **options, **static)[:, width:].tolist()
+        # a cache that keeps its size is compiled once; a size that is no multiple of 8 is slow
+        longest = max(longest, -(-(width + options["max_new_tokens"]) // 64) * 64)
+        static = {"cache_implementation": kind, "max_cache_len": longest} if kind else {}
+        attend({"text_config": _folded()})
+        try:
+            with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+                torch.manual_seed(seed + number)
+                rows = model.generate(**inputs, **options, **static)[:, width:].tolist()
+        finally:
+            attend({"text_config": "sdpa"})
         counts = [next((k + 1 for k, token in enumerate(row) if token in ends), len(row)) for row in rows]
         cut = [row[:count] for row, count in zip(rows, counts, strict=True)]
         texts = processor.tokenizer.batch_decode(cut, skip_special_tokens=True)
@@ -319,7 +343,30 @@ def _transformers(model, processor, options, seed, cache):
     return answer
 
 
-def _vllm(model, processor, options, seed, cache):
+@cache
+def _folded() -> str:
+    """Name a way to attend in decoding: heads that share keys and values are so many queries of one head.
+
+    SDPA with a mask would copy keys and values for each of them, and those are most of what a step reads.
+    """
+    from torch.nn.functional import scaled_dot_product_attention
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    def attend(module, query, key, value, attention_mask, scaling=None, **kwargs):
+        if query.shape[2] > 1:
+            return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        query = query.squeeze(2).unflatten(1, (key.shape[1], -1))  # rows, keys' heads, heads that share them, width
+        result = scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling)
+        return result.flatten(1, 2).unsqueeze(1), None
+
+    AttentionInterface.register("folded", attend)
+    AttentionMaskInterface.register("folded", sdpa_mask)
+    return "folded"
+
+
+def _vllm(model, processor, options, seed, kind):
     try:
         from vllm import LLM, SamplingParams
     except ImportError as error:
@@ -328,9 +375,9 @@ def _vllm(model, processor, options, seed, cache):
     options = {"max_tokens": options.pop("max_new_tokens"), **options}
     options = options if options.pop("do_sample") else {**options, "temperature": 0.0}
 
-    def answer(inputs, number):
+    def answer(parts, number):
         parameters = SamplingParams(seed=seed + number, **options)
-        outputs = [request.outputs[0] for request in llm.generate(inputs, parameters, use_tqdm=False)]
+        outputs = [request.outputs[0] for request in llm.generate(sum(parts, []), parameters, use_tqdm=False)]
         return [(output.text.strip(), len(output.token_ids)) for output in outputs]
 
     return answer
