@@ -52,7 +52,8 @@ def generate_answers(
     backend
         "transformers" or "vllm" (which does its own batching: give it a batch size of several hundred).
     cache_implementation
-        "static" compiles decoding on a GPU, which takes a minute or two; "auto" does so from 1,000 samples on.
+        "static" compiles decoding on a GPU, which takes about a minute; "auto" does so where batches times tokens are
+        3,000 or more, so many that it pays.
     workers
         Processes that prepare pictures: by default up to 8 for a GPU, else none.
     **options
@@ -95,7 +96,7 @@ def generate_answers(
     todo = [(n, batch) for n, batch in enumerate(batches) if any(samples[i]["id"] not in done for i in batch)]
     on_gpu = backend == "transformers" and model.device.type == "cuda"
     if cache_implementation == "auto":
-        pays = on_gpu and len(samples) - len(done) >= 1000 and getattr(model, "_can_compile_fullgraph", False)
+        pays = on_gpu and len(todo) * max_new_tokens >= 3000 and getattr(model, "_can_compile_fullgraph", False)
         cache_implementation = "static" if pays else None
     if cache_implementation == "static" and len(todo) > 1:  # compiled for one size of batch: repeat the last sample
         todo = [(n, batch + batch[-1:] * (batch_size - len(batch))) for n, batch in todo]
