@@ -152,7 +152,7 @@ def test_a_large_batch_is_prepared_in_parts(model, processor, records, single):
 
 
 def test_a_static_cache_leaves_the_attention_as_it_was(model, processor, records, monkeypatch):
-    """In between, heads that share keys are queries of one head: the same logits, for a single token and for many."""
+    """In between, heads that share keys are queries of one head; afterwards, and after an error, SDPA is back."""
     text, used, own = model.config.text_config, [], type(model).set_attn_implementation
     assert text.num_attention_heads > text.num_key_value_heads and text._attn_implementation == "sdpa"
 

@@ -318,7 +318,7 @@ def _transformers(model, processor, options, seed, kind):
     ends = {*end} if isinstance(end, list) else {processor.tokenizer.eos_token_id if end is None else end}
     options = {"use_cache": True, "pad_token_id": processor.tokenizer.pad_token_id, **options}
     text, longest = getattr(model.config, "text_config", None), 0
-    fold = kind == "static" and getattr(text, "_attn_implementation", None) == "sdpa"
+    fold = kind == "static" and getattr(text, "_attn_implementation", None) == "sdpa" and _folded()
     attend = model.set_attn_implementation if fold else lambda names: None
     model.eval()
 
@@ -329,7 +329,7 @@ def _transformers(model, processor, options, seed, kind):
         # a cache that keeps its size is compiled once; a size that is no multiple of 8 is slow
         longest = max(longest, -(-(width + options["max_new_tokens"]) // 64) * 64)
         static = {"cache_implementation": kind, "max_cache_len": longest} if kind else {}
-        attend({"text_config": _folded()})
+        attend({"text_config": fold})
         try:
             with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
                 torch.manual_seed(seed + number)

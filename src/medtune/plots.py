@@ -204,9 +204,9 @@ def plot_tasks(log_history: Sequence[Mapping]):
     """
     figure, axes = _axes(1, 3, 12, 3.4)
     metrics = {"text": "token_accuracy", "box": "mean_iou", "match": "match_accuracy"}
+    titles = ("loss", "log-variance s", "metric in training")
     for colour, (task, metric) in zip(COLOURS, metrics.items(), strict=False):
         labels = {f"{task}_loss": task, f"{task}_log_variance": task, metric: f"{task}: {metric.replace('_', ' ')}"}
-        titles = ("loss", "log-variance s", "metric in training")
         for axis, title, (key, label) in zip(axes, titles, labels.items(), strict=True):
             _curve(axis, log_history, key, title, label, colour, ".")
     axes[0].set_yscale("log")
