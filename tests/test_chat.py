@@ -138,7 +138,7 @@ def test_sampling_draws(pair, rows):
 
 @pytest.mark.slow
 def test_a_merged_model_is_a_second_one(tiny_vlm, small_adapter, pair, rows, tmp_path):
-    merged = models.load_tuned(models.load_base(tiny_vlm), small_adapter).merge_and_unload()
+    merged = models.load_tuned(models.load_base(tiny_vlm), small_adapter).merge_and_unload(safe_merge=True)
     models.save_model(merged, pair.processor, tmp_path / "merged", card="for tests")
     two = chat.load_models(tiny_vlm, tuned=tmp_path / "merged")
     assert two.base is not two.tuned
