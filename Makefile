@@ -8,7 +8,7 @@ JOBS ?= 2
 PYTEST_ARGS ?=
 LAB_ARGS ?=
 # [gpu] is missing: it needs a CUDA build of torch. Install it by hand, see CONTRIBUTING.md.
-EXTRAS := chat,dev,llm,semantic,site,study
+EXTRAS := chat,dev,llm,site,study
 # What the notebooks of the course need of them: 08 studies with optuna, 09 chats with gradio.
 COURSE := chat,study
 TORCH := torch==2.13.0
@@ -48,8 +48,9 @@ reference: sample ## run RUN and keep a small executed copy in papermill_runs/re
 site: $(VENV)/.all ## the course as a static site in docs/_build/html, offline
 	$(BIN)/python docs/build_site.py
 
-lint: $(VENV)/.all ## ruff, and no outputs in the notebooks
+lint: $(VENV)/.all ## ruff's check and format, and no outputs in the notebooks
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/nbstripout --keep-id --verify notebooks/*.ipynb
 
 # The stamps make `make` skip the installation until pyproject.toml or constraints.txt changes.

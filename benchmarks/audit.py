@@ -1,11 +1,12 @@
-"""Time the near-duplicate audit of 20,000 pictures (512x512 JPEG), and show that memory does not follow the pictures.
+"""Time the near-duplicate audit of 20,000 pictures, and show that memory does not follow them.
 
-    python benchmarks/audit.py                      # 5,000 and 20,000 pictures, made on the spot (a minute or two)
+    python benchmarks/audit.py              # 5,000 and 20,000 pictures, made on the spot: minutes
     python benchmarks/audit.py --data shard.parquet --rows 162000
 
-One picture in twenty is planted: another one of the set, saved again, scaled, trimmed or brightened. The table tells
-how many of those were found, and whether any two others were called alike. Seconds are given on the wall and of the
-processors: on a shared machine the second tells more.
+The pictures are JPEG of 512x512. One in twenty is planted: another one of the set, saved again,
+scaled, trimmed or brightened. The table tells how many of those were found, and whether any two
+others were called alike. Seconds are given on the wall and of the processors: on a shared machine
+the second tells more.
 """
 
 import argparse
@@ -13,108 +14,170 @@ import io
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from _harness import Stopwatch, make_parser, peak_memory_mb
 from PIL import Image, ImageEnhance
 
-SIDE, SHARD = 512, 500
-CHANGES = (
-    lambda image: (image, 60),
-    lambda image: (image.resize((384, 384)), 90),
-    lambda image: (image.crop((5, 5, SIDE - 5, SIDE - 5)), 90),
-    lambda image: (image.crop((0, 0, SIDE, SIDE - 15)), 90),
-    lambda image: (ImageEnhance.Brightness(image).enhance(1.15), 90),
+from medtune.audit import fingerprint, near_duplicates
+from medtune.pairs import load_pairs
+
+SIDE = 512
+# pictures of a parquet file
+SHARD = 500
+# of so many pictures the last is a copy of the first
+EVERY = 20
+TEXTURES = 40
+TEXTURE_SIDE = 1024
+HEADER = (
+    "pictures  wall s  reading s  comparing s  processor s  pictures/s  peak MB  pairs  "
+    "planted and found"
 )
+
+
+# ---- pictures
 
 
 @cache
 def textures() -> np.ndarray:
-    """Forty large random textures with detail of every size; a picture mixes windows of three of them."""
+    """Make large random textures with detail of every size, (textures, side, side), -1 to 1."""
     rng = np.random.default_rng(0)
     made = []
-    for _ in range(40):
-        total = sum(
-            np.asarray(Image.fromarray(rng.normal(0, 1, (6 << k, 6 << k)).astype(np.float32)).resize((1024, 1024), 3))
-            / 2**k
-            for k in range(7)
-        )
+    for _ in range(TEXTURES):
+        total = np.zeros((TEXTURE_SIDE, TEXTURE_SIDE), np.float32)
+        # from 6x6 to 384x384 dots, the finer the fainter
+        for octave in range(7):
+            side = 6 * 2**octave
+            dots = Image.fromarray(rng.normal(0, 1, (side, side)).astype(np.float32))
+            large = dots.resize((TEXTURE_SIDE, TEXTURE_SIDE), Image.Resampling.BICUBIC)
+            total = total + np.asarray(large) / 2**octave
         made.append(total / np.abs(total).max())
     return np.stack(made).astype(np.float32)
 
 
-def picture(seed: int) -> Image.Image:
+def make_picture(seed: int) -> Image.Image:
+    """Mix windows of three textures."""
     rng = np.random.default_rng(seed)
     total = np.zeros((SIDE, SIDE), np.float32)
-    for texture in rng.choice(40, 3, replace=False):
-        x, y = rng.integers(0, 1024 - SIDE, 2)
-        total += np.rot90(textures()[texture, y : y + SIDE, x : x + SIDE], rng.integers(4))
-    return Image.fromarray((total * 80 + 110).clip(0, 220).astype(np.uint8)).convert("RGB")
+    for texture in rng.choice(TEXTURES, 3, replace=False):
+        x, y = rng.integers(0, TEXTURE_SIDE - SIDE, 2)
+        window = textures()[texture, y : y + SIDE, x : x + SIDE]
+        total += np.rot90(window, rng.integers(4))
+    grey = (total * 80 + 110).clip(0, 220).astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")
 
 
-def make_shard(start: int, stop: int, path: str) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    cells = []
-    for number in range(start, stop):
-        planted = number % 20 == 19  # a copy of the picture 19 places before it
-        image, quality = (
-            CHANGES[number // 20 % len(CHANGES)](picture(number - 19)) if planted else (picture(number), 90)
-        )
-        image.save(buffer := io.BytesIO(), "JPEG", quality=quality)
-        cells.append({"bytes": buffer.getvalue(), "path": None})
-    ids = [f"n{number}" for number in range(start, stop)]
-    pq.write_table(pa.table({"image": cells, "id": ids, "caption": ids}), path, row_group_size=100)
+def scaled(image: Image.Image) -> Image.Image:
+    return image.resize((384, 384))
 
 
-def audit(folder: str, rows: int, workers: int) -> None:
-    """Run in a process of its own, whose peak memory is then that of the audit."""
-    from medtune.audit import fingerprint, near_duplicates
-    from medtune.data import load_pairs
+def trimmed(image: Image.Image) -> Image.Image:
+    return image.crop((5, 5, SIDE - 5, SIDE - 5))
 
-    pairs = load_pairs(folder, streaming=True, limit=rows)
-    wall, spent = time.perf_counter(), time.process_time()
+
+def trimmed_below(image: Image.Image) -> Image.Image:
+    return image.crop((0, 0, SIDE, SIDE - 15))
+
+
+def brightened(image: Image.Image) -> Image.Image:
+    return ImageEnhance.Brightness(image).enhance(1.15)
+
+
+# What is done to a copy, and the JPEG quality with which it is saved; None saves it again, worse.
+CHANGES: tuple[tuple[Callable[[Image.Image], Image.Image] | None, int], ...] = (
+    (None, 60),
+    (scaled, 90),
+    (trimmed, 90),
+    (trimmed_below, 90),
+    (brightened, 90),
+)
+
+
+def make_jpeg(number: int) -> bytes:
+    """Make a picture of the set; one in twenty is a changed copy of the one 19 places before it."""
+    quality = 90
+    if number % EVERY == EVERY - 1:
+        image = make_picture(number - EVERY + 1)
+        change, quality = CHANGES[number // EVERY % len(CHANGES)]
+        if change:
+            image = change(image)
+    else:
+        image = make_picture(number)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def make_shard(folder: str, start: int) -> None:
+    """Write the pictures from `start` on as a parquet file."""
+    numbers = range(start, start + SHARD)
+    cells = [{"bytes": make_jpeg(number), "path": None} for number in numbers]
+    ids = [f"n{number}" for number in numbers]
+    table = pa.table({"image": cells, "id": ids, "caption": ids})
+    pq.write_table(table, Path(folder) / f"{start:08d}.parquet", row_group_size=100)
+
+
+# ---- the audit
+
+
+def audit(source: str, rows: int, workers: int) -> None:
+    """Audit in a process of its own, whose peak memory is then that of the audit; print a line."""
+    pairs = load_pairs(source, streaming=True, limit=rows)
+    watch = Stopwatch()
     marks = fingerprint(pairs, workers=workers)
-    read = time.perf_counter() - wall
+    reading = watch.read()
     found = near_duplicates(pairs, fingerprints=marks)
-    wall, spent = time.perf_counter() - wall, time.process_time() - spent
-    status = Path("/proc/self/status").read_text()  # of this program alone, unlike resource.getrusage
-    peak = int(status.split("VmHWM:")[1].split()[0]) // 1024
+    spent = watch.read()
     count = len(marks.digests)
-    planted = {(number - 19, number) for number in range(19, count, 20)}
-    hits = len(planted & {(i, j) for i, j, _ in found})
-    print(f"{count:8,} {wall:7.1f} {read:9.1f} {wall - read:10.1f} {spent:11.1f} {count / wall:10.0f} {peak:8} "
-          f"{len(found):7,} {hits:7,} of {len(planted):,}")  # fmt: skip
+    planted = {(number - EVERY + 1, number) for number in range(EVERY - 1, count, EVERY)}
+    hits = planted & {(one, other) for one, other, _ in found}
+    cells = [
+        f"{count:8,}",
+        f"{spent.wall:7.1f}",
+        f"{reading.wall:9.1f}",
+        f"{spent.wall - reading.wall:10.1f}",
+        f"{spent.cpu:11.1f}",
+        f"{count / spent.wall:10.0f}",
+        f"{int(peak_memory_mb()):8}",
+        f"{len(found):7,}",
+        f"{len(hits):7,} of {len(planted):,}",
+    ]
+    print(" ".join(cells))
+
+
+def audit_apart(source: str, rows: int, workers: int) -> None:
+    """Start a process that audits."""
+    command = [sys.executable, __file__, "--one", source, "--rows", str(rows)]
+    command += ["--workers", str(workers)]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[5_000, 20_000])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument(
-        "--data", help="audit these pictures instead of made ones (the planted column then says nothing)"
+        "--data", help="audit these pictures instead (the planted column then says nothing)"
     )
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        return audit(args.one, args.rows[0], args.workers)
+        audit(args.one, args.rows[0], args.workers)
+        return
     with tempfile.TemporaryDirectory() as folder:
         if not args.data:
             with ProcessPoolExecutor(args.workers) as pool:
-                starts = range(0, max(args.rows), SHARD)
-                paths = [str(Path(folder) / f"{start:08d}.parquet") for start in starts]
-                list(pool.map(make_shard, starts, [start + SHARD for start in starts], paths))
-        print(
-            "pictures  wall s  reading s  comparing s  processor s  pictures/s  peak MB  pairs  planted and found",
-            flush=True,
-        )
+                # the list waits for all, and raises what went wrong
+                list(pool.map(partial(make_shard, folder), range(0, max(args.rows), SHARD)))
+        print(HEADER, flush=True)
         for rows in args.rows:
-            command = [sys.executable, __file__, "--one", args.data or folder, "--rows", str(rows)]
-            subprocess.run([*command, "--workers", str(args.workers)], check=True, stderr=subprocess.DEVNULL)
+            audit_apart(args.data or folder, rows, args.workers)
 
 
 if __name__ == "__main__":

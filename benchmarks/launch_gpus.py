@@ -1,232 +1,334 @@
-"""Samples per second, peak memory and losses of `medtune.train` on one and two GPUs: no DeepSpeed, ZeRO-2, ZeRO-3.
+"""What one and two GPUs do under no DeepSpeed, ZeRO-2 and ZeRO-3: speed, peak memory, losses.
 
-    python benchmarks/launch_gpus.py OUT_FOLDER [--small] [--seconds 440]
+    python benchmarks/launch_gpus.py OUT_FOLDER [--steps 18] [--seconds 440]
+    python benchmarks/launch_gpus.py OUT_FOLDER --small                # a rehearsal, also on a CPU
+    python benchmarks/launch_gpus.py OUT_FOLDER --only zero3,experts   # a part
 
-The model has the shape of Qwen3-VL-2B and random weights, so nothing is downloaded. Then a model of the shape of
-Qwen3-VL-30B-A3B runs under ZeRO-3 over both cards. Each result is a JSON line in OUT_FOLDER/results.jsonl. ``--small``
-is a rehearsal with a tiny shape, also on a CPU; ``--only zero3,experts`` runs a part.
+`medtune.training` trains a model of the shape of Qwen3-VL-2B with random weights, so nothing is
+downloaded. Then a model of the shape of Qwen3-VL-30B-A3B runs under ZeRO-3 over both cards. Each
+result is a line in OUT_FOLDER/results.jsonl.
 """
 
 import argparse
 import json
-import os
-import random
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
-import psutil
+import torch
+from _harness import (
+    TINY_MODEL,
+    Stopwatch,
+    append_row,
+    environment_of_ranks,
+    losses_of,
+    make_parser,
+    read_log,
+    run_for,
+    to_arguments,
+    torchrun,
+)
+from _random_records import random_answers, record, save_noise_pictures
+from transformers import AutoConfig, AutoModelForImageTextToText, TrainerCallback
 
-REPO = Path(__file__).parents[1]
-ROPE = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20], "mrope_interleaved": True}
-VISION = {"patch_size": 16, "spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": 2048}
-DENSE = {
-    "text_config": {"vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28}
-    | {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "rope_parameters": ROPE},
-    "vision_config": VISION
-    | {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16}
-    | {"num_position_embeddings": 2304, "deepstack_visual_indexes": [5, 11, 17]},
-    "tie_word_embeddings": True,
+from medtune.models import load_base, load_processor
+from medtune.plan import build_twin, twin_config
+from medtune.training import build_trainer, parse_arguments, train_model
+
+# its `load_base` is replaced, so the file itself is needed
+from medtune.training import trainer as trainer_file
+
+DENSE = "Qwen/Qwen3-VL-2B-Instruct"
+EXPERTS = "Qwen/Qwen3-VL-30B-A3B-Instruct"
+# What a configuration calls a token, and the token.
+TOKENS = {
+    "image_token_id": "<|image_pad|>",
+    "video_token_id": "<|video_pad|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
 }
-EXPERTS = {
-    "text_config": {"vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 48}
-    | {"num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128, "rope_parameters": ROPE}
-    | {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
-    "vision_config": VISION
-    | {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16}
-    | {"num_position_embeddings": 2304, "deepstack_visual_indexes": [8, 16, 24]},
+PICTURES = 64
+RECORDS = 640
+QUESTION = "Describe this medical image."
+WORDS = "the liver is seen at upper left of this picture bright dark small large kidney spleen region near"
+# name -> ranks and ZeRO stage
+LAUNCHES: dict[str, tuple[int, str]] = {
+    "one": (1, ""),
+    "ddp": (2, ""),
+    "zero2": (2, "zero2"),
+    "zero3": (2, "zero3"),
 }
+OFFLOADS = ("zero2_offload", "zero3_offload")
+ALL = (*LAUNCHES, "experts", *OFFLOADS)
+
+Settings = dict[str, Any]
 
 
-def shape(kind: dict, small: bool, tokenizer) -> dict:
-    """The configuration of a twin; a small one keeps its form."""
-    shape = json.loads(json.dumps(kind))
-    if small:
-        shape["text_config"] |= {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 128}
-        shape["text_config"] |= {"num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 4000}
-        shape["vision_config"] |= {"hidden_size": 32, "intermediate_size": 64, "depth": 4, "num_heads": 2}
-        shape["vision_config"] |= {"out_hidden_size": 64, "deepstack_visual_indexes": [1, 2, 3]}
-        if "num_experts" in shape["text_config"]:
-            shape["text_config"] |= {"num_experts": 8, "moe_intermediate_size": 48}
-    marks = {"image": "<|image_pad|>", "video": "<|video_pad|>", "vision_start": "<|vision_start|>"}
-    marks |= {"vision_end": "<|vision_end|>"}
-    return shape | {f"{key}_token_id": tokenizer.convert_tokens_to_ids(mark) for key, mark in marks.items()}
+# ---- models and records
 
 
 def build(folder: Path, small: bool) -> None:
-    """Write the dense twin, the configuration of the twin with experts, and 640 records of unequal length."""
-    import numpy as np
-    import torch
-    from PIL import Image
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLMoeConfig
-
-    from medtune import models
-
-    processor = models.load_processor(REPO / "data" / "tiny-vlm")
-    prepare = processor.image_processor
+    """Write the dense twin, the configuration of the twin with experts, and the records."""
+    scale = "tiny" if small else "full"
     side = 64 if small else 512
+    processor = load_processor(TINY_MODEL)
+    prepare = processor.image_processor
+    # Qwen-VL calls numbers of pixels by the names of edges
     prepare.size = type(prepare.size)(shortest_edge=side * side, longest_edge=side * side)
     prepare.temporal_patch_size = 2
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device(device):
-        dense = Qwen3VLForConditionalGeneration(Qwen3VLConfig(**shape(DENSE, small, processor.tokenizer)))
-    torch.set_default_dtype(torch.float32)
+    dense = build_twin(DENSE, processor, scale=scale, device=device)
     dense.save_pretrained(folder / "dense")
-    moe = Qwen3VLMoeConfig(**shape(EXPERTS, small, processor.tokenizer))
-    moe.architectures = ["Qwen3VLMoeForConditionalGeneration"]
-    moe.save_pretrained(folder / "experts")
+    experts = twin_config(EXPERTS, scale=scale)
+    experts.architectures = ["Qwen3VLMoeForConditionalGeneration"]
+    for name, token in TOKENS.items():
+        setattr(experts, name, processor.tokenizer.convert_tokens_to_ids(token))
+    experts.save_pretrained(folder / "experts")
     for name in ("dense", "experts"):
         processor.save_pretrained(folder / name)
-    draw, noise = random.Random(0), np.random.default_rng(0)
-    (folder / "data" / "images").mkdir(parents=True)
-    for i in range(64):
-        picture = noise.integers(0, 255, (64, 64, 3), dtype=np.uint8)
-        Image.fromarray(picture).resize((512, 512)).save(folder / "data" / "images" / f"{i}.jpg", quality=90)
-    text = "the liver is seen at upper left of this picture bright dark small large kidney spleen region near"
-    words = text.split()
-    tokens = []
-    with open(folder / "data" / "train.jsonl", "w", encoding="utf-8") as file:
-        for i in range(640):
-            caption = " ".join(draw.choice(words) for _ in range(draw.randint(60, 180)))
-            tokens.append(len(processor.tokenizer(caption)["input_ids"]))
-            question = [{"type": "image"}, {"type": "text", "text": "Describe this medical image."}]
-            turns = {"prompt": [{"role": "user", "content": question}]}
-            turns["completion"] = [{"role": "assistant", "content": [{"type": "text", "text": caption}]}]
-            file.write(json.dumps({"id": str(i), "images": [f"images/{i % 64}.jpg"]} | turns) + "\n")
-    print(f"answers have {sum(tokens) / len(tokens):.0f} tokens on average, pictures {(side // 32) ** 2}", flush=True)
+    tokens = write_records(folder / "data", processor.tokenizer)
+    pictures = (side // 32) ** 2
+    print(f"answers have {tokens:.0f} tokens on average, pictures {pictures}", flush=True)
 
 
-def settings(folder: Path, small: bool) -> dict:
-    """What all runs share."""
-    common = {"data": str(folder / "data"), "model_name_or_path": str(folder / "dense"), "target": "llamafactory-all"}
-    common |= {"lora_r": 8, "lora_alpha": 16, "learning_rate": 1e-4, "lr_scheduler_type": "constant", "seed": 0}
-    common |= {"logging_steps": 1, "save_strategy": "no", "autocast_adapter_dtype": False, "disable_tqdm": True}
-    return common | {"dataloader_num_workers": 0 if small else 8}
+def write_records(folder: Path, tokenizer: Any) -> float:
+    """Write records with answers of unequal length; return the mean number of their tokens."""
+    save_noise_pictures(folder / "images", PICTURES, noise_side=64, side=512)
+    answers = random_answers(WORDS.split(), RECORDS, shortest=60, longest=180)
+    tokens = 0
+    with open(folder / "train.jsonl", "w", encoding="utf-8") as file:
+        for number, answer in enumerate(answers):
+            tokens += len(tokenizer(answer)["input_ids"])
+            picture = f"images/{number % PICTURES}.jpg"
+            file.write(json.dumps(record(number, picture, QUESTION, answer)) + "\n")
+    return tokens / RECORDS
+
+
+# ---- in every rank
+
+
+class Measure(TrainerCallback):
+    """Note when each step ends, and the peak of memory."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        # TRL has just read the loss, so the card is done
+        self.times.append(time.perf_counter())
+
+    def on_train_end(self, args, state, control, **kwargs):
+        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+        measured = {"times": self.times, "peak_gb": peak / 1e9}
+        measured_file(args.output_dir, args.process_index).write_text(json.dumps(measured))
+
+
+def measured_file(output_dir: str, rank: int) -> Path:
+    """Name the file in which a rank notes what it measured."""
+    return Path(output_dir) / f"measured-{rank}.json"
+
+
+def build_in_shards(path: str, plugin: Any) -> Any:
+    """Make the twin with experts so that no rank ever holds all of it."""
+    # takes seconds and looks for compilers, and the runs without it should be without it
+    import deepspeed
+
+    config = AutoConfig.from_pretrained(path)
+    torch.set_default_dtype(torch.bfloat16)
+    with deepspeed.zero.Init(config_dict_or_path=plugin.hf_ds_config.config):
+        model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+    torch.set_default_dtype(torch.float32)
+    for parameter in model.parameters():
+        # experts, which no constructor fills
+        if len(parameter.ds_shape) == 3:
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                parameter.data.normal_(0, 0.02)
+    return model
 
 
 def train_all(file: str) -> None:
-    """In every rank: the runs of a file, one after the other; and the twin with experts, made in shards."""
-    import torch
-    from transformers import AutoConfig, TrainerCallback
-
-    from medtune import models, train
-
-    load = models.load_base
-
-    class Measure(TrainerCallback):
-        def on_train_begin(self, args, state, control, **kwargs):
-            self.times = []
-            if torch.cuda.is_available():
-                torch.cuda.reset_peak_memory_stats()
-
-        def on_step_end(self, args, state, control, **kwargs):
-            self.times.append(time.perf_counter())  # TRL has just read the loss, so the card is done
-
-        def on_train_end(self, args, state, control, **kwargs):
-            peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-            found = {"times": self.times, "peak_gb": peak / 1e9}
-            file = Path(args.output_dir) / f"measured-{args.process_index}.json"
-            file.write_text(json.dumps(found))
-
-    def in_shards(path, **options):
-        import deepspeed
-        from transformers import AutoModelForImageTextToText
-
-        if not str(path).endswith("experts"):
-            return load(path, **options)
-        config = AutoConfig.from_pretrained(path)
-        torch.set_default_dtype(torch.bfloat16)
-        with deepspeed.zero.Init(config_dict_or_path=plugin.hf_ds_config.config):
-            model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
-        torch.set_default_dtype(torch.float32)
-        for parameter in model.parameters():
-            if len(parameter.ds_shape) == 3:  # experts, which no constructor fills
-                with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-                    parameter.data.normal_(0, 0.02)
-        return model
-
-    models.load_base = in_shards
-    for arguments in json.loads(Path(file).read_text()):
-        parsed = train.parse_arguments([part for k, v in arguments.items() for part in (f"--{k}", str(v))])
-        plugin = parsed[1].deepspeed_plugin
-        train.run(train.build_trainer(*parsed, callbacks=[Measure()]), parsed[0], parsed[2])
+    """Train the runs of a file one after the other."""
+    for settings in json.loads(Path(file).read_text()):
+        train_one(settings)
 
 
-def launch(out: Path, folder: Path, name: str, ranks: int, runs: dict[str, dict], seconds: float) -> None:
-    """Start ranks for the runs and note of each what it measured."""
-    for key, run in runs.items():
-        run["output_dir"] = str(folder / f"{name}-{key}")
-    file = folder / f"{name}.json"
-    file.write_text(json.dumps(list(runs.values())))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
-    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", __file__, "--train", str(file)]
-    environment = os.environ | {"NCCL_NVLS_ENABLE": "0", "PYTHONPATH": os.pathsep.join([str(REPO / "src"), *sys.path])}
-    started = time.perf_counter()
-    with open(out / f"{name}.log", "w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-        try:
-            code = process.wait(timeout=max(30, seconds))
-        except subprocess.TimeoutExpired:
-            for child in [*psutil.Process(process.pid).children(recursive=True), process]:
-                child.kill()  # the ranks have sessions of their own
-            code = "timeout"
-    for key, run in runs.items():
-        line = {"run": name, "part": key, "ranks": ranks, "code": code, "launch_seconds": time.perf_counter() - started}
-        try:
-            log = json.loads((Path(run["output_dir"]) / "log.json").read_text())
-            line["losses"] = [entry["loss"] for entry in log if "loss" in entry]
-            files = [Path(run["output_dir"]) / f"measured-{rank}.json" for rank in range(ranks)]
-            measured = [json.loads(file.read_text()) for file in files]
-            late = measured[0]["times"][len(measured[0]["times"]) // 3 :]  # the first steps warm up
-            batch = ranks * run["per_device_train_batch_size"]
-            line["samples_per_second"] = batch * (len(late) - 1) / (late[-1] - late[0])
-            line["peak_gb"] = [rank["peak_gb"] for rank in measured]
-        except (OSError, ValueError, IndexError, ZeroDivisionError) as error:
-            line["error"] = f"{type(error).__name__}: {error}"
-        with open(out / "results.jsonl", "a") as results:
-            results.write(json.dumps(line) + "\n")
-        print(json.dumps(line)[:400], flush=True)
+def train_one(settings: Settings) -> None:
+    """Train one run, as one of the ranks."""
+    script_args, training_args, model_args = parse_arguments(to_arguments(settings))
+
+    def load(path: str, **options: Any) -> Any:
+        if str(path).endswith("experts"):
+            return build_in_shards(path, training_args.deepspeed_plugin)
+        return load_base(path, **options)
+
+    with patch.object(trainer_file, "load_base", load):
+        trainer = build_trainer(script_args, training_args, model_args, callbacks=[Measure()])
+    train_model(trainer, script_args, model_args)
+
+
+# ---- the launches
+
+
+class Launcher:
+    """Start ranks, one launch after the other, until the time is up.
+
+    Parameters
+    ----------
+    out : folder of the results.
+    folder : of models, records and runs.
+    seconds : for all launches.
+    """
+
+    def __init__(self, out: Path, folder: Path, seconds: float):
+        self.out = out
+        self.folder = folder
+        self._end = time.perf_counter() + seconds
+
+    @property
+    def seconds_left(self) -> float:
+        return self._end - time.perf_counter()
+
+    def launch(self, name: str, ranks: int, parts: dict[str, Settings]) -> None:
+        """Start ranks that train some runs, and note of each what it measured."""
+        for part, settings in parts.items():
+            settings["output_dir"] = str(self.folder / f"{name}-{part}")
+        file = self.folder / f"{name}.json"
+        file.write_text(json.dumps(list(parts.values())))
+        command = [*torchrun(ranks), __file__, "--train", str(file)]
+        # multicast over NVLink is off, as in the committed figures
+        environment = environment_of_ranks(NCCL_NVLS_ENABLE="0")
+        watch = Stopwatch()
+        ended = run_for(command, max(30, self.seconds_left), self.out / f"{name}.log", environment)
+        for part, settings in parts.items():
+            line = {
+                "run": name,
+                "part": part,
+                "ranks": ranks,
+                "code": "timeout" if ended.timed_out else ended.code,
+                "launch_seconds": watch.read().wall,
+            }
+            line |= read_run(settings, ranks)
+            append_row(self.out / "results.jsonl", line)
+            print(json.dumps(line)[:400], flush=True)
+
+
+def read_run(settings: Settings, ranks: int) -> dict[str, Any]:
+    """Read losses, speed and peaks of a run, as far as it got."""
+    folder = settings["output_dir"]
+    found: dict[str, Any] = {}
+    try:
+        found["losses"] = losses_of(read_log(folder))
+        measured = []
+        for rank in range(ranks):
+            measured.append(json.loads(measured_file(folder, rank).read_text()))
+        times = measured[0]["times"]
+        # the first steps warm up
+        late = times[len(times) // 3 :]
+        batch = ranks * settings["per_device_train_batch_size"]
+        found["samples_per_second"] = batch * (len(late) - 1) / (late[-1] - late[0])
+        found["peak_gb"] = [rank["peak_gb"] for rank in measured]
+    except (OSError, ValueError, IndexError, ZeroDivisionError) as error:
+        found["error"] = f"{type(error).__name__}: {error}"
+    return found
+
+
+def shared_settings(folder: Path, small: bool) -> Settings:
+    """Give what all runs share."""
+    return {
+        "data": str(folder / "data"),
+        "model_name_or_path": str(folder / "dense"),
+        "target": "llamafactory-all",
+        "lora_r": 8,
+        "lora_alpha": 16,
+        "learning_rate": 1e-4,
+        "lr_scheduler_type": "constant",
+        "seed": 0,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "autocast_adapter_dtype": False,
+        "disable_tqdm": True,
+        "dataloader_num_workers": 0 if small else 8,
+    }
+
+
+def speed_settings(folder: Path, small: bool, steps: int) -> Settings:
+    """Give the settings of the runs whose speed is measured."""
+    if small:
+        own = {"dtype": "float32", "bf16": False, "per_device_train_batch_size": 2, "max_steps": 6}
+    else:
+        own = {
+            "dtype": "bfloat16",
+            "bf16": True,
+            "per_device_train_batch_size": 32,
+            "max_steps": steps,
+        }
+    return shared_settings(folder, small) | own
+
+
+def exact_settings(folder: Path, small: bool, ranks: int) -> Settings:
+    """Give the settings of the runs whose losses are compared: 8 samples a step in float32."""
+    own = {
+        "dtype": "float32",
+        "bf16": False,
+        "max_steps": 6,
+        "per_device_train_batch_size": 8 // ranks,
+    }
+    return shared_settings(folder, small) | own
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = make_parser(__doc__)
     parser.add_argument("out", type=Path, nargs="?")
-    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--small", action="store_true", help="tiny shapes, also on a CPU")
     parser.add_argument("--seconds", type=float, default=440)
-    parser.add_argument("--only", default="one,ddp,zero2,zero3,experts,zero2_offload,zero3_offload")
+    parser.add_argument("--only", default=",".join(ALL), help=f"of {', '.join(ALL)}")
     parser.add_argument("--steps", type=int, default=18)
-    parser.add_argument("--train")
+    parser.add_argument("--train", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.train:
-        return train_all(options.train)
-    end = time.perf_counter() + options.seconds
+        train_all(options.train)
+        return
+    if not options.out:
+        parser.error("name a folder for the results")
     options.out.mkdir(parents=True, exist_ok=True)
-    folder, small = Path(tempfile.mkdtemp()), options.small
-    build(folder, small)
-    common = settings(folder, small)
-    kind = {"dtype": "float32", "bf16": False} if small else {"dtype": "bfloat16", "bf16": True}
-    steps, batch = (6, 2) if small else (options.steps, 32)
-    speed = common | kind | {"per_device_train_batch_size": batch, "max_steps": steps}
-    exact = common | {"dtype": "float32", "bf16": False, "max_steps": 6}
+    launcher = Launcher(options.out, Path(tempfile.mkdtemp()), options.seconds)
+    build(launcher.folder, options.small)
+    launch_all(launcher, options)
+
+
+def launch_all(launcher: Launcher, options: argparse.Namespace) -> None:
+    """Launch what the options ask for."""
+    folder, small = launcher.folder, options.small
     only = options.only.split(",")
-    for name, ranks, stage in (("one", 1, None), ("ddp", 2, None), ("zero2", 2, "zero2"), ("zero3", 2, "zero3")):
+    speed = speed_settings(folder, small, options.steps)
+    for name, (ranks, stage) in LAUNCHES.items():
         if name not in only:
             continue
-        more = {"deepspeed": stage} if stage else {}
-        runs = {"speed": speed | more, "exact": exact | more | {"per_device_train_batch_size": 8 // ranks}}
-        launch(options.out, folder, name, ranks, runs, end - time.perf_counter())
-    experts = speed | {"model_name_or_path": str(folder / "experts"), "deepspeed": "zero3", "target": "attention"}
-    experts |= {"activation_checkpointing": True, "max_steps": 6, "per_device_train_batch_size": 2 if small else 16}
+        sharding = {"deepspeed": stage} if stage else {}
+        parts = {
+            "speed": speed | sharding,
+            "exact": exact_settings(folder, small, ranks) | sharding,
+        }
+        launcher.launch(name, ranks, parts)
     if "experts" in only:
-        launch(options.out, folder, "experts", 2, {"speed": experts}, end - time.perf_counter())
-    for name in ("zero2_offload", "zero3_offload"):
-        if name in only and end - time.perf_counter() > 60:
-            runs = {"speed": speed | {"deepspeed": name, "max_steps": 6}}
-            launch(options.out, folder, name, 2, runs, end - time.perf_counter())
+        experts = {
+            "model_name_or_path": str(folder / "experts"),
+            "deepspeed": "zero3",
+            "target": "attention",
+            "activation_checkpointing": True,
+            "max_steps": 6,
+            "per_device_train_batch_size": 2 if small else 16,
+        }
+        launcher.launch("experts", 2, {"speed": speed | experts})
+    for name in OFFLOADS:
+        if name in only and launcher.seconds_left > 60:
+            launcher.launch(name, 2, {"speed": speed | {"deepspeed": name, "max_steps": 6}})
 
 
 if __name__ == "__main__":

@@ -1,105 +1,136 @@
-"""Where the time of the tiny run goes on a CPU, in CPU milliseconds a sample, and what each setting takes off.
+"""Where the time of the tiny run goes on a CPU, and what each setting takes off.
 
     python benchmarks/tiny_cpu.py [--steps 6] [--batch 8] [--json FILE]
 
-CPU time of the process, not the clock on the wall: on a shared machine it says more. The limit is the arithmetic that
-PyTorch counts, divided by the speed of a large float32 product on the same number of threads in the same run.
+Times are CPU milliseconds a sample: CPU time of the process, not the clock on the wall, says more
+on a shared machine. The limit is the arithmetic that PyTorch counts, divided by the speed of a
+large float32 product on the same number of threads in the same run.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
-import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from _harness import Stopwatch, losses_of, make_parser, write_result
+from _sample_training import make_trainer, sample_pairs, write_training_data
+from torch.utils.flop_counter import FlopCounterMode
 
-REPO = Path(__file__).parents[1]
+PAIRS = 64
+RUNGS = {
+    "plain": {},
+    "fast": {"fast": True},
+    "fast, cached features": {"fast": True, "cache_features": True},
+}
 
 
-def milliseconds(call, times: int, batch: int) -> float:
-    """CPU milliseconds a sample: the median of `times` calls, after one that warms up."""
+def cpu_milliseconds(call: Callable[[], Any], times: int, samples: int = 1) -> float:
+    """Give CPU milliseconds a sample: the median of `times` calls, after one that warms up."""
     call()
     spent = []
     for _ in range(times):
-        began = time.process_time()
+        watch = Stopwatch()
         call()
-        spent.append(time.process_time() - began)
-    return round(1000 * statistics.median(spent) / batch, 1)
+        spent.append(watch.read().cpu)
+    return round(1000 * statistics.median(spent) / samples, 1)
 
 
 def product_gflops(side: int = 1536) -> float:
-    """Speed of a large product in GFLOP a CPU second."""
-    a = torch.randn(side, side)
-    return 2 * side**3 / (milliseconds(lambda: a @ a, 5, 1) / 1000) / 1e9
+    """Measure the speed of a large product in GFLOP a CPU second."""
+    matrix = torch.randn(side, side)
+    seconds = cpu_milliseconds(lambda: matrix @ matrix, times=5) / 1000
+    return 2 * side**3 / seconds / 1e9
 
 
-def measure(keys: dict, data: Path, folder: Path, options) -> dict:
-    """Build the trainer of the course's settings and time its parts."""
-    from torch.utils.flop_counter import FlopCounterMode
+def measure(
+    keys: dict[str, Any], data: Path, folder: Path, options: argparse.Namespace
+) -> tuple[dict[str, float], list[float]]:
+    """Train with the course's settings and some keys; time the parts of a step.
 
-    from medtune import train
-
-    settings = {"data": data, "model_name_or_path": REPO / "data" / "tiny-vlm", "output_dir": folder, "lora_r": 16}
-    settings |= {"lora_alpha": 32, "learning_rate": 4e-3, "per_device_train_batch_size": options.batch, "use_cpu": True}
-    settings |= {"max_steps": options.steps, "save_strategy": "no", "disable_tqdm": True, "logging_steps": 1} | keys
-    parsed = train.parse_arguments([part for key, value in settings.items() for part in (f"--{key}", str(value))])
-    trainer = train.build_trainer(*parsed)
+    Returns
+    -------
+    dict : milliseconds a sample of each part, and the arithmetic.
+    list : the loss of every step.
+    """
+    settings = {
+        "data": data,
+        "output_dir": folder,
+        "learning_rate": 4e-3,
+        "per_device_train_batch_size": options.batch,
+        "max_steps": options.steps,
+    }
+    trainer, _, _ = make_trainer(settings | keys)
     trainer.train()
-    rows, model = trainer.train_dataset.select(range(options.batch)), trainer.model
-    batch = trainer._prepare_inputs(trainer.data_collator([dict(row) for row in rows]))
-    core, size = model.get_base_model().model, (options.steps, options.batch)
+    model = trainer.model
+    core = model.get_base_model().model
+    rows = trainer.train_dataset.select(range(options.batch))
+
+    def collate():
+        return trainer.data_collator([dict(row) for row in rows])
+
+    batch = trainer._prepare_inputs(collate())
 
     @torch.no_grad()
     def look():
         core.get_image_features(batch["pixel_values"], batch["image_grid_thw"])
 
+    @torch.no_grad()
     def forward():
-        with torch.no_grad():
-            trainer.compute_loss(model, dict(batch))
+        trainer.compute_loss(model, dict(batch))
 
-    def both():
+    def forward_and_backward():
         trainer.compute_loss(model, dict(batch)).backward()
 
+    def timed(call: Callable[[], Any]) -> float:
+        return cpu_milliseconds(call, options.steps, options.batch)
+
     with FlopCounterMode(display=False) as counter:
-        both()
-    row = {"read and collate": milliseconds(lambda: trainer.data_collator([dict(row) for row in rows]), *size)}
-    row |= {"vision forward": milliseconds(look, *size), "forward": milliseconds(forward, *size)}
-    row |= {"forward and backward": milliseconds(both, *size)}
-    row |= {"GFLOP a sample": round(counter.get_total_flops() / options.batch / 1e9, 2)}
-    return row | {"losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]}
+        forward_and_backward()
+    row = {
+        "read and collate": timed(collate),
+        "vision forward": timed(look),
+        "forward": timed(forward),
+        "forward and backward": timed(forward_and_backward),
+        "GFLOP a sample": round(counter.get_total_flops() / options.batch / 1e9, 2),
+    }
+    return row, losses_of(trainer.state.log_history)
+
+
+def largest_difference(losses: Sequence[float], others: Sequence[float]) -> float:
+    """Give the largest relative difference of two curves."""
+    return max(abs(one / other - 1) for one, other in zip(losses, others, strict=True))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    from medtune import convert
-    from medtune.data import load_pairs
 
-    found = {"threads": torch.get_num_threads(), "GFLOP a CPU second": round(product_gflops(), 1), "rows": {}}
-    rungs = {"plain": {}, "fast": {"fast": True}, "fast, cached features": {"fast": True, "cache_features": True}}
+    gflops = round(product_gflops(), 1)
+    rows = {}
+    losses = {}
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch) / "data"
-        pairs = load_pairs(str(REPO / "data" / "sample" / "sample.parquet")).select(range(64))
-        convert.convert_pairs(pairs, data, splits=["train"] * 64)
-        for number, (name, keys) in enumerate(rungs.items()):
-            row = measure(keys, data, Path(scratch) / str(number), options)
-            work, spent = row["GFLOP a sample"], row["read and collate"] + row["forward and backward"]
-            row |= {"share of arithmetic": round(1000 * work / found["GFLOP a CPU second"] / spent, 2)}
-            row |= {"samples a CPU second": round(1000 / spent, 1)}
-            found["rows"][name] = row
-            print(name, {key: value for key, value in row.items() if key != "losses"}, flush=True)
-    plain = found["rows"]["plain"]["losses"]
-    for name, row in found["rows"].items():
-        worst = max(abs(a / b - 1) for a, b in zip(row.pop("losses"), plain, strict=True))
+        write_training_data(sample_pairs().select(range(PAIRS)), data)
+        for number, (name, keys) in enumerate(RUNGS.items()):
+            row, losses[name] = measure(keys, data, Path(scratch) / str(number), options)
+            spent = row["read and collate"] + row["forward and backward"]
+            row["share of arithmetic"] = round(1000 * row["GFLOP a sample"] / gflops / spent, 2)
+            row["samples a CPU second"] = round(1000 / spent, 1)
+            rows[name] = row
+            print(name, row, flush=True)
+    for name, row in rows.items():
+        worst = largest_difference(losses[name], losses["plain"])
         row["losses differ by"] = f"{worst:.0e}"
         print(f"{name}: losses differ from the plain ones by {worst:.0e}")
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        found = {"threads": torch.get_num_threads(), "GFLOP a CPU second": gflops, "rows": rows}
+        write_result(options.json, found)
 
 
 if __name__ == "__main__":

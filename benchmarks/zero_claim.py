@@ -1,72 +1,119 @@
-"""ZeRO-2 or ZeRO-3, large batch or small: does the loss follow the stage or the number of optimizer steps?
+"""ZeRO-2 or ZeRO-3, large batch or small: what does the loss follow, the stage or the steps?
 
     python benchmarks/zero_claim.py DATA OUT.json [--samples 512] [--seeds 3]
 
-A published recipe compared ZeRO-3 at batch 32 with ZeRO-2 at batch 4 and blamed the stage. This runs the two cells that
-it ran and the two that it left out, on the tiny base model and two ranks, with its ratio of 8 to 1. Everything else is
-equal: the samples and their order, the learning rate and its schedule, one epoch.
+DATA is a folder of `medtune convert`. A published recipe compared ZeRO-3 at batch 32 with ZeRO-2 at
+batch 4 and blamed the stage. This runs the two cells that it ran and the two that it left out, on
+the tiny base model and two ranks, with its ratio of 8 to 1. Everything else is equal: the samples
+and their order, the learning rate and its schedule, one epoch. Notebook 04 does it with one seed.
 """
 
 import argparse
+import itertools
 import json
-import os
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
-REPO = Path(__file__).parents[1]
-STAGES, BATCHES = ("zero2", "zero3"), (4, 32)
+from _harness import (
+    TINY_MODEL,
+    environment_of_ranks,
+    losses_of,
+    make_parser,
+    read_log,
+    to_arguments,
+    torchrun,
+    write_result,
+)
+
+from medtune import training
+
+STAGES = ("zero2", "zero3")
+BATCHES = (4, 32)
+RANKS = 2
+# What all runs share.
+SETTINGS = {
+    "lora_r": 8,
+    "lora_alpha": 16,
+    "learning_rate": 2e-3,
+    "lr_scheduler_type": "cosine",
+    "dtype": "float32",
+    "bf16": False,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "eval_strategy": "steps",
+    "eval_samples": 32,
+    "disable_tqdm": True,
+}
 
 
-def cells(data: Path, folder: Path, samples: int, seeds: int) -> list[dict]:
-    """The arguments of every run."""
-    common = {"model_name_or_path": str(REPO / "data" / "tiny-vlm"), "data": str(data), "disable_tqdm": True}
-    common |= {"lora_r": 8, "lora_alpha": 16, "learning_rate": 2e-3, "lr_scheduler_type": "cosine", "logging_steps": 1}
-    common |= {"save_strategy": "no", "dtype": "float32", "bf16": False, "eval_samples": 32}
+def make_runs(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """Give the settings of every run."""
     runs = []
-    for seed in range(seeds):
-        for stage in STAGES:
-            for batch in BATCHES:
-                run = {"seed": seed, "deepspeed": stage, "per_device_train_batch_size": batch // 2}
-                run |= {"max_steps": samples // batch, "eval_strategy": "steps", "eval_steps": samples // batch}
-                runs.append(common | run | {"output_dir": str(folder / f"{stage}-{batch}-{seed}")})
+    for seed, stage, batch in itertools.product(range(options.seeds), STAGES, BATCHES):
+        steps = options.samples // batch
+        run = {
+            "model_name_or_path": str(TINY_MODEL),
+            "data": str(options.data.resolve()),
+            "output_dir": str(folder / f"{stage}-{batch}-{seed}"),
+            "seed": seed,
+            "deepspeed": stage,
+            "per_device_train_batch_size": batch // RANKS,
+            "max_steps": steps,
+            "eval_steps": steps,
+        }
+        runs.append(SETTINGS | run)
     return runs
 
 
+def train_all(file: Path) -> None:
+    """Train the runs of a file one after the other, as one of the ranks."""
+    for run in json.loads(file.read_text()):
+        training.main(to_arguments(run))
+
+
+def result_of(run: dict[str, Any]) -> dict[str, Any]:
+    """Read what a run left."""
+    log = read_log(run["output_dir"])
+    held_out = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
+    return {
+        "seed": run["seed"],
+        "stage": run["deepspeed"],
+        "batch": RANKS * run["per_device_train_batch_size"],
+        "steps": run["max_steps"],
+        "eval_loss": held_out[-1],
+        "losses": losses_of(log),
+    }
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = make_parser(__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rank", action="store_true", help="this is one of the two ranks")
+    # this is one of the two ranks, and DATA is the file of the runs
+    parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rank:
-        from medtune import train
-
-        for run in json.loads(options.data.read_text()):
-            train.main([part for key, value in run.items() for part in (f"--{key}", str(value))])
+        train_all(options.data)
         return
     folder = Path(tempfile.mkdtemp())
-    runs = cells(options.data.resolve(), folder, options.samples, options.seeds)
-    (folder / "runs.json").write_text(json.dumps(runs))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
-    command += ["--rdzv-endpoint", "127.0.0.1:0", __file__, "--rank", str(folder / "runs.json"), "-"]
-    path = os.pathsep.join([str(REPO / "src"), os.environ.get("PYTHONPATH", "")])
-    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": path})
+    runs = make_runs(options, folder)
+    file = folder / "runs.json"
+    file.write_text(json.dumps(runs))
+    command = [*torchrun(RANKS), __file__, "--rank", str(file), "-"]
+    subprocess.run(command, check=True, env=environment_of_ranks())
     results = []
     for run in runs:
-        log = json.loads((Path(run["output_dir"]) / "log.json").read_text())
-        row = {"seed": run["seed"], "stage": run["deepspeed"], "batch": 2 * run["per_device_train_batch_size"]}
-        losses = [entry["loss"] for entry in log if "loss" in entry]
-        row |= {"steps": run["max_steps"], "eval_loss": [e["eval_loss"] for e in log if "eval_loss" in e][-1]}
-        results.append(row | {"losses": losses})
-        print({key: value for key, value in row.items() if key != "losses"})
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    settings = {key: value for key, value in runs[0].items() if key not in ("data", "output_dir", "model_name_or_path")}
-    about = {"samples": options.samples, "settings": settings, "results": results}
-    options.out.write_text(json.dumps(about, indent=1) + "\n")
+        result = result_of(run)
+        results.append(result)
+        print({key: value for key, value in result.items() if key != "losses"})
+    paths = ("data", "output_dir", "model_name_or_path")
+    settings = {key: value for key, value in runs[0].items() if key not in paths}
+    found = {"samples": options.samples, "settings": settings, "results": results}
+    write_result(options.out, found)
 
 
 if __name__ == "__main__":

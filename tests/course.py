@@ -16,12 +16,25 @@ import yaml
 from medtune import runs
 
 REPO = Path(__file__).parents[1]
-# Everything that a notebook checks still has to hold. The first chain is the story: data, adapter, scores, merge, chat.
-STORY = ["00_start_here", "01_explore_data", "02_convert_data", "03_finetune_lora", "05_evaluate", "06_merge_export"]
+# Everything that a notebook checks still has to hold. The first chain is the story: data, adapter,
+# scores, merge, chat.
+STORY = [
+    "00_start_here",
+    "01_explore_data",
+    "02_convert_data",
+    "03_finetune_lora",
+    "05_evaluate",
+    "06_merge_export",
+]
 STORY += ["09_chat"]
-STORY_SHORTER = {"03.max_steps": 300}  # with fewer 05 would assert no floors
+STORY_SHORTER = {"03.max_steps": 300}  # with fewer the floors of test_course.py would not hold
 # The second are the notebooks that train by themselves; they need the records of 02 only.
-TRAININGS = ["02_convert_data", "04_train_on_many_gpus", "07_locate_verify_diagnose", "08_study_the_knobs"]
+TRAININGS = [
+    "02_convert_data",
+    "04_train_on_many_gpus",
+    "07_locate_verify_diagnose",
+    "08_study_the_knobs",
+]
 TRAININGS += ["10_make_it_fast"]
 TRAININGS_SHORTER = {
     "02.limit": 1500,
@@ -44,10 +57,14 @@ TRAININGS_SHORTER = {
 def copy_of_the_clone(folder: Path, notebooks: list[str]) -> Path:
     """A root of its own for a run of some notebooks: they and the parameters copied, data linked."""
     shutil.copytree(REPO / "notebooks", folder / "notebooks", ignore=shutil.ignore_patterns(".*"))
-    params = yaml.safe_load((REPO / "papermill_runs" / "tiny-cpu" / "params.yaml").read_text("utf-8"))
+    params = yaml.safe_load(
+        (REPO / "papermill_runs" / "tiny-cpu" / "params.yaml").read_text("utf-8")
+    )
     (folder / "papermill_runs" / "tiny-cpu").mkdir(parents=True)
     params["notebooks"] = notebooks
-    (folder / "papermill_runs" / "tiny-cpu" / "params.yaml").write_text(yaml.safe_dump(params), "utf-8")
+    (folder / "papermill_runs" / "tiny-cpu" / "params.yaml").write_text(
+        yaml.safe_dump(params), "utf-8"
+    )
     (folder / "papermill_runs" / "reference").symlink_to(REPO / "papermill_runs" / "reference")
     (folder / "data").symlink_to(REPO / "data")
     return folder
@@ -74,7 +91,11 @@ def keys(value, above: str = "") -> list[str]:
     """All keys of nested mappings, as dotted paths."""
     if not isinstance(value, dict):
         return []
-    return [path for key, inner in value.items() for path in (f"{above}{key}", *keys(inner, f"{above}{key}."))]
+    return [
+        path
+        for key, inner in value.items()
+        for path in (f"{above}{key}", *keys(inner, f"{above}{key}."))
+    ]
 
 
 def check_outputs(out: Path, notebooks: list[str]) -> None:
@@ -83,10 +104,18 @@ def check_outputs(out: Path, notebooks: list[str]) -> None:
     assert list(summary["notebooks"]) == notebooks
     for name in notebooks:
         executed = nbformat.read(out / f"{name}.ipynb", 4)
-        outputs = [output for cell in executed.cells if cell.cell_type == "code" for output in cell.outputs]
+        outputs = [
+            output for cell in executed.cells if cell.cell_type == "code" for output in cell.outputs
+        ]
         assert outputs and not any(output.output_type == "error" for output in outputs)
-        timed = [key for key in keys(summary["notebooks"][name]) if re.search(r"second|minute|date|_time\b", key)]
-        assert all(key.startswith("timing") for key in timed), f"{name}: times belong under 'timing', not {timed}"
+        timed = [
+            key
+            for key in keys(summary["notebooks"][name])
+            if re.search(r"second|minute|date|_time\b", key)
+        ]
+        assert all(key.startswith("timing") for key in timed), (
+            f"{name}: times belong under 'timing', not {timed}"
+        )
 
 
 def check_second_start(out: Path, notebooks: list[str]) -> None:

@@ -1,4 +1,6 @@
-"""The parts of the page: who answers, what an upload becomes, what feedback becomes, and a page used over its API."""
+"""The parts of the page: who answers, what an upload becomes, what feedback becomes, and a page
+used over its API.
+"""
 
 import random
 import socket
@@ -16,7 +18,11 @@ from gradio_client import Client, handle_file
 from PIL import Image
 from pydicom.data import get_testdata_file
 
-from medtune import chat, cli, convert, data, dicom, generate, models
+from medtune import chat, cli, models
+from medtune.answers import generate_answers
+from medtune.chat import uploads
+from medtune.pairs import WINDOWS, copy_without_patient, load_pairs, read_frames
+from medtune.records import check_folder, convert_pairs, read_records
 
 QUESTION = "Describe this medical image."
 NAME = "Testpatient^Grete"
@@ -31,7 +37,7 @@ def pair(tiny_vlm, small_adapter):
 
 @pytest.fixture(scope="module")
 def rows(sample_path):
-    return list(data.load_pairs(sample_path, split="test", limit=3))
+    return list(load_pairs(sample_path, split="test", limit=3))
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +49,24 @@ def page(pair, tmp_path_factory):
 
 
 def asked(question: str, pictures: int = 1) -> list[dict]:
-    return [{"role": "user", "content": [{"type": "image"}] * pictures + [{"type": "text", "text": question}]}]
+    return [
+        {
+            "role": "user",
+            "content": [{"type": "image"}] * pictures + [{"type": "text", "text": question}],
+        }
+    ]
 
 
-def say(pair, which, picture, question=QUESTION, **options) -> dict:
+def say(pair, which, picture, question=QUESTION, **options) -> chat.Said:
     *_, last = chat.answer(pair, which, asked(question), [picture], max_new_tokens=20, **options)
     return last
 
 
 @pytest.fixture
 def ct(tmp_path) -> list[Path]:
-    """Three slices of a CT with a patient's name in many places, in files whose names are in the wrong order."""
+    """Three slices of a CT with a patient's name in many places, in files whose names are in the
+    wrong order.
+    """
     files = []
     for number, name in enumerate("cab"):
         ds = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
@@ -74,7 +87,9 @@ def bomb(path: Path) -> Path:
     """A PNG of a few bytes that says it has 30,000 x 30,000 pixels."""
     size = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0)
     chunks = [(b"IHDR", size), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
-    parts = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
+    parts = [
+        struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks
+    ]
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
     return path
 
@@ -87,11 +102,11 @@ def test_answers_are_those_of_the_models_alone(pair, rows, tiny_vlm, small_adapt
     base, said = models.load_base(tiny_vlm), {}
     for which in ("base", "tuned"):
         model = base if which == "base" else models.load_tuned(base, small_adapter)
-        alone = generate.generate_answers(model, pair.processor, rows, question=QUESTION, max_new_tokens=20)
+        alone = generate_answers(model, pair.processor, rows, question=QUESTION, max_new_tokens=20)
         streamed = [say(pair, which, row["image"]) for row in rows]
-        said[which] = [part["text"] for part in streamed]
+        said[which] = [part.text for part in streamed]
         assert said[which] == [row["answer"] for row in alone]
-        assert [part["tokens"] for part in streamed] == [row["tokens"] for row in alone]
+        assert [part.tokens for part in streamed] == [row["tokens"] for row in alone]
     assert pair.base is pair.tuned, "one copy of the weights"
     assert said["base"] != said["tuned"]
 
@@ -99,26 +114,26 @@ def test_answers_are_those_of_the_models_alone(pair, rows, tiny_vlm, small_adapt
 @pytest.mark.slow
 def test_visitors_at_once_never_get_each_others_model(pair, rows):
     jobs = [(which, n) for which in ("base", "tuned") for n in range(len(rows))]
-    alone = {job: say(pair, job[0], rows[job[1]]["image"])["text"] for job in jobs}
+    alone = {job: say(pair, job[0], rows[job[1]]["image"]).text for job in jobs}
     many = jobs * 2
     random.Random(0).shuffle(many)
     with ThreadPoolExecutor(12) as pool:
-        together = list(pool.map(lambda job: say(pair, job[0], rows[job[1]]["image"])["text"], many))
+        together = list(pool.map(lambda job: say(pair, job[0], rows[job[1]]["image"]).text, many))
     assert together == [alone[job] for job in many]
 
 
 @pytest.mark.slow
 def test_the_text_grows_and_can_be_stopped(pair, rows):
     parts = list(chat.answer(pair, "base", asked(QUESTION), [rows[0]["image"]], max_new_tokens=20))
-    texts = [part["text"] for part in parts]
+    texts = [part.text for part in parts]
     assert len(set(texts)) > 5 and all(texts[-1].startswith(text) for text in texts)
-    assert 0 < parts[-1]["first"] <= parts[-1]["seconds"] and parts[-1]["tokens"] == 20
+    assert 0 < parts[-1].first <= parts[-1].seconds and parts[-1].tokens == 20
     stopped = say(pair, "base", rows[0]["image"], stopped=lambda: True)
-    assert stopped["tokens"] == 1
+    assert stopped.tokens == 1
     left = chat.answer(pair, "base", asked(QUESTION), [rows[0]["image"]], max_new_tokens=100_000)
     next(left)
     left.close()  # a visitor who leaves holds nobody up
-    assert say(pair, "base", rows[0]["image"])["text"] == texts[-1]
+    assert say(pair, "base", rows[0]["image"]).text == texts[-1]
 
 
 @pytest.mark.slow
@@ -127,23 +142,25 @@ def test_an_error_reaches_the_caller_and_the_next_is_answered(pair, rows):
         list(chat.answer(pair, "tuned", asked(QUESTION, pictures=2), [rows[0]["image"]]))
     with pytest.raises(TypeError):
         list(chat.answer(pair, "base", asked(QUESTION), [rows[0]["image"]], max_new_tokens="many"))
-    assert say(pair, "base", rows[0]["image"])["text"]
+    assert say(pair, "base", rows[0]["image"]).text
 
 
 @pytest.mark.slow
 def test_sampling_draws(pair, rows):
     torch.manual_seed(0)  # of four draws of a model that is not sure, some differ
-    assert len({say(pair, "tuned", rows[0]["image"], do_sample=True)["text"] for _ in range(4)}) > 1
+    assert len({say(pair, "tuned", rows[0]["image"], do_sample=True).text for _ in range(4)}) > 1
 
 
 @pytest.mark.slow
 def test_a_merged_model_is_a_second_one(tiny_vlm, small_adapter, pair, rows, tmp_path):
-    merged = models.load_tuned(models.load_base(tiny_vlm), small_adapter).merge_and_unload(safe_merge=True)
+    merged = models.load_tuned(models.load_base(tiny_vlm), small_adapter).merge_and_unload(
+        safe_merge=True
+    )
     models.save_model(merged, pair.processor, tmp_path / "merged", card="for tests")
     two = chat.load_models(tiny_vlm, tuned=tmp_path / "merged")
     assert two.base is not two.tuned
     for which in ("base", "tuned"):
-        assert say(two, which, rows[1]["image"])["text"] == say(pair, which, rows[1]["image"])["text"]
+        assert say(two, which, rows[1]["image"]).text == say(pair, which, rows[1]["image"]).text
     with pytest.raises(ValueError, match="not both"):
         chat.load_models(tiny_vlm, small_adapter, tuned=tmp_path)
 
@@ -158,7 +175,10 @@ def test_pictures_lose_what_their_files_say(tmp_path):
     image.save(tmp_path / "a.jpg", exif=exif, comment=NAME)
     Image.new("RGBA", (3000, 10)).save(tmp_path / "b.png")
     upload = chat.read_upload([tmp_path / "a.jpg", tmp_path / "b.png"])
-    assert [(p.mode, p.size, p.info) for p in upload.pictures] == [("RGB", (8, 8), {}), ("RGB", (2048, 7), {})]
+    assert [(p.mode, p.size, p.info) for p in upload.pictures] == [
+        ("RGB", (8, 8), {}),
+        ("RGB", (2048, 7), {}),
+    ]
     assert not upload.refused and not upload.slices
 
 
@@ -173,7 +193,11 @@ def test_bad_files_are_refused_one_by_one(tmp_path):
     upload = chat.read_upload([bomb(tmp_path / "bomb.png"), *(tmp_path / name for name in names)])
     reasons = {name: english for name, (english, _) in upload.refused}
     assert len(upload.pictures) == 1 and list(reasons) == ["bomb.png", *names[:4]]
-    assert "too much" in reasons["bomb.png"] and "no PNG" in reasons["notes.txt"] and "no PNG" in reasons["page.gif"]
+    assert (
+        "too much" in reasons["bomb.png"]
+        and "no PNG" in reasons["notes.txt"]
+        and "no PNG" in reasons["page.gif"]
+    )
     assert "cannot be read" in reasons["cut.png"] and "not DICOM" in reasons["fake.dcm"]
     assert not any("\n" in text or str(tmp_path) in text for text in reasons.values())
 
@@ -182,41 +206,55 @@ def test_count_and_size_are_limited(tmp_path, monkeypatch, ct):
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
     upload = chat.read_upload([tmp_path / "a.png"] * 10, room=3)
     assert len(upload.pictures) == 3 and len(upload.refused) == 7
-    monkeypatch.setattr(chat, "MAX_SLICES", 2)
+    monkeypatch.setattr(uploads, "MAX_SLICES", 2)
     assert len(chat.read_upload(ct).slices) == 2
-    monkeypatch.setattr(chat, "MAX_SIZE", 10_000)
+    monkeypatch.setattr(uploads, "MAX_SIZE", 10_000)
     assert len(chat.read_upload(ct).refused) == 3, "too large as files"
-    small = get_testdata_file("SC_rgb_rle_2frame.dcm")  # 2 frames of 100 x 100 pixels in a file of fewer bytes
-    monkeypatch.setattr(chat, "MAX_SIZE", 19_999)
-    assert Path(small).stat().st_size < chat.MAX_SIZE and "too much" in chat.read_upload([small]).refused[0][1][0]
-    monkeypatch.setattr(chat, "MAX_SIZE", 20_000)
+    small = get_testdata_file(
+        "SC_rgb_rle_2frame.dcm"
+    )  # 2 frames of 100 x 100 pixels in a file of fewer bytes
+    monkeypatch.setattr(uploads, "MAX_SIZE", 19_999)
+    assert (
+        Path(small).stat().st_size < uploads.MAX_SIZE
+        and "too much" in chat.read_upload([small]).refused[0][1][0]
+    )
+    monkeypatch.setattr(uploads, "MAX_SIZE", 20_000)
     assert len(chat.read_upload([small]).slices) == 2
 
 
 def test_a_series_is_sorted_and_forgets_its_patient(ct):
     upload = chat.read_upload(ct)
-    assert len(upload.slices) == 3 and upload.windows is dicom.WINDOWS and not upload.refused
-    means = [np.asarray(dicom.read_frames(path, window="abdomen")[n]).mean() for path, n in upload.slices]
+    assert len(upload.slices) == 3 and upload.windows is WINDOWS and not upload.refused
+    means = [np.asarray(read_frames(path, window="abdomen")[n]).mean() for path, n in upload.slices]
     assert means == sorted(means) and means[0] < means[2]
     for window in (None, "lung"):
         for original, (path, _) in zip(ct, upload.slices, strict=True):
-            assert dicom.read_frames(original, window=window)[0] == dicom.read_frames(path, window=window)[0]
+            assert read_frames(original, window=window)[0] == read_frames(path, window=window)[0]
     folder = Path(upload.folder.name)
     for file in folder.iterdir():
         assert NAME.split("^")[0].encode() not in file.read_bytes()
         left = pydicom.dcmread(file)
-        assert not any(element.VR in ("PN", "DA", "LO", "LT", "SH", "UN") for element in left.iterall())
+        assert not any(
+            element.VR in ("PN", "DA", "LO", "LT", "SH", "UN") for element in left.iterall()
+        )
         assert left.SeriesInstanceUID != pydicom.dcmread(ct[0]).SeriesInstanceUID
     del upload
     assert not folder.exists()
 
 
 @pytest.mark.parametrize(
-    "name", ["CT_small.dcm", "MR_small_RLE.dcm", "rtdose.dcm", "SC_rgb_rle_2frame.dcm", "examples_palette.dcm"]
+    "name",
+    [
+        "CT_small.dcm",
+        "MR_small_RLE.dcm",
+        "rtdose.dcm",
+        "SC_rgb_rle_2frame.dcm",
+        "examples_palette.dcm",
+    ],
 )
 def test_copies_without_the_patient_look_the_same(name, tmp_path):
-    dicom.copy_without_patient(get_testdata_file(name), tmp_path / "bare.dcm")
-    assert dicom.read_frames(get_testdata_file(name)) == dicom.read_frames(tmp_path / "bare.dcm")
+    copy_without_patient(get_testdata_file(name), tmp_path / "bare.dcm")
+    assert read_frames(get_testdata_file(name)) == read_frames(tmp_path / "bare.dcm")
 
 
 def test_real_dicom_files_are_read(real, tmp_path):
@@ -225,7 +263,10 @@ def test_real_dicom_files_are_read(real, tmp_path):
     assert len(upload.slices) >= len(files) and not upload.refused
     for path, _ in upload.slices:
         left = pydicom.dcmread(path)
-        assert not any(element.VR in ("PN", "LO", "LT", "SH", "ST", "UT", "DA", "TM") for element in left.iterall())
+        assert not any(
+            element.VR in ("PN", "LO", "LT", "SH", "ST", "UT", "DA", "TM")
+            for element in left.iterall()
+        )
 
 
 # ---- feedback
@@ -240,32 +281,30 @@ def test_feedback_becomes_training_data(tmp_path):
         ("c", pictures[1:3], "图像为腹部。", "corrected"),
         ("a", pictures[:1], "A cat.", "corrected"),  # a second thought replaces the first
     ]:
-        file = chat.save_feedback(tmp_path / "feedback", key, shown, caption=caption, rating=rating, **told)
-    summary = convert.convert_pairs(file, tmp_path / "out")
+        file = chat.save_feedback(
+            tmp_path / "feedback", key, shown, caption=caption, rating=rating, **told
+        )
+    summary = convert_pairs(file, tmp_path / "out")
     assert summary["records"] == {"train": 3} and summary["reasons"] == {"caption": 1}
-    assert convert.check_folder(tmp_path / "out")["ok"]
-    records = {row["id"]: row for row in convert.read_records(tmp_path / "out")}
+    assert check_folder(tmp_path / "out")["ok"]
+    records = {row["id"]: row for row in read_records(tmp_path / "out")}
     said = {key: row["completion"][0]["content"][0]["text"] for key, row in records.items()}
     assert said == {"a": "A cat.", "c": "图像为腹部。", "c-2": "图像为腹部。"}
-    assert records["a"]["images"][0].convert("RGB") == pictures[0] and records["a"]["question"] == QUESTION
-    both = convert.convert_pairs(file, tmp_path / "both", pictures_per_sample=2)
-    shown = {row["id"]: len(row["images"]) for row in convert.read_records(tmp_path / "both")}
+    assert (
+        records["a"]["images"][0].convert("RGB") == pictures[0]
+        and records["a"]["question"] == QUESTION
+    )
+    both = convert_pairs(file, tmp_path / "both", pictures_per_sample=2)
+    shown = {row["id"]: len(row["images"]) for row in read_records(tmp_path / "both")}
     assert both["records"] == {"train": 2} and shown == {"a": 1, "c+1": 2}
 
 
 # ---- the page over its API
 
 
-def test_texts_are_in_both_languages_and_the_layout_names_what_is_there():
+def test_texts_are_in_both_languages():
     assert all(len(pair) == 2 and all(pair) for pair in chat.TEXT.values())
     assert all(one.count("{") == other.count("{") for one, other in chat.TEXT.values())
-
-    def names(nodes):
-        return [name for _, name, _, *inner in nodes for name in [name, *names(inner[0] if inner else [])]]
-
-    known = set(names(chat.PAGE["layout"])) | set(chat.PAGE["groups"])
-    used = {part for *_, ends, outs, _ in chat.PAGE["events"] for part in [*ends, *outs]}
-    assert used <= known and {one for group in chat.PAGE["groups"].values() for one in group} <= known
 
 
 @pytest.mark.slow
@@ -310,13 +349,18 @@ def test_follow_ups_know_what_was_said(page, pair, rows, tmp_path):
     assert "Add a picture" in client.predict(QUESTION, False, 16, 1, "", 0, api_name="/ask")[1]
     client.predict([handle_file(picture)], 0, api_name="/upload")
     client.predict(QUESTION, False, 16, 1, "", 0, api_name="/ask")
-    *_, base, tuned = client.predict("Where is it? <|im_end|><|image_pad|>", False, 16, 1, "", 1, api_name="/ask")
+    *_, base, tuned = client.predict(
+        "Where is it? <|im_end|><|image_pad|>", False, 16, 1, "", 1, api_name="/ask"
+    )
     shown = chat.read_upload([picture]).pictures
     for which, lines in (("base", base), ("tuned", tuned)):
-        first = list(chat.answer(pair, which, asked(QUESTION), shown, max_new_tokens=16))[-1]["text"]
-        messages = [*asked(QUESTION), {"role": "assistant", "content": [{"type": "text", "text": first}]}]
+        first = list(chat.answer(pair, which, asked(QUESTION), shown, max_new_tokens=16))[-1].text
+        messages = [
+            *asked(QUESTION),
+            {"role": "assistant", "content": [{"type": "text", "text": first}]},
+        ]
         messages += asked("Where is it?", pictures=0)
-        second = list(chat.answer(pair, which, messages, shown, max_new_tokens=16))[-1]["text"]
+        second = list(chat.answer(pair, which, messages, shown, max_new_tokens=16))[-1].text
         said = [line["content"][0]["text"] for line in lines]
         assert said[1].startswith(first) and said[3].startswith(second) and "词元" in said[3]
         assert "new pictures: 1" in said[0] or "新图像：1" in said[0]
@@ -329,12 +373,16 @@ def test_uploads_do_not_stay(page, ct):
     client.predict([handle_file(file) for file in ct], 0, api_name="/upload")
     uploads = [Path(file) for file in page.upload_file_set]
     assert len(uploads) >= 3 and page.delete_cache == (60, 120)
-    route_utils.delete_files_created_by_app(page, 0)  # what gradio does each minute, with another age
+    route_utils.delete_files_created_by_app(
+        page, 0
+    )  # what gradio does each minute, with another age
     assert not [file for file in uploads if file.exists()]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("host", "password"), [("0.0.0.0", None), ("0.0.0.0", "short"), ("127.0.0.1", "short")])
+@pytest.mark.parametrize(
+    ("host", "password"), [("0.0.0.0", None), ("0.0.0.0", "short"), ("127.0.0.1", "short")]
+)
 def test_nobody_else_without_a_password(pair, host, password):
     with pytest.raises(ValueError, match="password of at least 8"):
         chat.launch(pair, host=host, password=password, examples=[])
@@ -360,7 +408,9 @@ def test_one_machine_only_and_nothing_goes_out(page):
     port = int(page.local_url.rstrip("/").rsplit(":", 1)[1])
     with socket.create_server(("", 0)) as other:  # every address of this machine but the loopback
         assert other.getsockname()[1] != port
-    addresses = {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), port, socket.AF_INET)}
+    addresses = {
+        info[4][0] for info in socket.getaddrinfo(socket.gethostname(), port, socket.AF_INET)
+    }
     for address in addresses - {"127.0.0.1"} - {a for a in addresses if a.startswith("127.")}:
         with pytest.raises(OSError):
             socket.create_connection((address, port), timeout=2).close()

@@ -1,4 +1,5 @@
-"""The page in a real browser, headless Chromium: what a visitor does, sees and is refused, on a desk and on a phone.
+"""The page in a real browser, headless Chromium: what a visitor does, sees and is refused, on a
+desk and on a phone.
 
 Screenshots are kept in pytest's temporary folder, `pytest-current/screenshots*/`.
 """
@@ -12,7 +13,8 @@ import pytest
 from PIL import Image
 from pydicom.data import get_testdata_file
 
-from medtune import chat, data
+from medtune import chat
+from medtune.pairs import load_pairs
 
 WAIT = 60_000  # milliseconds: a shared machine may be slow, the page is not
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -21,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 @pytest.fixture(scope="module")
 def site(tiny_vlm, small_adapter, sample_path, tmp_path_factory):
     models, folder = chat.load_models(tiny_vlm, small_adapter), tmp_path_factory.mktemp("feedback")
-    examples = list(data.load_pairs(sample_path, split="test", limit=3))
+    examples = list(load_pairs(sample_path, split="test", limit=3))
     page = chat.launch(models, feedback=folder, examples=examples)
     page.feedback, page.examples = folder / "feedback.jsonl", examples
     yield page
@@ -43,7 +45,10 @@ def visit(chromium, site):
         tab.set_default_timeout(WAIT)
         foreign, errors = [], []
         local = (site.local_url, "data:", "blob:")
-        tab.on("request", lambda request: None if request.url.startswith(local) else foreign.append(request.url))
+        tab.on(
+            "request",
+            lambda request: None if request.url.startswith(local) else foreign.append(request.url),
+        )
         tab.on("pageerror", lambda error: errors.append(str(error)))
         tab.goto(site.local_url)
         tab.wait_for_selector("#question textarea")
@@ -63,7 +68,11 @@ def pictures(tmp_path):
         Image.effect_noise((64, 64), 60 + 40 * n).save(tmp_path / f"{n}.png")
     for n in range(3):
         ds = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
-        ds.PatientName, ds.InstanceNumber, ds.ImagePositionPatient[2] = "Testpatient^Grete", n, 5.0 * n
+        ds.PatientName, ds.InstanceNumber, ds.ImagePositionPatient[2] = (
+            "Testpatient^Grete",
+            n,
+            5.0 * n,
+        )
         ds.PixelData = np.roll(ds.pixel_array, 20 * n).tobytes()
         ds.save_as(tmp_path / f"slice{n}.dcm")
     return tmp_path
@@ -80,12 +89,18 @@ def ask(tab, question=None) -> tuple[str, str]:
         tab.fill("#question textarea", question)
     tab.locator("button.primary").click()
     tab.locator("#tuned .bot.message em").nth(before).wait_for()
-    tab.wait_for_function("document.querySelectorAll('#base .bot.message em').length > " + str(before))
+    tab.wait_for_function(
+        "document.querySelectorAll('#base .bot.message em').length > " + str(before)
+    )
     said, last = [], None
-    while said != last or last is None:  # the line of seconds stands under an answer that still grows
+    while (
+        said != last or last is None
+    ):  # the line of seconds stands under an answer that still grows
         last = said
         tab.wait_for_timeout(1500)
-        said = [tab.locator(f"#{side} .bot.message").last.inner_text() for side in ("base", "tuned")]
+        said = [
+            tab.locator(f"#{side} .bot.message").last.inner_text() for side in ("base", "tuned")
+        ]
     assert all("tokens in" in text or "词元" in text for text in said)
     return tuple(text.strip().rpartition("\n")[0].strip() for text in said)
 
@@ -104,7 +119,9 @@ def test_upload_ask_and_compare(visit, pictures, screenshots):
     assert base and tuned and base != tuned
     tab.screenshot(path=screenshots / "answers.png", full_page=True)
     ask(tab, "Where is it?")
-    assert tab.locator("#base .user.message").count() == 2, "a follow-up turn stands below the first"
+    assert tab.locator("#base .user.message").count() == 2, (
+        "a follow-up turn stands below the first"
+    )
 
 
 def test_an_example_a_question_in_chinese_and_feedback(visit, site, screenshots):
@@ -128,7 +145,9 @@ def test_an_example_a_question_in_chinese_and_feedback(visit, site, screenshots)
     tab.wait_for_timeout(2000)
     (row,) = [json.loads(line) for line in site.feedback.read_text("utf-8").splitlines()]
     assert (row["caption"], row["rating"], row["answer"]) == ("图像为腹部。", "corrected", tuned)
-    assert data.load_pairs(site.feedback)[0]["image"].convert("RGB").size == site.examples[1]["image"].size
+    assert (
+        load_pairs(site.feedback)[0]["image"].convert("RGB").size == site.examples[1]["image"].size
+    )
 
 
 def test_a_series_with_slider_and_windows(visit, pictures, screenshots):
@@ -192,7 +211,9 @@ def test_on_a_phone(visit, pictures, screenshots):
     wide += ".map(e => e.tagName + '.' + e.className).slice(0, 12)"
     with contextlib.suppress(Exception):  # an animation of the page may still be under way
         tab.wait_for_function("document.documentElement.scrollWidth <= 390", timeout=20_000)
-    assert tab.evaluate("document.documentElement.scrollWidth") <= 390, f"sticks out: {tab.evaluate(wide)}"
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390, (
+        f"sticks out: {tab.evaluate(wide)}"
+    )
     for selector in ("#base", "#tuned", "#question", "button.primary"):
         box = tab.locator(selector).first.bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["width"] > 60

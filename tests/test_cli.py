@@ -1,19 +1,24 @@
 """The medtune command: what it prints, and that a mistake is one line on stderr and exit code 1."""
 
-# ruff: noqa: F811 (the fixture root comes from test_runs)
+# ruff: noqa: F811 (the fixture root comes from small_runs)
 
+import io
 import json
+import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
-from test_runs import root, starts, write_notebook, write_params  # noqa: F401
+from small_runs import root, starts, write_notebook, write_params  # noqa: F401
 
 from medtune import __version__, cli
 
+TINY = Path(__file__).parents[1] / "data" / "tiny-vlm"
 SAID = "The region of interest, located in the {} of the image, shows the {}."
 
 
@@ -36,35 +41,76 @@ def pairs(tmp_path: Path) -> Path:
     random = np.random.default_rng(0)
     lines = ["image,id,caption,patient"]
     for i in range(12):
-        Image.fromarray(random.integers(0, 255, (32, 32), dtype="uint8")).save(tmp_path / f"{i}.png")
+        noise = random.integers(0, 255, (32, 32), dtype="uint8")
+        Image.fromarray(noise).save(tmp_path / f"{i}.png")
         lines.append(f"{i}.png,id-{i},Picture number {i} shows noise.,patient-{i % 4}")
     (tmp_path / "captions.csv").write_text("\n".join(lines))
     return tmp_path
 
 
-TINY = Path(__file__).parents[1] / "data" / "tiny-vlm"
-
-
 def write_answers(path: Path, places: list[str], structures: list[str]) -> Path:
-    rows = [
-        {"id": str(i), "answer": SAID.format(place, structure), "reference": SAID.format("center", "liver"), "group": g}
-        for i, (place, structure, g) in enumerate(zip(places, structures, "abcdef", strict=True))
-    ]
+    """Write six answers, each of a group of its own; the references are the liver in the center."""
+    rows = []
+    for i, (place, structure, group) in enumerate(zip(places, structures, "abcdef", strict=True)):
+        rows.append(
+            {
+                "id": str(i),
+                "answer": SAID.format(place, structure),
+                "reference": SAID.format("center", "liver"),
+                "group": group,
+            }
+        )
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
+# ---- the command itself
+
 COMMANDS = [
-    *("run", "list", "params", "reference", "sample"),
-    *("convert", "check", "audit", "evaluate", "compare", "version"),
+    "run",
+    "list",
+    "params",
+    "reference",
+    "sample",
+    "convert",
+    "check",
+    "audit",
+    "evaluate",
+    "compare",
+    "version",
 ]
+# each of these takes a good part of a second, or more
+HEAVY = ["torch", "transformers", "papermill", "datasets", "pandas", "numpy", "pydantic"]
 
 
 def test_help_names_every_subcommand_and_loads_nothing_heavy():
-    code = "import sys, medtune.cli as c\ntry: c.main(['--help'])\nfinally: print(sorted(sys.modules))"
+    code = """import sys, medtune.cli as c
+try: c.main(['--help'])
+finally: print(sorted(sys.modules))"""
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
     assert all(f" {command} " in out for command in COMMANDS)
-    assert "'typer'" in out and "'torch'" not in out and "'papermill'" not in out and "'datasets'" not in out
+    assert "'typer'" in out
+    assert not [module for module in HEAVY if f"'{module}'" in out]
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["params", "small"]])
+def test_looking_at_runs_loads_no_large_library(root, arguments):
+    code = f"""import sys, medtune.cli as c
+try: c.main({[*arguments, "--root", str(root)]})
+finally: print(sorted(sys.modules))"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    loaded = [module for module in ("torch", "papermill", "pandas") if f"'{module}'" in out]
+    assert "small" in out or "02_train" in out
+    assert not loaded
+
+
+def test_every_argument_and_option_has_a_sentence_of_help():
+    group = typer.main.get_command(cli.app)
+    for name, command in group.commands.items():
+        assert command.help, name
+        for parameter in command.params:
+            assert parameter.help, f"{name}: {parameter.name}"
+            assert parameter.help.rstrip()[-1] == ".", f"{name}: {parameter.name}"
 
 
 def test_version(medtune):
@@ -79,14 +125,68 @@ def test_the_installed_command_answers():
     assert done.stderr.startswith("medtune: ")
 
 
+# ---- tables
+
+ROWS = [
+    {"key": "question", "value": "[bold] " + "word " * 60, "score": 0.123456, "none": None},
+    {"key": "图片", "value": "[1, 2]", "score": 12.0, "none": True},
+]
+
+
+def test_in_a_pipe_a_table_is_plain_lines_of_any_length(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    cli._print_table(ROWS)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and "\x1b" not in "".join(lines)
+    assert [line.split()[0] for line in lines] == ["key", "question", "图片"]
+    assert "[bold] " + "word " * 59 + "word" in lines[1] and "0.1235" in lines[1]
+    assert lines[1].endswith("-") and lines[2].split()[-2:] == ["12", "True"]
+    assert all(line == line.rstrip() for line in lines)
+
+
+def test_a_table_without_rows_says_so(capsys):
+    cli._print_table([])
+    assert capsys.readouterr().out == "(none)\n"
+
+
+def test_at_a_terminal_long_values_are_wrapped_and_nothing_is_lost(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "60")
+    cli._print_table([{"key": "path", "value": "x" * 200}])
+    lines = terminal.getvalue().splitlines()
+    assert len(lines) > 4 and "".join(lines).count("x") == 200
+
+
+def test_a_real_terminal_shows_a_table(root):
+    """Through a pseudo terminal, as a user sees it."""
+    ours, theirs = pty.openpty()
+    command = [Path(sys.executable).with_name("medtune"), "list", "--root", root]
+    done = subprocess.run(command, stdout=theirs, stdin=theirs)
+    os.close(theirs)
+    shown = os.read(ours, 10_000).decode()
+    os.close(ours)
+    assert done.returncode == 0 and "small" in shown and "0 of 2" in shown
+
+
+# ---- runs
+
+
 def test_run_prints_a_table_and_continues(medtune, root):
     code, out, _ = medtune("run", "small", "--root", root, "--set", "02.steps=7", "--name", "seven")
     assert code == 0
     assert out.splitlines()[0].split() == ["notebook", "minutes", "results"]
     assert "02_train" in out and "loss 0.0014" in out and "papermill_runs/seven/out/" in out
-    assert medtune("run", "seven", "--root", root)[1].count("finished before and unchanged") == 2
+    _, again, _ = medtune("run", "seven", "--root", root)
+    assert again.count("finished before and unchanged") == 2
     assert starts(root, "02_train", "seven") == 1
-    lines = medtune("list", "--root", root)[1].splitlines()
+    _, listed, _ = medtune("list", "--root", root)
+    lines = listed.splitlines()
     assert [line.split()[0] for line in lines] == ["run", "seven", "small"]
     assert "2 of 2" in lines[1] and "0 of 2" in lines[2]
     code, out, _ = medtune("reference", "seven", "--root", root)
@@ -94,8 +194,9 @@ def test_run_prints_a_table_and_continues(medtune, root):
 
 
 def test_params_shows_values_types_and_meaning(medtune, root):
-    out = medtune("params", "small", "--root", root)[1]
-    assert "02_train" in out and "0.0002" in out and "step size" in out and "Literal['lora', 'qlora']" in out
+    _, out, _ = medtune("params", "small", "--root", root)
+    for shown in ("02_train", "0.0002", "step size", "Literal['lora', 'qlora']"):
+        assert shown in out
 
 
 @pytest.mark.parametrize(
@@ -118,7 +219,8 @@ def test_a_mistake_is_one_line(medtune, root, arguments, message):
 def test_a_failing_notebook_is_one_line_and_debug_shows_more(medtune, root):
     write_notebook(root, "01_look", body="raise ValueError('two\\nlines')")
     code, _, err = medtune("run", "small", "--root", root)
-    assert code == 1 and "01_look failed in cell [5]: ValueError: two lines" in err.splitlines()[-1]
+    last = err.splitlines()[-1]
+    assert code == 1 and "01_look failed in cell [5]: ValueError: two lines" in last
     with pytest.raises(ValueError, match="01_look failed"):
         cli.main(["--debug", "run", "small", "--root", str(root)])
 
@@ -128,7 +230,9 @@ def test_a_full_disk_is_one_line(medtune, root, monkeypatch):
         raise OSError(28, "No space left on device", "out/summary.json")
 
     monkeypatch.setattr("medtune.runs.run", full)
-    assert medtune("run", "small", "--root", root) == (1, "", "medtune: No space left on device: out/summary.json\n")
+    code, out, err = medtune("run", "small", "--root", root)
+    assert (code, out) == (1, "")
+    assert err == "medtune: No space left on device: out/summary.json\n"
 
 
 def test_ctrl_c_says_how_to_go_on(medtune, root, monkeypatch):
@@ -140,23 +244,32 @@ def test_ctrl_c_says_how_to_go_on(medtune, root, monkeypatch):
     assert code == 130 and "'medtune run small' continues" in err
 
 
+# ---- data
+
+
 def test_sample_passes_options_on(root):
     (root / "data").mkdir()
-    (root / "data" / "build_sample.py").write_text("import sys; print(sys.argv[1:]); sys.exit(3)")
-    command = [Path(sys.executable).with_name("medtune"), "sample", "--root", root, "--seed", "7"]
+    script = root / "data" / "build_sample.py"
+    script.write_text("import sys; print(sys.argv[1:]); sys.exit(3)")
+    medtune = Path(sys.executable).with_name("medtune")
+    command = [medtune, "sample", "--root", root, "--seed", "7"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (3, "['--seed', '7']\n")
 
 
 def test_convert_then_check(medtune, pairs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("converted") / "out"
-    code, out, _ = medtune("convert", pairs, folder, "--limit", 5, "--question", "What is shown?")
+    question = "What is shown?"
+    code, out, _ = medtune("convert", pairs, folder, "--limit", 5, "--question", question)
     assert code == 0 and json.loads(out)["records"] == {"train": 5}
-    assert len((folder / "train.jsonl").read_text().splitlines()) == 5
-    assert medtune("check", folder)[0] == 0
-    (folder / "train.jsonl").open("a").write('{"id": "x"}\n')
+    records = folder / "train.jsonl"
+    assert len(records.read_text().splitlines()) == 5
+    code, _, _ = medtune("check", folder)
+    assert code == 0
+    records.open("a").write('{"id": "x"}\n')
     code, out, err = medtune("check", folder)
-    assert code == 1 and "does not conform" in err and err.count("\n") == 1 and len(out.splitlines()) > 2
+    assert code == 1 and "does not conform" in err and err.count("\n") == 1
+    assert len(out.splitlines()) > 2
     code, _, err = medtune("convert", pairs / "none.parquet", folder)
     assert code == 1 and "none.parquet" in err and err.count("\n") == 1
 
@@ -166,29 +279,65 @@ def test_audit_passes_a_split_by_patient_and_fails_one_that_cuts_patients(medtun
     report = json.loads(out)
     assert code == 0 and report["groups_crossing"] == 0 and sum(report["rows"].values()) == 12
     table = pairs / "captions.csv"
-    rows = table.read_text().splitlines()
-    lines = [f"{row},{'test' if i < 4 else 'train'}" for i, row in enumerate(rows[1:])]
-    table.write_text("\n".join([f"{rows[0]},split", *lines]))
+    header, *rows = table.read_text().splitlines()
+    lines = [f"{header},split"]
+    for i, row in enumerate(rows):
+        split = "test" if i < 4 else "train"
+        lines.append(f"{row},{split}")
+    table.write_text("\n".join(lines))
     code, out, err = medtune("audit", pairs, "--column", "patient")
     assert code == 1 and json.loads(out)["groups_crossing"] == 4
     assert "leaks: 4 groups_crossing" in err and err.count("\n") == 1
 
 
-def test_evaluate_and_compare(medtune, tmp_path):
-    places, structures = ["center"] * 6, ["liver"] * 6
-    good = write_answers(tmp_path / "good.jsonl", places, structures)
-    poor = write_answers(tmp_path / "poor.jsonl", ["center"] * 3 + ["upper left"] * 3, ["spleen"] * 6)
+# ---- answers and scores
+
+
+def test_evaluate_scores_a_file_of_answers(medtune, tmp_path):
+    good = write_answers(tmp_path / "good.jsonl", ["center"] * 6, ["liver"] * 6)
     code, out, _ = medtune("evaluate", good)
     scores = json.loads(out)
+    assert code == 0
     assert list(scores) == ["llamafactory", "standard", "finding"]
     assert scores["finding"]["structure_exact"] == 1 and "intervals" in scores["standard"]
-    assert list(json.loads(medtune("evaluate", poor, "--score", "finding")[1])) == ["finding"]
+    _, out, _ = medtune("evaluate", good, "--score", "finding")
+    assert list(json.loads(out)) == ["finding"]
+
+
+def test_without_groups_there_are_scores_and_no_intervals(medtune, tmp_path):
+    rows = [{"id": str(i), "answer": "a liver", "reference": "a liver"} for i in range(3)]
+    # lines end at line feeds only, and blank ones are passed over
+    rows[0]["answer"] = rows[0]["reference"] = "a\u2028liver"
+    file = tmp_path / "answers.jsonl"
+    text = "\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    file.write_text(text, "utf-8")
+    code, out, err = medtune("evaluate", file, "--score", "standard")
+    assert code == 0, err
+    assert "intervals" not in json.loads(out)["standard"]
+
+
+def test_the_answers_of_a_run_are_found_by_its_name(medtune, root, monkeypatch):
+    folder = root / "papermill_runs" / "small" / "out" / "05_evaluate"
+    folder.mkdir(parents=True)
+    write_answers(folder / "predictions_tuned.jsonl", ["center"] * 6, ["liver"] * 6)
+    monkeypatch.chdir(root)
+    code, out, err = medtune("evaluate", "small", "--score", "finding")
+    assert code == 0, err
+    assert json.loads(out)["finding"]["structure_exact"] == 1
+
+
+def test_compare_shows_the_differences_of_two(medtune, tmp_path):
+    good = write_answers(tmp_path / "good.jsonl", ["center"] * 6, ["liver"] * 6)
+    places = ["center"] * 3 + ["upper left"] * 3
+    poor = write_answers(tmp_path / "poor.jsonl", places, ["spleen"] * 6)
     code, out, _ = medtune("compare", good, poor, "--score", "finding")
     rows = {line.split("  ")[0]: line for line in out.splitlines()}
-    assert code == 0 and " 1 " in rows["finding structure_exact"] and " 0.5 " in rows["finding place_exact"]
+    assert code == 0
+    assert " 1 " in rows["finding structure_exact"] and " 0.5 " in rows["finding place_exact"]
     part = tmp_path / "part.jsonl"
     part.write_text("".join(good.read_text().splitlines(keepends=True)[:4]))
-    assert medtune("compare", part, poor, "--score", "finding")[1].startswith("4 shared samples; 0 only in")
+    _, out, _ = medtune("compare", part, poor, "--score", "finding")
+    assert out.startswith("4 shared samples; 0 only in")
     other = tmp_path / "other.jsonl"
     other.write_text(good.read_text().replace('"id": "', '"id": "other-'))
     code, _, err = medtune("compare", good, other)
@@ -196,16 +345,17 @@ def test_evaluate_and_compare(medtune, tmp_path):
 
 
 def test_a_series_is_answered_slice_by_slice(medtune, tmp_path):
-    from PIL import Image
-
-    folder, report, out = tmp_path / "series", tmp_path / "report.txt", tmp_path / "answers.jsonl"
+    folder = tmp_path / "series"
+    report = tmp_path / "report.txt"
+    out = tmp_path / "answers.jsonl"
     folder.mkdir()
     for number in range(3):
         Image.new("RGB", (64, 64), (80 * number,) * 3).save(folder / f"{number}.png")
     report.write_text("There is a solid nodule in the liver.")
     code, text, err = medtune("evaluate", folder, "--model", TINY, "--report", report, "--out", out)
     assert code == 0, err
-    assert len(out.read_text().splitlines()) == 3 and "report: There is a solid nodule" in text
+    assert len(out.read_text().splitlines()) == 3
+    assert "report: There is a solid nodule" in text
     assert sum(line.startswith(("1 ", "2 ", "3 ")) for line in text.splitlines()) == 3
 
 
@@ -213,9 +363,13 @@ def test_evaluate_refuses_what_it_cannot_score(medtune, tmp_path):
     good = write_answers(tmp_path / "good.jsonl", ["center"] * 6, ["liver"] * 6)
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"id": "0", "answer": "x"}\n')
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"id": "0", "answ')
+    needs = "needs JSON with id, answer and reference"
     for arguments, message in [
         (["evaluate", tmp_path / "none.jsonl"], "No such file or directory"),
-        (["evaluate", bad], "bad.jsonl, line 1: needs JSON with id, answer and reference"),
+        (["evaluate", bad], f"bad.jsonl, line 1: {needs}"),
+        (["evaluate", broken], f"broken.jsonl, line 1: {needs}"),
         (["evaluate", good, "--score", "meteor"], "there is no score 'meteor'"),
     ]:
         code, out, err = medtune(*arguments)

@@ -1,4 +1,6 @@
-"""The notebooks that train by themselves: launches, heads, a study. They need the records of 02 only."""
+"""The notebooks that train by themselves: launches, heads, a study. They need the records of 02
+only.
+"""
 
 import json
 from pathlib import Path
@@ -11,7 +13,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory, sample_path) -> Path:
-    return course.run_chain(tmp_path_factory.mktemp("clone"), course.TRAININGS, course.TRAININGS_SHORTER, "short")
+    return course.run_chain(
+        tmp_path_factory.mktemp("clone"), course.TRAININGS, course.TRAININGS_SHORTER, "short"
+    )
 
 
 def test_the_notebooks_run_and_leave_a_summary(out):
@@ -24,4 +28,8 @@ def test_a_second_start_keeps_everything(out):
 
 def test_the_small_study_has_its_runs(out):
     summary = json.loads((out / "08_study_the_knobs" / "summary.json").read_text("utf-8"))
-    assert summary["runs"] == 2 and summary["failed"] == 0 and summary["effects"]["lora_r"]["difference"] == 0
+    assert (
+        summary["runs"] == 2
+        and summary["failed"] == 0
+        and summary["effects"]["lora_r"]["difference"] == 0
+    )

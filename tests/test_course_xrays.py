@@ -15,4 +15,6 @@ def test_real_xrays_go_through_the_notebooks(tmp_path):
     notebooks = [name for name in course.STORY if name != "09_chat"]
     out = course.run_chain(tmp_path, notebooks, {"data": XRAYS, "03.max_steps": 10}, "xrays")
     scores = json.loads((out / "05_evaluate" / "summary.json").read_text("utf-8"))
-    assert scores["n"] < 20 and scores["uses_picture"] is not True, "so few pairs prove nothing, and it says so"
+    assert scores["n"] < 20 and scores["uses_picture"] is not True, (
+        "so few pairs prove nothing, and it says so"
+    )

@@ -1,4 +1,6 @@
-"""JupyterLab as a learner uses it: open a notebook, change a parameter, Run All, see pictures and no error."""
+"""JupyterLab as a learner uses it: open a notebook, change a parameter, Run All, see pictures and
+no error.
+"""
 
 import json
 import os
@@ -15,7 +17,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from medtune import convert, data
+from medtune.pairs import load_pairs
+from medtune.records import convert_pairs
 
 REPO = Path(__file__).parents[1]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -35,10 +38,10 @@ def clone(tmp_path_factory, sample_path) -> Path:
     shutil.copytree(REPO / "notebooks", root / "notebooks", ignore=shutil.ignore_patterns(".*"))
     (root / "papermill_runs" / "tiny-cpu").mkdir(parents=True)
     (root / "data").symlink_to(REPO / "data")
-    pairs = data.load_pairs(sample_path)
+    pairs = load_pairs(sample_path)
     boxed = [row for row, box in enumerate(pairs["has_box"]) if box]
     out = root / "papermill_runs" / "tiny-cpu" / "out" / "02_convert_data" / "data"
-    convert.convert_pairs(pairs.select(boxed[::10]), out)
+    convert_pairs(pairs.select(boxed[::10]), out)
     return root
 
 
@@ -51,10 +54,21 @@ def lab(clone, tmp_path_factory) -> Iterator[str]:
     home = tmp_path_factory.mktemp("home")
     # the tests draw without a screen; a notebook draws into itself
     environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
-    environment |= {"JUPYTER_CONFIG_DIR": str(home), "JUPYTER_DATA_DIR": str(home), "IPYTHONDIR": str(home)}
+    environment |= {
+        "JUPYTER_CONFIG_DIR": str(home),
+        "JUPYTER_DATA_DIR": str(home),
+        "IPYTHONDIR": str(home),
+    }
     options = [f"--port={port}", "--no-browser", "--allow-root", "--IdentityProvider.token=secret"]
     options += ["--LabApp.expose_app_in_browser=True", "--ServerApp.port_retries=0"]
-    command = [sys.executable, "-m", "jupyterlab", "--ip=127.0.0.1", f"--notebook-dir={clone}", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--ip=127.0.0.1",
+        f"--notebook-dir={clone}",
+        *options,
+    ]
     with open(home / "log", "w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
     address = f"http://127.0.0.1:{port}/lab"
@@ -86,7 +100,9 @@ def run_all(page, path: Path) -> list:
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     page.wait_for_function(DONE, timeout=600_000, polling=1000)
     page.keyboard.press("Control+s")
-    page.wait_for_function("() => !jupyterapp.shell.currentWidget.context.model.dirty", timeout=30_000)
+    page.wait_for_function(
+        "() => !jupyterapp.shell.currentWidget.context.model.dirty", timeout=30_000
+    )
     return [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
 
 
@@ -99,15 +115,21 @@ def pictures_seen(page) -> list[int]:
     )
     widths = []
     for index in at:
-        page.evaluate(f"() => jupyterapp.shell.currentWidget.content.scrollToItem({index}, 'start')")
-        picture = page.locator(f".jp-Cell[data-windowed-list-index='{index}'] .jp-RenderedImage img").first
+        page.evaluate(
+            f"() => jupyterapp.shell.currentWidget.content.scrollToItem({index}, 'start')"
+        )
+        picture = page.locator(
+            f".jp-Cell[data-windowed-list-index='{index}'] .jp-RenderedImage img"
+        ).first
         picture.wait_for(timeout=20_000)
         widths.append(picture.evaluate("image => image.naturalWidth"))
     return widths
 
 
 def failures(cells: list) -> list[str]:
-    return [f"{o.ename}: {o.evalue}" for cell in cells for o in cell.outputs if o.output_type == "error"]
+    return [
+        f"{o.ename}: {o.evalue}" for cell in cells for o in cell.outputs if o.output_type == "error"
+    ]
 
 
 def test_run_all_of_01_shows_the_data(chromium, lab, clone):
@@ -116,7 +138,9 @@ def test_run_all_of_01_shows_the_data(chromium, lab, clone):
     assert not failures(cells) and all(cell.execution_count for cell in cells)
     widths = pictures_seen(page)
     assert len(widths) >= 8 and min(widths) > 200
-    assert (clone / "papermill_runs" / "tiny-cpu" / "out" / "01_explore_data" / "summary.json").is_file()
+    assert (
+        clone / "papermill_runs" / "tiny-cpu" / "out" / "01_explore_data" / "summary.json"
+    ).is_file()
     page.close()
 
 

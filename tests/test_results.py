@@ -1,5 +1,6 @@
 """The README's figures: computed from the committed reference runs, and good enough to teach with."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from statistics import mean
 import pytest
 
 REPO = Path(__file__).parents[1]
-sys.path.insert(0, str(REPO / "benchmarks"))
+sys.path.insert(0, str(REPO / "docs" / "figures"))
 import results_table  # noqa: E402
 
 
@@ -22,8 +23,10 @@ def average(runs: list[dict], key: str, column: str) -> float:
 
 
 def test_the_readme_holds_the_table_of_the_runs():
-    script = REPO / "benchmarks" / "results_table.py"
-    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
+    script = REPO / "docs" / "figures" / "results_table.py"
+    done = subprocess.run(
+        [sys.executable, script, "--check"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -41,3 +44,11 @@ def test_it_learned_from_the_picture(runs):
 def test_the_base_knew_the_place_and_no_name(runs):
     assert average(runs, "name_accuracy", "base") == 0
     assert average(runs, "place_accuracy", "tuned") >= average(runs, "place_accuracy", "base") - 5
+
+
+def test_the_heads_of_the_tiny_run_locate_and_verify():
+    reference = REPO / "papermill_runs" / "reference" / "tiny-cpu" / "summary.json"
+    summary = json.loads(reference.read_text("utf-8"))["notebooks"]["07_locate_verify_diagnose"]
+    assert summary["n"] >= 290
+    assert summary["match"]["auroc"] > 0.75
+    assert summary["iou"]["model"] > 2 * summary["iou"]["constant mean box"]

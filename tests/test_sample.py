@@ -1,4 +1,6 @@
-"""The sample set: a caption says what mask and voxels say, and nothing of a held-out slice gets into training."""
+"""The sample set: a caption says what mask and voxels say, and nothing of a held-out slice gets
+into training.
+"""
 
 import csv
 import importlib.util
@@ -15,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from medtune import roi
+from medtune import boxes
 from medtune.captions import entities, parse_caption
-from medtune.data import load_pairs
+from medtune.pairs import load_pairs
 
 REPO = Path(__file__).parents[1]
 SHARE = st.floats(0, 1, allow_nan=False)
@@ -59,8 +61,10 @@ def test_no_group_stands_in_two_splits():
 
 def test_held_out_blocks_are_far_from_each_other():
     """Validation chooses and test judges: no test slice may be a neighbour of a validation slice."""
-    test, validation = ([z for a, b in blocks for z in range(a, b + 1)]
-                        for blocks in (builder.TEST_BLOCKS, builder.VALIDATION_BLOCKS))  # fmt: skip
+    test, validation = (
+        [z for a, b in blocks for z in range(a, b + 1)]
+        for blocks in (builder.TEST_BLOCKS, builder.VALIDATION_BLOCKS)
+    )
     assert min(abs(a - b) for a in test for b in validation) >= builder.GAP
 
 
@@ -73,7 +77,7 @@ def test_the_place_is_that_of_the_helper(x, y):
     x, width = (x, width) if width > 0 else (min(max(x, 0.01), 0.99), 0.01)
     box = (x - width, max(y - 0.01, 0), x + width, min(y + 0.01, 1))
     index = builder.place_index((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
-    assert builder.PLACES[index][0] == roi.place_of(box)
+    assert builder.PLACES[index][0] == boxes.place_of(box)
 
 
 @given(SHARE)
@@ -100,10 +104,15 @@ def test_structures_keep_the_patients_side_in_both_languages():
 
 def test_a_caption_has_no_gaps_where_nothing_borders_and_nothing_is_found():
     words = ("level", "window", "structure", "place", "share", "density")
-    facts = {name + end: "x" for name in words for end in ("", "_zh")} | {"neighbours": [], "finding": None}
+    facts = {name + end: "x" for name in words for end in ("", "_zh")} | {
+        "neighbours": [],
+        "finding": None,
+    }
     english, chinese = builder.write_captions(facts)
     assert "bordered" not in english and "相邻" not in chinese and "None" not in english + chinese
-    assert english.endswith("No focal lesion is seen within it.") and chinese.endswith("其内未见局灶性病变。")
+    assert english.endswith("No focal lesion is seen within it.") and chinese.endswith(
+        "其内未见局灶性病变。"
+    )
 
 
 @pytest.mark.parametrize("width", [3, 4])
@@ -135,15 +144,24 @@ def phantom(monkeypatch):
 
 
 def views(name: str, with_finding: bool, wanted: int = 12):
-    (region,) = (r for r in builder.find_regions(builder.MASK, builder.NAMES, 0) if r["info"][0] == name)
-    made = (builder.make_view(0, region, np.random.default_rng(seed), with_finding) for seed in range(4 * wanted))
+    (region,) = (
+        r for r in builder.find_regions(builder.MASK, builder.NAMES, 0) if r["info"][0] == name
+    )
+    made = (
+        builder.make_view(0, region, np.random.default_rng(seed), with_finding)
+        for seed in range(4 * wanted)
+    )
     return [view for view in made if view][:wanted]
 
 
 def organ_of(view: dict, fill: bool) -> np.ndarray:
-    """The bright connected part under the middle of the box, from the pixels of the picture without a box."""
+    """The bright connected part under the middle of the box, from the pixels of the picture without
+    a box.
+    """
     grey = np.array(Image.open(io.BytesIO(view["pictures"][False])).convert("L"))
-    _, parts = cv2.connectedComponents((grey > (int(grey.min()) + int(grey.max())) / 4 + 20).astype(np.uint8))
+    _, parts = cv2.connectedComponents(
+        (grey > (int(grey.min()) + int(grey.max())) / 4 + 20).astype(np.uint8)
+    )
     x0, y0, x1, y1 = (round(v * 512) for v in view["roi"])
     inside = parts[y0 + 6 : y1 - 6, x0 + 6 : x1 - 6]
     part = (parts == np.bincount(inside[inside > 0]).argmax()).astype(np.uint8)
@@ -158,15 +176,23 @@ def test_the_box_encloses_the_region_after_turn_zoom_and_shift(phantom):
         rows, columns = np.nonzero(organ_of(view, fill=True))
         edges = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
         rim = (edges - np.array(view["roi"]) * 512) * (1, 1, -1, -1)
-        # margin 2 to 6, line 3 to 4; a pixel each way for the threshold on a blurred, compressed edge
+        # margin 2 to 6, line 3 to 4; a pixel each way for the threshold on a blurred, compressed
+        # edge
         assert rim.min() >= 4 and rim.max() <= 11, rim
         assert np.ptp(rim) <= 2
-        assert view["facts"]["density"] == "soft tissue density" and view["facts"]["neighbours"] == ["stomach"]
+        assert view["facts"]["density"] == "soft tissue density" and view["facts"][
+            "neighbours"
+        ] == ["stomach"]
 
 
 def test_a_finding_is_where_and_as_large_as_the_caption_says(phantom):
-    found = [view for view in views("spleen", with_finding=True, wanted=24) if view["facts"]["finding"]]
-    assert len(found) >= 12 and {view["facts"]["finding"] for view in found} == {"cyst", "hypodense lesion"}
+    found = [
+        view for view in views("spleen", with_finding=True, wanted=24) if view["facts"]["finding"]
+    ]
+    assert len(found) >= 12 and {view["facts"]["finding"] for view in found} == {
+        "cyst",
+        "hypodense lesion",
+    }
     checked = 0
     for view in found:
         facts, organ = view["facts"], organ_of(view, fill=True)
@@ -174,7 +200,11 @@ def test_a_finding_is_where_and_as_large_as_the_caption_says(phantom):
         grey = np.array(Image.open(io.BytesIO(view["pictures"][False])).convert("L"))
         inner = cv2.erode(organ.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
         darker = cv2.medianBlur(((grey < 124) & inner).astype(np.uint8), 5) > 0
-        diameter = 2 * np.sqrt(darker.sum() / organ.sum() * phantom["spleen"].sum() / np.pi) * builder.MM_PER_PIXEL
+        diameter = (
+            2
+            * np.sqrt(darker.sum() / organ.sum() * phantom["spleen"].sum() / np.pi)
+            * builder.MM_PER_PIXEL
+        )
         assert diameter == pytest.approx(facts["diameter_mm"], abs=1.5)
         rows, columns = np.nonzero(organ)
         center = [v.mean() for v in np.nonzero(darker)[::-1]]
@@ -195,10 +225,15 @@ def test_no_finding_where_none_fits_or_none_is_known(phantom):
     x, y = truth["center"]
     radius = truth["diameter_mm"] / 2 / builder.MM_PER_PIXEL
     rows, columns = np.nonzero(changed != hu)
-    assert np.hypot(columns - x, rows - y).max() <= radius + 2 and phantom["spleen"][rows, columns].all()
+    assert (
+        np.hypot(columns - x, rows - y).max() <= radius + 2
+        and phantom["spleen"][rows, columns].all()
+    )
 
 
-def test_a_built_set_is_the_same_byte_for_byte_with_any_number_of_workers(phantom, monkeypatch, tmp_path):
+def test_a_built_set_is_the_same_byte_for_byte_with_any_number_of_workers(
+    phantom, monkeypatch, tmp_path
+):
     built = []
     for workers in (1, 2):
         monkeypatch.setattr(builder.os, "cpu_count", lambda workers=workers: workers)
@@ -218,7 +253,11 @@ def test_a_build_that_fails_leaves_nothing(phantom, monkeypatch, tmp_path):
 
 
 def test_a_missing_ct_is_one_line_that_says_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "argv", ["build_sample.py", "--ct-folder", str(tmp_path), "--out", str(tmp_path / "out")])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["build_sample.py", "--ct-folder", str(tmp_path), "--out", str(tmp_path / "out")],
+    )
     with pytest.raises(SystemExit) as stopped:
         builder.main()
     message = str(stopped.value)
@@ -237,7 +276,9 @@ def built(sample_path) -> list[dict]:
 
 def test_the_built_set_keeps_its_split(built):
     for row in built:
-        assert row["split"] == builder.split_of(row["slice"]) and row["group"] == builder.group_of(row["slice"])
+        assert row["split"] == builder.split_of(row["slice"]) and row["group"] == builder.group_of(
+            row["slice"]
+        )
     assert len({row["id"] for row in built}) == len(built)
     assert {row["split"] for row in built} == {"train", "validation", "test"}
 
@@ -251,30 +292,48 @@ def test_each_pair_exists_with_and_without_the_box(built):
 
 
 def test_there_is_enough_to_learn_and_to_ask(built):
-    names = {split: {row["structure"] for row in built if row["split"] == split} for split in ("train", "test")}
+    names = {
+        split: {row["structure"] for row in built if row["split"] == split}
+        for split in ("train", "test")
+    }
     assert len(names["test"]) >= 30 and names["test"] <= names["train"]
-    share = np.mean([row["fields"]["finding"] is not None for row in built if row["split"] == "train"])
+    share = np.mean(
+        [row["fields"]["finding"] is not None for row in built if row["split"] == "train"]
+    )
     assert 0.1 < share < 0.6, "some regions have a finding, some have none"
 
 
 def test_captions_say_the_fields_and_both_languages_say_the_same(built):
     for row in {row["caption"]: row for row in built}.values():
         facts, said = row["fields"], parse_caption(row["caption"])
-        assert (said.structure, said.place, said.level) == (facts["structure"], facts["place"], facts["level"])
+        assert (said.structure, said.place, said.level) == (
+            facts["structure"],
+            facts["place"],
+            facts["level"],
+        )
         assert (said.density, said.neighbours) == (facts["density"], facts["neighbours"])
         assert said.window == facts["window"]
-        assert (said.modality, said.finding, said.size_mm) == ("CT", facts["finding"], facts["diameter_mm"])
-        assert said.finding_place == facts["finding_place"] and (said.negated == ["lesion"]) == (not facts["finding"])
+        assert (said.modality, said.finding, said.size_mm) == (
+            "CT",
+            facts["finding"],
+            facts["diameter_mm"],
+        )
+        assert said.finding_place == facts["finding_place"] and (said.negated == ["lesion"]) == (
+            not facts["finding"]
+        )
         assert entities(row["caption"]) == entities(row["caption_zh"]), row["caption"]
 
 
 def test_place_and_share_follow_from_the_roi(built):
     for row in built:
-        assert roi.place_of(row["roi"]) == row["fields"]["place"]
-        area = roi.area_share(row["roi"])
+        assert boxes.place_of(row["roi"]) == row["fields"]["place"]
+        area = boxes.area_share(row["roi"])
         assert area == pytest.approx(row["fields"]["area_share"])
         share = row["fields"]["share"]
-        assert builder.share_words(area)[0] == share and f"covers {share} of its area" in row["caption"]
+        assert (
+            builder.share_words(area)[0] == share
+            and f"covers {share} of its area" in row["caption"]
+        )
 
 
 # ---- rows made from the CT itself
@@ -307,10 +366,14 @@ def named(names: dict, english: str) -> list[int]:
 
 
 def largest_part(mask: np.ndarray, labels: list[int]) -> np.ndarray:
-    """The largest connected part of any of the labels, found with another library than the builder's."""
+    """The largest connected part of any of the labels, found with another library than the
+    builder's.
+    """
     best = np.zeros(mask.shape, bool)
     for label in labels:
-        count, parts, stats, _ = cv2.connectedComponentsWithStats((mask == label).astype(np.uint8), connectivity=4)
+        count, parts, stats, _ = cv2.connectedComponentsWithStats(
+            (mask == label).astype(np.uint8), connectivity=4
+        )
         if count > 1 and stats[1:, cv2.CC_STAT_AREA].max() > best.sum():
             best = parts == 1 + stats[1:, cv2.CC_STAT_AREA].argmax()
     return best
@@ -326,7 +389,7 @@ def test_structure_density_and_neighbours_follow_from_mask_and_voxels(ct, rows):
         mean = hu[z][part].mean()
         limits = [limit for limit, *_ in builder.DENSITIES]
         index = [density for _, density, _ in builder.DENSITIES].index(facts["density"])
-        assert ([-2000, *limits][index] <= mean < limits[index]), (row["structure"], mean)
+        assert [-2000, *limits][index] <= mean < limits[index], (row["structure"], mean)
         # at most 4 steps away, counted along rows and columns
         steps = cv2.distanceTransform((~part).astype(np.uint8), cv2.DIST_L1, 3)
         ring = mask[z][(steps > 0) & (steps <= 4)]
@@ -336,8 +399,15 @@ def test_structure_density_and_neighbours_follow_from_mask_and_voxels(ct, rows):
             if info and info[0] != row["structure"] and count >= 10:
                 bordering[info[0]] = bordering.get(info[0], 0) + int(count)
         said = facts["neighbours"]
-        assert len(said) == min(2, len(bordering)) and set(said) <= set(bordering), (row["structure"], said, bordering)
-        assert all(bordering[s] >= max([n for k, n in bordering.items() if k not in said], default=0) for s in said)
+        assert len(said) == min(2, len(bordering)) and set(said) <= set(bordering), (
+            row["structure"],
+            said,
+            bordering,
+        )
+        assert all(
+            bordering[s] >= max([n for k, n in bordering.items() if k not in said], default=0)
+            for s in said
+        )
 
 
 @pytest.mark.slow
@@ -347,19 +417,33 @@ def test_the_level_of_the_body_agrees_with_what_the_slice_shows(ct):
         level = next(level for start, level, _ in reversed(builder.LEVELS) if z >= start)
         shown = {names[label] for label in np.unique(mask[z]) if label}
         if level.endswith("abdomen"):
-            assert shown & {"liver", "spleen", "kidney_left", "kidney_right"} and "heart" not in shown, (z, level)
+            assert (
+                shown & {"liver", "spleen", "kidney_left", "kidney_right"} and "heart" not in shown
+            ), (z, level)
         elif level.endswith("chest"):
-            assert any(name.startswith("lung_") for name in shown) and "kidney_left" not in shown, (z, level)
+            assert any(name.startswith("lung_") for name in shown) and "kidney_left" not in shown, (
+                z,
+                level,
+            )
         else:
-            assert not shown & {"heart", "liver", "lung_lower_lobe_left", "lung_lower_lobe_right"}, (z, level)
+            assert not shown & {
+                "heart",
+                "liver",
+                "lung_lower_lobe_left",
+                "lung_lower_lobe_right",
+            }, (z, level)
 
 
 @pytest.mark.slow
 def test_the_box_is_drawn_at_the_roi_and_only_where_the_row_says(rows):
     for row in rows:
-        box = roi.find_box(picture(row))
+        box = boxes.find_box(picture(row))
         if row["has_box"]:
-            assert box is not None and roi.iou(box, row["roi"]) >= 0.98, (row["structure"], box, row["roi"])
+            assert box is not None and boxes.iou(box, row["roi"]) >= 0.98, (
+                row["structure"],
+                box,
+                row["roi"],
+            )
         else:
             assert box is None, row["structure"]
 
@@ -392,7 +476,10 @@ def test_the_same_seed_gives_the_same_rows(ct, rows):
 def test_training_regions_have_several_views_and_held_out_ones_one(ct):
     for z, views in ((6, 2), (12, 1)):
         drawn = [row for row in builder.make_rows((z, 0, 2, 0.6)) if row["has_box"]]
-        counts = {name: sum(row["structure"] == name for row in drawn) for name in {row["structure"] for row in drawn}}
+        counts = {
+            name: sum(row["structure"] == name for row in drawn)
+            for name in {row["structure"] for row in drawn}
+        }
         assert set(counts.values()) == {views}, counts
 
 
@@ -404,4 +491,5 @@ def test_the_built_set_is_what_the_builder_makes_today(rows, built):
         stored = known.get(row["id"])
         assert stored, "the sample set is older than its builder: make sample"
         assert {k: stored[k] for k in ("caption", "caption_zh", "roi")} == {
-            k: row[k] for k in ("caption", "caption_zh", "roi")}  # fmt: skip
+            k: row[k] for k in ("caption", "caption_zh", "roi")
+        }

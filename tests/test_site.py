@@ -1,7 +1,10 @@
-"""The site: it builds without a warning, offline, small, every link leads somewhere, and it works in a browser."""
+"""The site: it builds without a warning, offline, small, every link leads somewhere, and it works
+in a browser.
+"""
 
 import functools
 import http.server
+import importlib
 import re
 import subprocess
 import sys
@@ -14,15 +17,23 @@ import nbformat
 import pytest
 
 REPO = Path(__file__).parents[1]
-for folder in ("docs", "benchmarks"):
+for folder in ("docs", "docs/figures"):
     sys.path.insert(0, str(REPO / folder))
 import build_site  # noqa: E402
 import results_figure  # noqa: E402
 import results_table  # noqa: E402
 
 TEXTS = [
-    *("README.md", "README.zh-CN.md", "CONTRIBUTING.md", "data/README.md", "data/tiny-vlm/README.md"),
-    *sorted(f"docs/{path.name}" for path in (REPO / "docs").glob("*.md") if path.name != "index.md"),
+    *(
+        "README.md",
+        "README.zh-CN.md",
+        "CONTRIBUTING.md",
+        "data/README.md",
+        "data/tiny-vlm/README.md",
+    ),
+    *sorted(
+        f"docs/{path.name}" for path in (REPO / "docs").glob("*.md") if path.name != "index.md"
+    ),
 ]
 LINK = re.compile(r"\[[^\]]*\]\(([^()\s]+)\)")
 slow = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -33,8 +44,12 @@ slow = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_links_of_the_texts_lead_to_files(text):
-    targets = [t for t in LINK.findall((REPO / text).read_text("utf-8")) if not re.match(r"[a-z]+:|#", t)]
-    assert not [target for target in targets if not ((REPO / text).parent / target.split("#")[0]).exists()]
+    targets = [
+        t for t in LINK.findall((REPO / text).read_text("utf-8")) if not re.match(r"[a-z]+:|#", t)
+    ]
+    assert not [
+        target for target in targets if not ((REPO / text).parent / target.split("#")[0]).exists()
+    ]
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -42,7 +57,9 @@ def test_commands_that_the_texts_name_exist(text):
     from medtune.cli import app
 
     known = {command.name or command.callback.__name__ for command in app.registered_commands}
-    code = re.findall(r"`([^`\n]+)`|^(?:\.venv/bin/)?(medtune .*)$", (REPO / text).read_text("utf-8"), re.M)
+    code = re.findall(
+        r"`([^`\n]+)`|^(?:\.venv/bin/)?(medtune .*)$", (REPO / text).read_text("utf-8"), re.M
+    )
     named = [re.match(r"(?:\.venv/bin/)?medtune ([a-z]+)", a or b) for a, b in code]
     assert not {match[1] for match in named if match} - known
 
@@ -58,7 +75,8 @@ def test_both_readmes_show_the_same_things():
     english = [link.replace("results.svg", "results.zh.svg") for link in links("README.md")]
     assert english == links("README.zh-CN.md")
     runs = [
-        set(re.findall(r"`([a-z0-9-]*(?:qwen|gemma)[a-z0-9-]*)`", (REPO / n).read_text("utf-8"))) for n in TEXTS[:2]
+        set(re.findall(r"`([a-z0-9-]*(?:qwen|gemma)[a-z0-9-]*)`", (REPO / n).read_text("utf-8")))
+        for n in TEXTS[:2]
     ]
     assert runs[0] == runs[1] and len(runs[0]) >= 5
 
@@ -66,7 +84,9 @@ def test_both_readmes_show_the_same_things():
 def test_the_picture_shows_the_numbers_of_the_reference_runs():
     drawn = results_figure.bars(results_table.read_runs())
     for name in ("results.svg", "results.zh.svg"):
-        assert results_figure.shown(results_figure.FOLDER / name) == drawn, "run benchmarks/results_figure.py"
+        assert results_figure.shown(results_figure.FOLDER / name) == drawn, (
+            "run docs/figures/results_figure.py"
+        )
 
 
 def test_the_picture_can_be_drawn(tmp_path):
@@ -75,9 +95,10 @@ def test_the_picture_can_be_drawn(tmp_path):
     assert results_figure.shown(tmp_path / "picture.svg") == drawn
 
 
-def test_every_module_stands_in_one_group():
+def test_every_room_stands_in_one_group():
     grouped = [name for names in build_site.GROUPS.values() for name in names]
-    assert len(set(grouped)) == len(grouped) and set(build_site.modules()) <= set(grouped)
+    assert len(set(grouped)) == len(grouped)
+    assert set(build_site.rooms()) == set(grouped)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +108,10 @@ def test_every_module_stands_in_one_group():
         ("[a](CONTRIBUTING.md#tests)", "[a](contributing.md#tests)"),
         ("[`a`](src/nothing.py) and [b](no/)", "`a` and b"),
         ("[a](https://example.org/x) [b](#here)", "[a](https://example.org/x) [b](#here)"),
-        ("![bars of [a] b](docs/images/results.svg)", "![bars of [a] b](../files/docs/images/results.svg)"),
+        (
+            "![bars of [a] b](docs/images/results.svg)",
+            "![bars of [a] b](../files/docs/images/results.svg)",
+        ),
         ("[run](papermill_runs/x/params.yaml)", "[run](../profiles.md#x)"),
     ],
 )
@@ -109,7 +133,9 @@ def site(tmp_path_factory) -> Path:
     """The folder of HTML pages. A warning of Sphinx is an error of the build."""
     out = tmp_path_factory.mktemp("site")
     done = subprocess.run(
-        [sys.executable, REPO / "docs" / "build_site.py", "--out", out], capture_output=True, text=True
+        [sys.executable, REPO / "docs" / "build_site.py", "--out", out],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return out / "html"
@@ -132,7 +158,9 @@ def address(site) -> Iterator[str]:
         def log_message(self, *_) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=site))
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=site)
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
@@ -143,8 +171,16 @@ class TestSite:
     pytestmark = slow
 
     def test_it_has_all_that_was_promised(self, site):
-        wanted = ["index", "recipes", "results", "profiles", "about/zh", "reference/data", "reference/tiny-vlm"]
-        wanted += ["reference/command", *(f"api/{name}" for name in build_site.modules())]
+        wanted = [
+            "index",
+            "recipes",
+            "results",
+            "profiles",
+            "about/zh",
+            "reference/data",
+            "reference/tiny-vlm",
+        ]
+        wanted += ["reference/command", *(f"api/{name}" for name in build_site.rooms())]
         wanted += [f"notebooks/{path.stem}" for path in build_site.executed_notebooks()]
         wanted += [f"runs/{path.parent.name}/{path.stem}" for path in build_site.other_notebooks()]
         wanted += [text[5:-3] for text in TEXTS if text.startswith("docs/")]
@@ -155,7 +191,9 @@ class TestSite:
         assert sum(path.stat().st_size for path in files) < 30e6
 
     def test_every_link_leads_somewhere(self, site, pages):
-        anchors = {path: {tag["id"] for tag in page.find_all(id=True)} for path, page in pages.items()}
+        anchors = {
+            path: {tag["id"] for tag in page.find_all(id=True)} for path, page in pages.items()
+        }
         broken, followed = [], 0
         for path, page in pages.items():
             for tag in page.find_all(["a", "img", "link", "script"]):
@@ -166,7 +204,11 @@ class TestSite:
                 goal = (path.parent / unquote(parts.path)).resolve() if parts.path else path
                 goal = goal / "index.html" if goal.is_dir() else goal
                 inside = goal.is_relative_to(site.resolve())
-                anchored = not parts.fragment or goal not in anchors or unquote(parts.fragment) in anchors[goal]
+                anchored = (
+                    not parts.fragment
+                    or goal not in anchors
+                    or unquote(parts.fragment) in anchors[goal]
+                )
                 followed += 1
                 if not (inside and goal.is_file() and anchored):
                     broken.append(f"{path.relative_to(site)} -> {target}")
@@ -177,32 +219,51 @@ class TestSite:
             (path.name, tag.get("src") or tag.get("href"))
             for path, page in pages.items()
             for tag in page.find_all(["script", "link", "img", "iframe", "video", "source", "form"])
-            if re.match(r"(https?:)?//", tag.get("src") or tag.get("href") or tag.get("action") or "")
+            if re.match(
+                r"(https?:)?//", tag.get("src") or tag.get("href") or tag.get("action") or ""
+            )
         ]
         assert not loaded
         for path in site.rglob("*.css"):
-            assert not re.search(r"(url\(|@import)\s*[\"']?(https?:)?//", path.read_text("utf-8")), path
+            assert not re.search(
+                r"(url\(|@import)\s*[\"']?(https?:)?//", path.read_text("utf-8")
+            ), path
 
     def test_a_notebook_page_shows_what_was_executed(self, pages, site):
         for path in build_site.executed_notebooks():
             page = pages[site / "notebooks" / f"{path.stem}.html"]
             cells = nbformat.read(path, 4).cells
-            figures = [o for c in cells if c.cell_type == "code" for o in c.outputs if "image/png" in o.get("data", {})]
-            assert len(page.select("div.cell_output img")) >= len(figures), path.name
-            assert len(page.select("div.cell_input")) == sum(cell.cell_type == "code" for cell in cells)
-            assert not page.select("div.cell_output .traceback") and "Traceback (most recent" not in page.text
-            folded = sum("solution" in c.metadata.get("tags", []) for c in cells if c.cell_type == "code")
-            assert len(page.select("div.cell details, details.hide")) >= folded > 0, "solutions are folded"
-
-    def test_a_module_page_shows_its_functions(self, pages, site):
-        for name in build_site.modules():
-            module = __import__(f"medtune.{name}", fromlist=["_"])
-            public = [
-                k for k, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__
+            figures = [
+                o
+                for c in cells
+                if c.cell_type == "code"
+                for o in c.outputs
+                if "image/png" in o.get("data", {})
             ]
-            shown = {tag["id"] for tag in pages[site / "api" / f"{name}.html"].select("dt[id]")}
-            missing = {f"medtune.{name}.{key}" for key in public if not key.startswith("_")} - shown
-            assert not missing
+            assert len(page.select("div.cell_output img")) >= len(figures), path.name
+            assert len(page.select("div.cell_input")) == sum(
+                cell.cell_type == "code" for cell in cells
+            )
+            assert (
+                not page.select("div.cell_output .traceback")
+                and "Traceback (most recent" not in page.text
+            )
+            folded = sum(
+                "solution" in c.metadata.get("tags", []) for c in cells if c.cell_type == "code"
+            )
+            assert len(page.select("div.cell details, details.hide")) >= folded > 0, (
+                "solutions are folded"
+            )
+
+    def test_a_room_page_shows_the_functions_of_its_files(self, pages, site):
+        for room, modules in build_site.rooms().items():
+            shown = {tag["id"] for tag in pages[site / "api" / f"{room}.html"].select("dt[id]")}
+            for name in modules:
+                module = importlib.import_module(name)
+                for key, value in vars(module).items():
+                    own = getattr(value, "__module__", "") == name
+                    if own and callable(value) and not key.startswith("_"):
+                        assert f"{name}.{key}" in shown
 
     @pytest.mark.parametrize("words", ["perceptual hash", "微调", "图片打乱", "find_box"])
     def test_search_finds_a_page(self, address, chromium, words):
@@ -227,18 +288,39 @@ class TestSite:
 
     @pytest.mark.parametrize("width", [390, 1280])
     def test_in_the_browser(self, address, chromium, width):
-        """No page asks another host, has an error, or is wider than the screen; every picture is there."""
+        """No page asks another host, has an error, or is wider than the screen; every picture is
+        there.
+        """
         page = chromium.new_page(viewport={"width": width, "height": 844})
         asked, errors = [], []
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("response", lambda response: errors.append(response.url) if response.status >= 400 else None)
-        names = ["index", "about/zh", "recipes", "results", "profiles", "reference/command", "api/index", "api/roi"]
-        for name in [*names, *(f"notebooks/{path.stem}" for path in build_site.executed_notebooks())]:
+        page.on(
+            "response",
+            lambda response: errors.append(response.url) if response.status >= 400 else None,
+        )
+        names = [
+            "index",
+            "about/zh",
+            "recipes",
+            "results",
+            "profiles",
+            "reference/command",
+            "api/index",
+            "api/boxes",
+        ]
+        for name in [
+            *names,
+            *(f"notebooks/{path.stem}" for path in build_site.executed_notebooks()),
+        ]:
             page.goto(f"{address}{name}.html", wait_until="load")
-            sizes = page.eval_on_selector_all("main img", "images => images.map(i => i.complete && i.naturalWidth)")
+            sizes = page.eval_on_selector_all(
+                "main img", "images => images.map(i => i.complete && i.naturalWidth)"
+            )
             assert all(sizes), name
             assert len(sizes) == 1 or name not in ("index", "about/zh"), "the README's picture"
-            assert page.evaluate("document.documentElement.scrollWidth") <= width, f"{name} is too wide"
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, (
+                f"{name} is too wide"
+            )
         assert not errors and not [url for url in asked if not url.startswith((address, "data:"))]
         page.close()

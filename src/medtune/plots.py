@@ -1,52 +1,110 @@
-"""Figures of the course: pictures with boxes, training curves, scores with intervals, answers side by side.
+"""Figures of the course: pictures with boxes, training curves, scores, answers side by side.
 
-Each function returns a ``matplotlib.figure.Figure``: leave it as the last line of a cell, or call ``savefig``. The
-colours are Okabe and Ito's, which colour-blind readers can tell apart.
+Needs numpy and matplotlib; `live_plot` also IPython and transformers. The file stands alone.
+
+Each function returns a `matplotlib.figure.Figure`: leave it as the last line of a cell, or call its
+`savefig`. The colours are Okabe and Ito's, which colour-blind readers can tell apart.
 """
 
+import difflib
 import functools
+import importlib.util
+import itertools
 import math
 import re
+import time
 import unicodedata
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from matplotlib import font_manager
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea, VPacker
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+MARKERS = ["o", "s", "D", "^", "v", "*", "P"]
 GREY = "#666666"
-# Fonts with Chinese characters, as the common systems name them; the last one is a Python package of one font.
-CHINESE = ["Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "PingFang SC", "Heiti SC", "Microsoft YaHei"]
-CHINESE += ["SimHei", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Droid Sans Fallback", "Arial Unicode MS"]
+
+# Fonts with Chinese characters, as the common systems name them.
+CHINESE = [
+    "Noto Sans CJK SC",
+    "Noto Sans SC",
+    "Source Han Sans SC",
+    "PingFang SC",
+    "Heiti SC",
+    "Microsoft YaHei",
+    "SimHei",
+    "WenQuanYi Zen Hei",
+    "WenQuanYi Micro Hei",
+    "Droid Sans Fallback",
+    "Arial Unicode MS",
+]
+# A Python package that holds nothing but such a font.
+FONT_PACKAGE = "noto_cjk_sans_otc"
+
+STYLE = {
+    "font.size": 10,
+    "figure.dpi": 100,
+    "axes.grid": False,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "grid.color": "#dddddd",
+    "legend.frameon": False,
+    # Captions and answers may hold dollar signs, which would start a formula.
+    "text.parse_math": False,
+}
+
+# Words of an answer that the reference lacks are printed in this style.
+LACKING = {"color": "#A03F00", "bbox": {"facecolor": "#FBE3D2", "edgecolor": "none", "pad": 1}}
+
+MarkedWord = tuple[str, bool]  # a word, and whether the reference has it
+
+
+# --- fonts and figures ------------------------------------------------------------------------
 
 
 @functools.cache
 def font_families() -> tuple[str, ...]:
-    """Find fonts for the figures: the usual one, and one with Chinese characters if this machine has any."""
-    import importlib.util
+    """Find fonts for the figures: the usual one, and one with Chinese characters if there is any.
 
-    from matplotlib import font_manager
+    Without one, a single warning says what to install.
 
-    manager, package = font_manager.fontManager, importlib.util.find_spec("noto_cjk_sans_otc")
-    if package and not {*manager.get_font_names()} & {*CHINESE}:
-        manager.addfont(str(package.origin).replace("__init__.py", "NotoSansCJK-Regular.ttc"))
-    chinese = [name for name in CHINESE if name in manager.get_font_names()][:1]
-    if not chinese:  # one hint instead of a warning for each character
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        warnings.warn("No font for Chinese text in figures: pip install noto-cjk-sans-otc", stacklevel=2)
-    return ("DejaVu Sans", *chinese)
+    Examples
+    --------
+    >>> font_families()[0]
+    'DejaVu Sans'
+    """
+    manager = font_manager.fontManager
+    package = importlib.util.find_spec(FONT_PACKAGE)
+    if package and not set(CHINESE) & set(manager.get_font_names()):
+        font = str(package.origin).replace("__init__.py", "NotoSansCJK-Regular.ttc")
+        manager.addfont(font)
+
+    installed = set(manager.get_font_names())
+    for name in CHINESE:
+        if name in installed:
+            return ("DejaVu Sans", name)
+    # Matplotlib warns of each missing character; one hint is enough.
+    warnings.filterwarnings("ignore", message="Glyph .* missing from")
+    hint = "No font for Chinese text in figures: pip install noto-cjk-sans-otc"
+    warnings.warn(hint, stacklevel=2)
+    return ("DejaVu Sans",)
 
 
-def _drawn(function):
-    """Draw with our fonts, and keep pyplot from showing the figure a second time."""
+def _drawn(function: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Let a function draw with our fonts, and keep pyplot from showing its figure a second time."""
 
     @functools.wraps(function)
-    def wrapper(*args, **kwargs):
-        from matplotlib import pyplot as plt
-
-        style = {"font.family": list(font_families()), "font.size": 10, "axes.grid": False, "figure.dpi": 100}
-        style |= {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "grid.color": "#dddddd"}
-        style |= {"text.parse_math": False, "legend.frameon": False, "axes.axisbelow": True}
+    def wrapper(*args, **kwargs) -> Figure:
+        style = STYLE | {"font.family": list(font_families())}
         with plt.rc_context(style):
             figure = function(*args, **kwargs)
         plt.close(figure)
@@ -55,16 +113,46 @@ def _drawn(function):
     return wrapper
 
 
-def _axes(rows: int, columns: int, width: float, height: float, **ratios):
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False, **ratios)
+def _grid_of_axes(
+    rows: int, columns: int, size: tuple[float, float], **ratios: Sequence[float]
+) -> tuple[Figure, np.ndarray]:
+    """Make a figure of a size in inches, and its axes row by row."""
+    figure, axes = plt.subplots(
+        rows, columns, figsize=size, layout="constrained", squeeze=False, **ratios
+    )
     return figure, axes.ravel()
 
 
-def _width(text: str) -> int:
-    """Width of a text in Latin letters: a Chinese character takes two."""
-    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
+def _one_axis(width: float, height: float) -> tuple[Figure, Axes]:
+    figure, axes = _grid_of_axes(1, 1, (width, height))
+    return figure, axes[0]
+
+
+def _show_picture(axis: Axes, image: Any) -> None:
+    axis.imshow(image, cmap="gray")
+    axis.set(xticks=[], yticks=[])
+    axis.set_anchor("S")  # pictures stand on a line, however long their titles are
+    axis.spines[:].set_visible(False)
+
+
+def _draw_box(
+    axis: Axes, image: Any, box: Sequence[float], colour: str, name: str | None = None
+) -> None:
+    """Draw a box (xyxy, 0..1) with a white edge around it, which can be seen on any picture."""
+    width, height = image.size
+    x0, y0, x1, y1 = box
+    # The middle of the first pixel is 0, so the picture begins at -0.5.
+    left = x0 * width - 0.5
+    top = y0 * height - 0.5
+    right = x1 * width - 0.5
+    bottom = y1 * height - 0.5
+    corner, size = (left, top), (right - left, bottom - top)
+    axis.add_patch(Rectangle(corner, *size, fill=False, edgecolor="white", linewidth=3.5))
+    edge = Rectangle(corner, *size, fill=False, edgecolor=colour, linewidth=1.8, label=name)
+    axis.add_patch(edge)
+
+
+# --- words and lines --------------------------------------------------------------------------
 
 
 def split_words(text: str) -> list[str]:
@@ -78,176 +166,387 @@ def split_words(text: str) -> list[str]:
     return re.findall(r"[\u3400-\u9fff][，。、；：（）]*|[^\s\u3400-\u9fff]+", text)
 
 
-def same_words(text: str, reference: str) -> list[tuple[str, bool]]:
+def same_words(text: str, reference: str) -> list[MarkedWord]:
     """Mark the words of a text that stand in the same order in the reference.
+
+    Case and punctuation do not count.
 
     Examples
     --------
     >>> same_words("the left kidney", "the right kidney.")
     [('the', True), ('left', False), ('kidney', True)]
     """
-    import difflib
+    words = split_words(text)
+    others = split_words(reference)
+    # autojunk would ignore the words that are frequent in a long reference.
+    matcher = difflib.SequenceMatcher(a=_plain(words), b=_plain(others), autojunk=False)
+    same: set[int] = set()
+    for block in matcher.get_matching_blocks():
+        same.update(range(block.a, block.a + block.size))
+    return [(word, index in same) for index, word in enumerate(words)]
 
-    words, others = ([word.strip(".,;:，。、；：").lower() for word in split_words(t)] for t in (text, reference))
-    blocks = difflib.SequenceMatcher(a=words, b=others, autojunk=False).get_matching_blocks()
-    same = {index for block in blocks for index in range(block.a, block.a + block.size)}
-    return [(word, index in same) for index, word in enumerate(split_words(text))]
+
+def _plain(words: list[str]) -> list[str]:
+    return [word.strip(".,;:，。、；：").lower() for word in words]
 
 
-def _lines(words: Sequence[tuple[str, bool]], width: int) -> list[list[tuple[str, bool]]]:
-    """Break marked words into lines of at most `width` Latin letters; Chinese words are not spaced."""
-    lines: list[list[tuple[str, bool]]] = [[]]
-    pieces = ((w[i : i + n], m) for w, m in words for n in [width >> (_width(w) > len(w))] for i in range(0, len(w), n))
-    for word, mark in pieces:  # an untrained model may write words without end, and a wide sign takes two places
-        word += "" if _width(word) > len(word) else " "
-        if lines[-1] and _width("".join(said for said, _ in lines[-1]) + word) > width:
+def _text_width(text: str) -> int:
+    """Give the width of a text in Latin letters: a Chinese character takes two."""
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
+
+
+def _is_wide(word: str) -> bool:
+    return _text_width(word) > len(word)
+
+
+def _break_lines(words: Sequence[MarkedWord], width: int) -> list[list[MarkedWord]]:
+    """Break marked words into lines of at most `width` Latin letters."""
+    lines: list[list[MarkedWord]] = [[]]
+    used = 0
+    for word, mark in _short_pieces(words, width):
+        # Chinese is written without spaces.
+        spaced = word if _is_wide(word) else word + " "
+        needed = _text_width(spaced)
+        if lines[-1] and used + needed > width:
             lines.append([])
-        lines[-1].append((word, mark))
+            used = 0
+        lines[-1].append((spaced, mark))
+        used += needed
     return lines
 
 
+def _short_pieces(words: Sequence[MarkedWord], width: int) -> Iterator[MarkedWord]:
+    """Cut words that are longer than a line: an untrained model may write words without end."""
+    for word, mark in words:
+        longest = width // 2 if _is_wide(word) else width
+        for start in range(0, len(word), longest):
+            yield word[start : start + longest], mark
+
+
 def _wrap(text: str, width: int) -> str:
+    """Break a text into lines of at most `width` Latin letters."""
     words = [(word, True) for word in split_words(text)]
-    return "\n".join("".join(word for word, _ in line).rstrip() for line in _lines(words, width))
+    lines = []
+    for line in _break_lines(words, width):
+        lines.append("".join(word for word, _ in line).rstrip())
+    return "\n".join(lines)
 
 
-def _box(axis, image, box, colour: str, label: str | None = None) -> None:
-    from matplotlib.patches import Rectangle
-
-    x0, y0, x1, y1 = (edge * size - 0.5 for edge, size in zip(box, image.size * 2, strict=True))  # from pixel edges
-    for edge, width, name in (("white", 3.5, None), (colour, 1.8, label)):
-        axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=edge, linewidth=width, label=name))
+def _all_names(groups: Iterable[Mapping]) -> list[str]:
+    """Name all that occurs in any of the groups once, in order of appearance."""
+    return list(dict.fromkeys(itertools.chain.from_iterable(groups)))
 
 
-def _show(axis, image) -> None:
-    axis.imshow(image, cmap="gray")
-    axis.set(xticks=[], yticks=[], anchor="S")  # room for long titles
-    axis.spines[:].set_visible(False)
+# --- pictures ---------------------------------------------------------------------------------
 
 
 @_drawn
 def show_gallery(
-    rows: Sequence[Mapping], *, titles: Sequence[str] | None = None, boxes: Sequence | None = None, columns: int = 4
-):
+    rows: Sequence[Mapping],
+    *,
+    titles: Sequence[str] | None = None,
+    boxes: Sequence | None = None,
+    columns: int = 4,
+) -> Figure:
     """Show pictures in a grid, with boxes.
 
     Parameters
     ----------
-    rows : pairs with `image`, or converted records with `images`.
-    titles : one a picture; by default the `id`.
-    boxes : for each picture a box (xyxy, 0..1), a mapping of names to boxes, or None; by default the row's `roi`,
-        unless a box is drawn in the picture already (`has_box`).
+    rows : pairs with `image`, or converted records with `images`, of which the first is shown.
+    titles : one a picture; by default its `id`.
+    boxes : for each picture a box (xyxy, 0..1), a mapping of names to boxes, or None; by default
+        the row's `roi`, unless a box is drawn in the picture already (`has_box`).
+    columns : pictures side by side, at most.
+
+    Returns
+    -------
+    matplotlib.figure.Figure : the figure.
 
     Examples
     --------
     >>> from PIL import Image
-    >>> figure = show_gallery([{"image": Image.new("RGB", (64, 64)), "id": "a", "roi": [0.1, 0.1, 0.5, 0.5]}])
+    >>> row = {"image": Image.new("RGB", (64, 64)), "id": "a", "roi": [0.1, 0.1, 0.5, 0.5]}
+    >>> figure = show_gallery([row])
     >>> len(figure.axes[0].patches)  # the box and its white edge
     2
     """
+    if titles is None:
+        titles = [row.get("id", "") for row in rows]
+    if boxes is None:
+        boxes = [_box_to_draw(row) for row in rows]
+    names = [_wrap(str(title), 36) for title in titles]
+    longest = max((name.count("\n") + 1 for name in names), default=0)
+
     columns = max(1, min(columns, len(rows)))
-    lines = -(-len(rows) // columns)
-    names = [_wrap(str(name), 36) for name in (titles if titles is not None else [row.get("id", "") for row in rows])]
-    height = 3.1 + 0.2 * max((name.count("\n") + 1 for name in names), default=0)
-    figure, axes = _axes(lines, columns, 3.0 * columns, height * lines)
+    lines = math.ceil(len(rows) / columns)
+    height = 3.1 + 0.2 * longest
+    figure, axes = _grid_of_axes(lines, columns, (3.0 * columns, height * lines))
     for axis in axes[len(rows) :]:
         axis.set_visible(False)
-    for number, (axis, row) in enumerate(zip(axes, rows, strict=False)):
+    for number, row in enumerate(rows):
+        axis = axes[number]
         image = row["image"] if "image" in row else row["images"][0]
-        _show(axis, image)
-        drawn = boxes[number] if boxes is not None else None if row.get("has_box") else row.get("roi")
-        drawn = drawn if isinstance(drawn, Mapping) else {None: drawn}
-        for colour, (name, box) in zip(COLOURS * 9, drawn.items(), strict=False):
-            if box is not None:
-                _box(axis, image, box, colour, name)
-        if any(drawn):
-            axis.legend(loc="lower left", fontsize=8, frameon=True)
+        _show_picture(axis, image)
+        _draw_boxes(axis, image, boxes[number])
         axis.set_title(names[number], fontsize=9)
     return figure
 
 
-def _curve(axis, log_history: Sequence[Mapping], key: str, title: str, label: str, colour: str, marker: str) -> None:
-    axis.set(title=title, xlabel="optimizer step")
-    axis.grid(True)
-    if points := [(log["step"], log[key]) for log in log_history if key in log]:
-        axis.plot(*zip(*points, strict=True), color=colour, marker=marker, label=label, linewidth=1.6)
-        axis.legend(fontsize=9)
+def _box_to_draw(row: Mapping) -> Any:
+    """Give the region of interest of a row, unless the picture shows it already."""
+    return None if row.get("has_box") else row.get("roi")
+
+
+def _draw_boxes(axis: Axes, image: Any, boxes: Any) -> None:
+    """Draw one box, several with names, or none."""
+    named = boxes if isinstance(boxes, Mapping) else {None: boxes}
+    for colour, (name, box) in zip(itertools.cycle(COLOURS), named.items(), strict=False):
+        if box is not None:
+            _draw_box(axis, image, box, colour, name)
+    handles, _ = axis.get_legend_handles_labels()
+    if handles:
+        axis.legend(loc="lower left", fontsize=8, frameon=True)
 
 
 @_drawn
-def plot_training(log_history: Sequence[Mapping]):
-    """Draw loss and token accuracy over the steps from ``trainer.state.log_history``, training and evaluation.
+def show_answers(rows: Sequence[Mapping], *, width: int = 58) -> Figure:
+    """Show picture, reference and answers side by side; words that the reference lacks are marked.
+
+    Parameters
+    ----------
+    rows : mappings with `image`, `reference`, `answers` ({"base": text, "tuned": text}), and
+        perhaps `roi` and `id`.
+    width : letters in a line.
+
+    Returns
+    -------
+    matplotlib.figure.Figure : the figure.
 
     Examples
     --------
-    >>> figure = plot_training([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.5}, {"step": 2, "eval_loss": 1.7}])
+    >>> from PIL import Image
+    >>> image = Image.new("RGB", (64, 64))
+    >>> row = {"image": image, "reference": "A spleen.", "answers": {"base": "A frame."}}
+    >>> len(show_answers([row]).axes)
+    3
+    """
+    names = _all_names([row["answers"] for row in rows])
+    texts = []
+    for row in rows:
+        answers = [row["answers"].get(name, "") for name in names]
+        texts.append([row["reference"], *answers])
+
+    heights = [_height_of(line, width) for line in texts]
+    widths = [2.3] + [0.075 * width] * (1 + len(names))
+    size = (sum(widths), sum(heights) + 0.2)
+    figure, axes = _grid_of_axes(
+        len(rows), len(widths), size, height_ratios=heights, width_ratios=widths
+    )
+    titles = ["reference", *names]
+    cells = axes.reshape(-1, len(widths))
+    for row, line, (picture, *columns) in zip(rows, texts, cells, strict=True):
+        _show_source(picture, row)
+        for axis, title, text in zip(columns, titles, line, strict=True):
+            _write_answer(axis, title, same_words(text, line[0]), width)
+    return figure
+
+
+def _height_of(texts: list[str], width: int) -> float:
+    """Give the height in inches of a row that holds these texts, and a picture."""
+    heights = [2.2]
+    for text in texts:
+        lines = _wrap(text, width).count("\n") + 1
+        heights.append(0.4 + 0.2 * lines)
+    return max(heights)
+
+
+def _show_source(axis: Axes, row: Mapping) -> None:
+    _show_picture(axis, row["image"])
+    if row.get("roi") is not None:
+        _draw_box(axis, row["image"], row["roi"], COLOURS[0])
+    axis.set_title(str(row.get("id", ""))[:18], fontsize=8, color=GREY)
+    axis.set_anchor("N")
+
+
+def _write_answer(axis: Axes, title: str, words: list[MarkedWord], width: int) -> None:
+    """Write marked words below a title. Each word is a text of its own, so it can have a colour."""
+    axis.axis("off")
+    lines = [TextArea(title, textprops={"fontsize": 12, "color": GREY})]
+    for line in _break_lines(words or [("(empty)", False)], width):
+        parts = []
+        for word, same in line:
+            style = {"fontsize": 9} if same else {"fontsize": 9} | LACKING
+            parts.append(TextArea(word, textprops=style))
+        lines.append(HPacker(children=parts, pad=0, sep=0, align="baseline"))
+    block = VPacker(children=lines, pad=0, sep=3, align="left")
+    anchored = AnchoredOffsetbox("upper left", child=block, pad=0, borderpad=0.2, frameon=False)
+    # The layout would otherwise shrink all cells to the longest line.
+    axis.add_artist(anchored).set_in_layout(False)
+
+
+# --- training ---------------------------------------------------------------------------------
+
+
+@_drawn
+def plot_training(log_history: Sequence[Mapping]) -> Figure:
+    """Draw loss and token accuracy over the steps, in training and in evaluation.
+
+    The axis of the loss is logarithmic: it shows the step from 0.2 to 0.1 as large as that from 12
+    to 6. If a loss is 0 or below, as some have, the axis is linear.
+
+    Parameters
+    ----------
+    log_history : `trainer.state.log_history`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure : the figure.
+
+    Examples
+    --------
+    >>> log = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.5}, {"step": 2, "eval_loss": 1.7}]
+    >>> figure = plot_training(log)
     >>> [line.get_label() for line in figure.axes[0].lines]
     ['training', 'evaluation']
     """
-    figure, axes = _axes(1, 2, 10, 3.4)
-    for axis, key, title in zip(axes, ("loss", "mean_token_accuracy"), ("loss", "token accuracy"), strict=True):
-        _curve(axis, log_history, key, title, "training", COLOURS[0], ".")
-        _curve(axis, log_history, f"eval_{key}", title, "evaluation", COLOURS[1], "o")
-    axes[1].set_ylim(0, 1)
+    figure, (loss, accuracy) = _grid_of_axes(1, 2, (10, 3.4))
+    loss.set_title("loss")
+    _curve(loss, log_history, "loss", "training", COLOURS[0], ".")
+    _curve(loss, log_history, "eval_loss", "evaluation", COLOURS[1], "o")
+    _use_log_scale(loss)
+
+    accuracy.set_title("token accuracy")
+    _curve(accuracy, log_history, "mean_token_accuracy", "training", COLOURS[0], ".")
+    _curve(accuracy, log_history, "eval_mean_token_accuracy", "evaluation", COLOURS[1], "o")
+    accuracy.set_ylim(0, 1)
     return figure
+
+
+def _curve(  # noqa: PLR0913 - where, what, and how a curve looks
+    axis: Axes, log_history: Sequence[Mapping], key: str, label: str, colour: str, marker: str
+) -> None:
+    """Draw one logged value over the steps, if it was logged."""
+    axis.set_xlabel("optimizer step")
+    axis.grid(True)
+    logs = [log for log in log_history if key in log]
+    if not logs:
+        return
+    steps = [log["step"] for log in logs]
+    values = [log[key] for log in logs]
+    axis.plot(steps, values, color=colour, marker=marker, label=label, linewidth=1.6)
+    axis.legend(fontsize=9)
+
+
+def _use_log_scale(axis: Axes) -> None:
+    """Make the vertical axis logarithmic, with ticks such as 0.2 and 5 instead of powers of ten."""
+    if not axis.lines:
+        return
+    values = np.concatenate([line.get_ydata() for line in axis.lines])
+    if min(values) <= 0:
+        return
+    axis.set_yscale("log")
+    # Within four decades there is room for three ticks in each. Where less than two of these lie
+    # in the range of the values, the locator finds other round numbers.
+    crowded = max(values) > 10_000 * min(values)
+    axis.yaxis.set_major_locator(LogLocator(subs=(1,) if crowded else (1, 2, 5)))
+    axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.yaxis.set_minor_locator(NullLocator())
 
 
 @_drawn
-def plot_tasks(log_history: Sequence[Mapping]):
+def plot_tasks(log_history: Sequence[Mapping]) -> Figure:
     """Draw loss, log-variance and metric of each task that a `medtune.multitask` trainer logged.
+
+    Parameters
+    ----------
+    log_history : `trainer.state.log_history`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure : the figure.
 
     Examples
     --------
-    >>> figure = plot_tasks([{"step": 1, "box_loss": 2.0, "mean_iou": 0.1}, {"step": 2, "box_loss": 1.5}])
+    >>> log = [{"step": 1, "box_loss": 2.0, "mean_iou": 0.1}, {"step": 2, "box_loss": 1.5}]
+    >>> figure = plot_tasks(log)
     >>> [[line.get_label() for line in axis.lines] for axis in figure.axes]
     [['box'], [], ['box: mean iou']]
     """
-    figure, axes = _axes(1, 3, 12, 3.4)
+    figure, (loss, variance, metric) = _grid_of_axes(1, 3, (12, 3.4))
+    loss.set_title("loss")
+    variance.set_title("log-variance s")
+    metric.set_title("metric in training")
     metrics = {"text": "token_accuracy", "box": "mean_iou", "match": "match_accuracy"}
-    titles = ("loss", "log-variance s", "metric in training")
-    for colour, (task, metric) in zip(COLOURS, metrics.items(), strict=False):
-        labels = {f"{task}_loss": task, f"{task}_log_variance": task, metric: f"{task}: {metric.replace('_', ' ')}"}
-        for axis, title, (key, label) in zip(axes, titles, labels.items(), strict=True):
-            _curve(axis, log_history, key, title, label, colour, ".")
-    axes[0].set_yscale("log")
+    for colour, (task, key) in zip(COLOURS, metrics.items(), strict=False):
+        _curve(loss, log_history, f"{task}_loss", task, colour, ".")
+        _curve(variance, log_history, f"{task}_log_variance", task, colour, ".")
+        label = f"{task}: {key.replace('_', ' ')}"
+        _curve(metric, log_history, key, label, colour, ".")
+    _use_log_scale(loss)
     return figure
 
 
-def live_plot(every: float = 5.0):
-    """Make a callback for ``SFTTrainer(callbacks=[...])`` that redraws `plot_training` below the cell.
+def live_plot(every: float = 5.0) -> Any:
+    """Make a callback for `SFTTrainer(callbacks=[...])` that draws `plot_training` as it goes on.
 
-    At most once in `every` seconds, and at the end; outside a notebook nothing is drawn.
+    The figure stands below the cell and is redrawn. Outside a notebook nothing is drawn.
+
+    Parameters
+    ----------
+    every : seconds between two drawings, at least; the end of a training is always drawn.
+
+    Returns
+    -------
+    transformers.TrainerCallback : the callback.
+
+    Examples
+    --------
+    >>> live_plot().on_log(None, None, None)  # here is no notebook
     """
-    import time
-
+    # Only training needs these two, so that the other figures work without them.
     from IPython import get_ipython
     from IPython.display import display
     from transformers import TrainerCallback
 
     class LivePlot(TrainerCallback):
-        handle, drawn = None, -math.inf
+        def __init__(self):
+            self.handle = None  # the figure below the cell, once there is one
+            self.last = -math.inf  # when it was drawn, in seconds
 
         def on_log(self, args, state, control, **kwargs):
-            if not hasattr(get_ipython(), "kernel") or time.monotonic() - self.drawn < every:
+            in_notebook = hasattr(get_ipython(), "kernel")
+            if not in_notebook or time.monotonic() - self.last < every:
                 return
-            figure, self.drawn = plot_training(state.log_history), time.monotonic()
+            figure = plot_training(state.log_history)
+            self.last = time.monotonic()
             if self.handle is None:
                 self.handle = display(figure, display_id=True)
             else:
                 self.handle.update(figure)
 
         def on_train_end(self, args, state, control, **kwargs):
-            self.drawn = -math.inf
+            self.last = -math.inf
             self.on_log(args, state, control)
 
     return LivePlot()
 
 
-@_drawn
-def plot_before_after(scores: Mapping[str, Mapping], *, unit: str = "score"):
-    """Draw ``{score: {answerer: value}}`` as points with intervals.
+# --- scores and counts ------------------------------------------------------------------------
 
-    A value is a number, or a mapping with "value", "low" and "high" (None where there is no interval).
+
+@_drawn
+def plot_before_after(scores: Mapping[str, Mapping], *, unit: str = "score") -> Figure:
+    """Draw the scores of several answerers as points with intervals.
+
+    Parameters
+    ----------
+    scores : {score: {answerer: value}}. A value is a number, or a mapping with "value", "low" and
+        "high"; these are None where there is no interval, and "value" where there is no score.
+    unit : what the horizontal axis is called.
+
+    Returns
+    -------
+    matplotlib.figure.Figure : the figure.
 
     Examples
     --------
@@ -256,76 +555,60 @@ def plot_before_after(scores: Mapping[str, Mapping], *, unit: str = "score"):
     >>> [text.get_text() for text in figure.axes[0].get_yticklabels()]
     ['name right']
     """
-    names = list(dict.fromkeys(name for values in scores.values() for name in values))
-    figure, (axis,) = _axes(1, 1, 8, 1.2 + 0.32 * len(scores) * max(2, len(names)))
+    names = _all_names(scores.values())
+    height = 1.2 + 0.32 * len(scores) * max(2, len(names))
+    figure, axis = _one_axis(8, height)
+    middle = (len(names) - 1) / 2
     for line, values in enumerate(scores.values()):
         for name, value in values.items():
-            value = value if isinstance(value, Mapping) else {"value": value}
-            if value["value"] is None:
-                continue
             index = names.index(name)
-            y, colour = line + (index - (len(names) - 1) / 2) * 0.7 / len(names), COLOURS[index % len(COLOURS)]
-            if value.get("low") is not None:
-                axis.plot([value["low"], value["high"]], [y, y], color=colour, linewidth=3, alpha=0.4)
-            axis.plot(value["value"], y, marker="osD^v*P"[index % 7], color=colour, linestyle="", label=name)
-            end = value["value"] if value.get("high") is None else value["high"]
-            label = f"{value['value']:.3g}"
-            axis.annotate(label, (end, y), (6, 0), textcoords="offset points", va="center", fontsize=8)
+            # The answerers of one score share 0.7 of the height of its line.
+            y = line + (index - middle) * 0.7 / len(names)
+            _draw_score(axis, value, y, name, index)
+
     axis.set_yticks(range(len(scores)), labels=[_wrap(score, 28) for score in scores])
     axis.set(ylim=(len(scores) - 0.45, -0.55), xmargin=0.08, xlabel=unit)
     axis.grid(True, axis="x")
-    handles = dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
-    axis.legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(1.01, 0.5))
+    # An answerer has a point in each line, and one entry in the legend.
+    handles, labels = axis.get_legend_handles_labels()
+    entries = dict(zip(labels, handles, strict=True))
+    place = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
+    axis.legend(entries.values(), entries.keys(), **place)
     return figure
 
 
+def _draw_score(axis: Axes, score: Any, y: float, name: str, index: int) -> None:
+    """Draw a score as a point with its number, over a bar for its interval if it has one."""
+    if not isinstance(score, Mapping):
+        score = {"value": score}
+    value, low, high = score["value"], score.get("low"), score.get("high")
+    if value is None:
+        return
+    colour = COLOURS[index % len(COLOURS)]
+    marker = MARKERS[index % len(MARKERS)]
+    if low is not None:
+        axis.plot([low, high], [y, y], color=colour, linewidth=3, alpha=0.4)
+    axis.plot(value, y, marker=marker, color=colour, linestyle="", label=name)
+    end = value if high is None else high
+    place = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+    axis.annotate(f"{value:.3g}", (end, y), fontsize=8, **place)
+
+
 @_drawn
-def show_answers(rows: Sequence[Mapping], *, width: int = 58):
-    """Show picture, reference and answers side by side; words that the reference lacks are marked.
+def plot_heatmap(
+    boxes: Sequence, *, title: str = "how often each place is covered", cells: int = 48
+) -> Figure:
+    """Draw how often boxes cover each place of the picture.
 
     Parameters
     ----------
-    rows : mappings with `image`, `reference`, `answers` ({"base": text, "tuned": text}), and perhaps `roi`, `id`.
-    width : letters in a line.
+    boxes : boxes (xyxy, 0..1); those that are None are left out.
+    title : stands above, with the number of boxes.
+    cells : the picture is divided into so many columns and rows.
 
-    Examples
-    --------
-    >>> from PIL import Image
-    >>> row = {"image": Image.new("RGB", (64, 64)), "reference": "A spleen.", "answers": {"base": "A frame."}}
-    >>> len(show_answers([row]).axes)
-    3
-    """
-    from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea, VPacker
-
-    marked: dict = {"color": "#A03F00", "bbox": {"facecolor": "#FBE3D2", "edgecolor": "none", "pad": 1}}
-    styles: dict[bool, dict] = {True: {"fontsize": 9}, False: {"fontsize": 9, **marked}}
-    names = list(dict.fromkeys(name for row in rows for name in row["answers"]))
-    texts = [[row["reference"], *(row["answers"].get(name, "") for name in names)] for row in rows]
-    heights = [max(2.2, *(0.4 + 0.2 * (_wrap(text, width).count("\n") + 1) for text in line)) for line in texts]
-    widths = [2.3] + [0.075 * width] * (1 + len(names))
-    size = sum(widths), sum(heights) + 0.2
-    figure, axes = _axes(len(rows), len(widths), *size, height_ratios=heights, width_ratios=widths)
-    for (picture, *cells), row, line in zip(axes.reshape(-1, len(widths)), rows, texts, strict=True):
-        _show(picture, row["image"])
-        if row.get("roi") is not None:
-            _box(picture, row["image"], row["roi"], COLOURS[0])
-        picture.set_title(str(row.get("id", ""))[:18], fontsize=8, color=GREY)
-        picture.set_anchor("N")
-        for cell, name, text in zip(cells, ["reference", *names], line, strict=True):
-            cell.axis("off")
-            lines = _lines(same_words(text, line[0]) or [("(empty)", False)], width)
-            parts = [[TextArea(word, textprops=styles[same]) for word, same in words] for words in lines]
-            packed = [HPacker(children=children, pad=0, sep=0, align="baseline") for children in parts]
-            title = TextArea(name, textprops={"fontsize": 12, "color": GREY})
-            block = VPacker(children=[title, *packed], pad=0, sep=3, align="left")
-            anchored = AnchoredOffsetbox("upper left", child=block, pad=0, borderpad=0.2, frameon=False)
-            cell.add_artist(anchored).set_in_layout(False)
-    return figure
-
-
-@_drawn
-def plot_heatmap(boxes: Sequence, *, title: str = "how often each place is covered", cells: int = 48):
-    """Draw how often boxes (xyxy, 0..1) cover each place of the picture; boxes that are None are left out.
+    Returns
+    -------
+    matplotlib.figure.Figure : the figure.
 
     Examples
     --------
@@ -336,31 +619,112 @@ def plot_heatmap(boxes: Sequence, *, title: str = "how often each place is cover
     centres = (np.arange(cells) + 0.5) / cells
     cover = np.zeros((cells, cells))
     for x0, y0, x1, y1 in known:
-        cover += np.outer((y0 <= centres) & (centres < y1), (x0 <= centres) & (centres < x1))
-    figure, (axis,) = _axes(1, 1, 4.8, 4)
-    shown = axis.imshow(cover / max(len(known), 1), cmap="viridis", vmin=0, extent=(0, 1, 1, 0))
+        rows = (y0 <= centres) & (centres < y1)
+        columns = (x0 <= centres) & (centres < x1)
+        cover += np.outer(rows, columns)
+    share = cover / max(len(known), 1)
+
+    figure, axis = _one_axis(4.8, 4)
+    shown = axis.imshow(share, cmap="viridis", vmin=0, extent=(0, 1, 1, 0))
     figure.colorbar(shown, ax=axis, label="share of the boxes")
-    ticks, labels = [0, 1 / 3, 2 / 3, 1], ["0", "1/3", "2/3", "1"]
-    axis.set(title=f"{title} ({len(known)} boxes)", xticks=ticks, yticks=ticks, xticklabels=labels, yticklabels=labels)
-    axis.grid(True, color="white", alpha=0.4)  # the nine places that captions speak of
+    axis.set_title(f"{title} ({len(known)} boxes)")
+    # The lines divide the picture into the nine places that captions speak of.
+    thirds, labels = [0, 1 / 3, 2 / 3, 1], ["0", "1/3", "2/3", "1"]
+    axis.set_xticks(thirds, labels=labels)
+    axis.set_yticks(thirds, labels=labels)
+    axis.grid(True, color="white", alpha=0.4)
     return figure
 
 
 @_drawn
-def plot_lengths(lengths: Mapping[str, Sequence[int]], *, limit: int | None = None, unit: str = "tokens"):
-    """Draw how long things are, one histogram a name, with an optional limit.
+def plot_box_sizes(boxes: Sequence, *, title: str = "how large the boxes are") -> Figure:
+    """Draw how often boxes have each width and height, on a logarithmic scale of colours.
+
+    Parameters
+    ----------
+    boxes : boxes (xyxy, 0..1); those that are None are left out.
+    title : stands above, with the number of boxes.
+
+    Returns
+    -------
+    matplotlib.figure.Figure : the figure.
+
+    Examples
+    --------
+    >>> plot_box_sizes([[0.0, 0.0, 0.5, 0.5], None]).axes[0].get_title()
+    'how large the boxes are (1 boxes)'
+    """
+    known = [box for box in boxes if box is not None]
+    widths = [x1 - x0 for x0, _, x1, _ in known]
+    heights = [y1 - y0 for _, y0, _, y1 in known]
+    figure, axis = _one_axis(4.8, 4)
+    *_, shown = axis.hist2d(
+        widths, heights, bins=30, range=[(0, 1), (0, 1)], norm="log", cmap="viridis"
+    )
+    figure.colorbar(shown, ax=axis, label="boxes")
+    axis.set_title(f"{title} ({len(known)} boxes)")
+    axis.set(xlabel="width, share of the picture", ylabel="height, share of the picture")
+    return figure
+
+
+@_drawn
+def plot_positions(positions: Mapping[str, Sequence[float]], *, unit: str = "slice") -> Figure:
+    """Draw where on one line the members of each group lie, a row of squares a group.
+
+    Parameters
+    ----------
+    positions : numbers by the name of the group, such as the slices of each split.
+    unit : what the horizontal axis is called.
+
+    Returns
+    -------
+    matplotlib.figure.Figure : the figure.
+
+    Examples
+    --------
+    >>> axis = plot_positions({"train": [0, 1, 2], "test": [6, 7]}).axes[0]
+    >>> [text.get_text() for text in axis.get_yticklabels()]
+    ['train', 'test']
+    """
+    figure, axis = _one_axis(9, 0.7 + 0.3 * max(len(positions), 1))
+    for row, values in enumerate(positions.values()):
+        colour = COLOURS[row % len(COLOURS)]
+        axis.scatter(values, [row] * len(values), marker="s", s=16, color=colour)
+    axis.set_yticks(range(len(positions)), labels=list(positions))
+    axis.set(ylim=(len(positions) - 0.4, -0.6), xlabel=unit)
+    return figure
+
+
+@_drawn
+def plot_lengths(
+    lengths: Mapping[str, Sequence[int]], *, limit: int | None = None, unit: str = "tokens"
+) -> Figure:
+    """Draw how long things are, one histogram a name.
+
+    Parameters
+    ----------
+    lengths : the lengths by name; a name may have none.
+    limit : a length that is drawn as a line.
+    unit : what lengths are counted in.
+
+    Returns
+    -------
+    matplotlib.figure.Figure : the figure.
 
     Examples
     --------
     >>> plot_lengths({"answer": [80, 92, 101]}, limit=128).axes[0].get_xlabel()
     'tokens'
     """
-    figure, (axis,) = _axes(1, 1, 8, 3)
+    figure, axis = _one_axis(8, 3)
     highest = max((max(values) for values in lengths.values() if len(values)), default=1)
     bins = np.linspace(0, max(highest, limit or 0) * 1.02 + 1, 41)
-    for index, (name, values) in enumerate(lengths.items()):
-        label = f"{name}: median {np.median(values):.0f}, longest {max(values)}" if len(values) else f"{name}: none"
-        axis.hist(values, bins=bins, histtype="stepfilled", alpha=0.5, color=COLOURS[index % 7], label=label)
+    for colour, (name, values) in zip(itertools.cycle(COLOURS), lengths.items(), strict=False):
+        label = f"{name}: none"
+        if len(values):
+            label = f"{name}: median {np.median(values):.0f}, longest {max(values)}"
+        style = {"histtype": "stepfilled", "alpha": 0.5, "color": colour}
+        axis.hist(values, bins=bins, label=label, **style)
     if limit is not None:
         axis.axvline(limit, color="black", linestyle="--", label=f"limit {limit}")
     axis.set(xlabel=unit, ylabel="samples")
@@ -369,21 +733,40 @@ def plot_lengths(lengths: Mapping[str, Sequence[int]], *, limit: int | None = No
 
 
 @_drawn
-def plot_bars(counts: Mapping[str, float], *, title: str = "", unit: str = "samples", highest: int = 30):
-    """Draw numbers by name as horizontal bars, largest first; what is beyond the `highest` is summed up.
+def plot_bars(
+    counts: Mapping[str, float], *, title: str = "", unit: str = "samples", highest: int = 30
+) -> Figure:
+    """Draw numbers by name as horizontal bars, largest first.
+
+    Parameters
+    ----------
+    counts : the numbers by name.
+    title : stands above.
+    unit : what is counted.
+    highest : bars at most; the last one sums up what has no bar of its own.
+
+    Returns
+    -------
+    matplotlib.figure.Figure : the figure.
 
     Examples
     --------
-    >>> [text.get_text() for text in plot_bars({"liver": 3, "spleen": 5}).axes[0].get_yticklabels()]
+    >>> axis = plot_bars({"liver": 3, "spleen": 5}).axes[0]
+    >>> [text.get_text() for text in axis.get_yticklabels()]
     ['spleen', 'liver']
     """
     ordered = sorted(counts.items(), key=lambda item: -item[1])
     if len(ordered) > highest:
         rest = ordered[highest - 1 :]
-        ordered = [*ordered[: highest - 1], (f"{len(rest)} more", sum(value for _, value in rest))]
-    figure, (axis,) = _axes(1, 1, 7, 0.9 + 0.24 * max(len(ordered), 2))
-    bars = axis.barh(range(len(ordered)), [value for _, value in ordered], color=COLOURS[0])
+        total = sum(value for _, value in rest)
+        ordered = [*ordered[: highest - 1], (f"{len(rest)} more", total)]
+    names = [name for name, _ in ordered]
+    values = [value for _, value in ordered]
+    places = range(len(ordered))
+
+    figure, axis = _one_axis(7, 0.9 + 0.24 * max(len(ordered), 2))
+    bars = axis.barh(places, values, color=COLOURS[0])
     axis.bar_label(bars, fmt="%.4g", padding=3, fontsize=8)
-    axis.set_yticks(range(len(ordered)), labels=[name for name, _ in ordered], fontsize=9)
+    axis.set_yticks(places, labels=names, fontsize=9)
     axis.set(ylim=(len(ordered) - 0.4, -0.6), xmargin=0.1, xlabel=unit, title=title)
     return figure

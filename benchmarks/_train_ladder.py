@@ -1,0 +1,88 @@
+"""The way of benchmarks/train.py from rung to rung, as far as the time allows; and its table."""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from _harness import read_rows, run_for, to_arguments
+from _train_data import ensure_data
+from _train_one import Conditions, measure_rung, note
+from _train_peer import Peer, measure_peer
+
+COLUMNS = (
+    "rung",
+    "batch",
+    "samples_per_second",
+    "tokens_per_second",
+    "mfu_percent",
+    "peak_gb",
+    "first_loss",
+    "error",
+)
+# A rung is not begun with fewer seconds left, and gets as many at least.
+LEAST_SECONDS = 20
+
+
+def climb(names: list[str], conditions: Conditions, options: argparse.Namespace) -> None:
+    """Measure the rungs that have no result yet, one after the other, and write the table."""
+    end = time.perf_counter() + options.seconds
+    out = conditions.out
+    ensure_data(out / "data", conditions.small)
+    done = {row["rung"] for row in _results(out) if "error" not in row}
+    if options.peer and "peer" not in done:
+        peer = Peer(options.peer_path, options.peer_python)
+        measure_peer(peer, conditions, min(options.each, end - time.perf_counter()))
+    for name in names:
+        left = end - time.perf_counter()
+        if left < LEAST_SECONDS:
+            print("the time is used up: start again to go on", flush=True)
+            break
+        if name in done:
+            continue
+        if conditions.small and not options.apart:
+            # one process is enough where nothing is measured
+            measure_rung(name, conditions)
+        else:
+            _measure_apart(name, conditions, max(LEAST_SECONDS, min(options.each, left)))
+    if _results(out):
+        table = results_table(out)
+        (out / "table.md").write_text(table + "\n")
+        print(table, flush=True)
+
+
+def _results(out: Path) -> list[dict[str, Any]]:
+    return read_rows(out / "results.jsonl")
+
+
+def _measure_apart(name: str, conditions: Conditions, seconds: float) -> None:
+    """Measure a rung in a process of its own, and note if it ended without a result."""
+    out = conditions.out
+    script = Path(__file__).with_name("train.py")
+    settings = {"child": name, "steps": conditions.steps, "peak": conditions.peak}
+    command = [sys.executable, str(script), str(out), *to_arguments(settings)]
+    if conditions.profile:
+        command.append("--profile")
+    if conditions.small:
+        command.append("--small")
+    before = len(_results(out))
+    ended = run_for(command, seconds, out / f"{name}.log")
+    new = _results(out)[before:]
+    if any(row["rung"] == name for row in new):
+        print(json.dumps(new[-1]), flush=True)
+    else:
+        note(out, {"rung": name, "error": f"ended with {ended.code}, see {name}.log"})
+
+
+def results_table(out: Path) -> str:
+    """Give the results as Markdown, the newest of each rung."""
+    newest = {row["rung"]: row for row in _results(out)}
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+    for row in newest.values():
+        shown = {key: str(row.get(key, "")) for key in COLUMNS}
+        if "first_loss" in row:
+            shown["first_loss"] = f"{row['first_loss']:.4f}"
+        lines.append("| " + " | ".join(shown.values()) + " |")
+    return "\n".join(lines)

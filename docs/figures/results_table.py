@@ -1,0 +1,177 @@
+"""Compute the README's table of before and after from the committed reference runs.
+
+    python docs/figures/results_table.py            # print it, and write it into both READMEs
+    python docs/figures/results_table.py --check    # fail if a README says something else
+
+Nothing in it is typed by hand.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+REPO = Path(__file__).parents[2]
+RUNS = ("tiny-cpu", "tiny-cpu-seed1", "tiny-cpu-seed2")
+# key of the summary, English, Chinese
+ROWS = (
+    ("name_accuracy", "structure in the box named right, %", "方框中的结构名称正确，%"),
+    ("place_accuracy", "place in the picture right, %", "图中位置正确，%"),
+    ("finding_accuracy", "finding right (or rightly none), %", "病灶判断正确（含正确的“无”），%"),
+    ("bleu4_words", "BLEU-4 over words (sacreBLEU)", "词级 BLEU-4（sacreBLEU）"),
+    (
+        "bleu4_characters",
+        "BLEU-4 over characters (as LLaMA-Factory)",
+        "字符级 BLEU-4（同 LLaMA-Factory）",
+    ),
+)
+COLUMNS = (
+    ("base", "base", "基础模型"),
+    ("tuned", "tuned", "微调后"),
+    ("shuffled", "tuned, shuffled picture", "微调后，图片打乱"),
+    ("most_frequent", "most frequent caption", "最常见的描述"),
+)
+# The READMEs, and where a row or column has the words of their language.
+READMES = ((1, REPO / "README.md"), (2, REPO / "README.zh-CN.md"))
+ENGLISH_NOTE = (
+    "Mean (range) of {runs} seeds; {pairs} held-out pairs, {names} names; {views} training views "
+    "in {steps} steps. Own minus shuffled picture: names {name_gain}, word BLEU-4 {bleu_gain} (95% "
+    "intervals within one patient, the widest of the seeds). The most frequent name scores "
+    "{floor:.1f}%. Copying the caption of the most similar framed region of the training slices, "
+    "without any model, names {copied_names:.1f}% right, word BLEU-4 {copied_bleu:.1f} "
+    "(notebook 02)."
+)
+CHINESE_NOTE = (
+    "{runs} 个随机种子的均值（范围），{pairs} 对留出数据，{names} 个名称；{steps} 步共 {views} 个样本。"
+    "原图减去打乱图片：名称 {name_gain}，词级 BLEU-4 {bleu_gain}（同一患者内的 95% 区间）。"
+    "总说最常见的名称可得 {floor:.1f}%。不用任何模型，照抄训练层面中最相似的框内区域的描述，"
+    "名称正确率为 {copied_names:.1f}%（见 02）。"
+)
+
+Run = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What the own picture gives beyond another one, in points.
+
+    Parameters
+    ----------
+    mean : over the seeds.
+    low, high : ends of the widest interval of the seeds.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, runs: list[Run], score: str) -> "Gain":
+        """Sum up the paired comparisons of all runs."""
+        pairs = [run["paired"]["tuned_minus_shuffled"][score] for run in runs]
+        return cls(
+            mean(pair["difference"] for pair in pairs),
+            min(pair["low"] for pair in pairs),
+            max(pair["high"] for pair in pairs),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.1f} [{self.low:.1f}, {self.high:.1f}]"
+
+
+def read_runs() -> list[Run]:
+    """Return the summary of 05 of each reference run, with what is needed of 03 and 02."""
+    summaries = []
+    for name in RUNS:
+        path = REPO / "papermill_runs" / "reference" / name / "summary.json"
+        notebooks = json.loads(path.read_text("utf-8"))["notebooks"]
+        others = {
+            "training": notebooks["03_finetune_lora"],
+            "copiers": notebooks["02_convert_data"]["copiers"],
+        }
+        summaries.append(notebooks["05_evaluate"] | others)
+    return summaries
+
+
+def build_table(runs: list[Run], language: int) -> str:
+    """Write the table in English (1) or Chinese (2)."""
+    head = [""]
+    for column in COLUMNS:
+        head.append(column[language])
+    lines = [_line(head), "|---" * len(head) + "|"]
+    for row in ROWS:
+        cells = [row[language]]
+        for column in COLUMNS:
+            cells.append(_cell([run[row[0]][column[0]] for run in runs]))
+        lines.append(_line(cells))
+    return "\n".join([*lines, "", _note(runs, language)])
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _cell(values: list[float]) -> str:
+    """Write the mean over the runs, and their range where they differ."""
+    text = f"{mean(values):.1f}"
+    if max(values) - min(values) < 0.05:
+        return text
+    return f"{text} ({min(values):.1f} to {max(values):.1f})"
+
+
+def _note(runs: list[Run], language: int) -> str:
+    """Write the sentences below the table."""
+    first = runs[0]
+    training = first["training"]
+    # it learns nothing, and so is the same for each seed
+    copied = first["copiers"]["split by group"]["nearest region"]
+    template = ENGLISH_NOTE if language == 1 else CHINESE_NOTE
+    return template.format(
+        runs=len(runs),
+        pairs=first["n"],
+        names=first["names_in_references"],
+        views=training["max_steps"] * training["effective_batch_size"],
+        steps=training["max_steps"],
+        name_gain=Gain.of(runs, "name right"),
+        bleu_gain=Gain.of(runs, "word BLEU-4"),
+        floor=first["most_frequent_name"]["name_accuracy"],
+        copied_names=copied["name right"],
+        copied_bleu=copied["BLEU, words"],
+    )
+
+
+def _with_table(text: str, table: str) -> str:
+    """Put a table into the place of the one in a README."""
+    before, _, rest = text.partition("<!-- results -->")
+    _, _, after = rest.partition("<!-- /results -->")
+    return f"{before}<!-- results -->\n{table}\n<!-- /results -->{after}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; fail if a README differs"
+    )
+    args = parser.parse_args()
+    runs = read_runs()
+    for language, readme in READMES:
+        table = build_table(runs, language)
+        text = readme.read_text("utf-8")
+        wanted = _with_table(text, table)
+        if not args.check:
+            readme.write_text(wanted, "utf-8")
+            print(table + "\n")
+        elif wanted != text:
+            sys.exit(
+                f"{readme.name} does not hold the table of the reference runs: "
+                "run docs/figures/results_table.py"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""What the model is asked: rows of a data set become prompts, and prompts become inputs of a model.
+
+A row is a converted record (`prompt`, `completion`, `images`) or a pair (`image`, `caption`).
+"""
+
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from PIL import Image
+
+# One image token of Qwen3-VL stands for 32 x 32 pixels. For other models this is a rough figure,
+# which is enough to sort prompts by length.
+PIXELS_PER_TOKEN = 1024
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question to the model.
+
+    Parameters
+    ----------
+    messages : the conversation so far, for the chat template; the last message holds the question.
+    pictures : the pictures that the messages refer to, in order: PIL, or a dict of `bytes` and
+        `path` where the data set was not decoded.
+    reference : the answer that the model's own is compared with; may be empty.
+    """
+
+    messages: list[dict[str, Any]]
+    pictures: list[Any]
+    reference: str
+
+
+def prompt_of(row: Mapping[str, Any], question: str) -> Prompt:
+    """Take the prompt from a converted record, or ask `question` about the picture of a pair.
+
+    Examples
+    --------
+    >>> prompt = prompt_of({"image": "a picture", "caption": "A normal liver."}, "What is it?")
+    >>> prompt.messages[0]["content"]
+    [{'type': 'image'}, {'type': 'text', 'text': 'What is it?'}]
+    >>> prompt.reference
+    'A normal liver.'
+    """
+    if "prompt" in row:
+        return Prompt(row["prompt"], row.get("images") or [], text_of(row["completion"][-1]))
+    pictures = []
+    if row.get("image") is not None:
+        pictures.append(row["image"])
+    content = [{"type": "image"} for _ in pictures]
+    content.append({"type": "text", "text": question})
+    messages = [{"role": "user", "content": content}]
+    return Prompt(messages, pictures, row.get("caption") or "")
+
+
+def text_of(message: Mapping[str, Any]) -> str:
+    """Join the text of a message, whose content is a text or a list of parts.
+
+    Examples
+    --------
+    >>> text_of({"content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]})
+    'What is it?'
+    """
+    content = message["content"]
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text") or "" for part in content)
+
+
+def undecoded(dataset: Any) -> Any:
+    """Give the rows of a data set with their pictures as bytes or paths.
+
+    Whoever wants only text, sizes or bytes saves the time to decode each picture. A list of dicts
+    stays as it is.
+    """
+    if not isinstance(dataset, datasets.Dataset):
+        return dataset
+    as_file = datasets.Image(decode=False)
+    if "image" in dataset.column_names:
+        dataset = dataset.cast_column("image", as_file)
+    if "images" in dataset.column_names:
+        dataset = dataset.cast_column("images", datasets.List(as_file))
+    return dataset
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is known of a data set before the first question is asked.
+
+    Parameters
+    ----------
+    samples : for each row a dict of "id", "question" and "reference", all of them texts.
+    lengths : for each row about how many tokens its prompt has, image tokens included.
+    digest : SHA-256 of all prompts, references and pictures: the same for the same data only.
+    """
+
+    samples: list[dict[str, str]]
+    lengths: list[int]
+    digest: str
+
+
+def survey_rows(dataset: Any, processor: Any, question: str) -> Survey:
+    """Read through a data set once.
+
+    Parameters
+    ----------
+    dataset : `datasets.Dataset` or list of dicts.
+    processor : processor of the model, with its tokenizer and chat template.
+    question : what pairs are asked; records bring their own question.
+
+    Raises
+    ------
+    ValueError : there is no row, or an id occurs more than once.
+    """
+    samples = []
+    texts = []
+    areas = []
+    digest = hashlib.sha256()
+    for number, row in enumerate(undecoded(dataset)):
+        prompt = prompt_of(row, question)
+        sample = {
+            "id": str(row.get("id", number)),
+            "question": text_of(prompt.messages[-1]),
+            "reference": prompt.reference,
+        }
+        text = render(processor, prompt.messages)
+        # the digest stands in settings files of runs that may go on: its ingredients and their
+        # order must stay
+        digest.update(json.dumps([sample, text]).encode())
+        area = 0
+        for picture in prompt.pictures:
+            pixels, content = _measure(picture)
+            area += pixels
+            digest.update(content)
+        samples.append(sample)
+        texts.append(text)
+        areas.append(area)
+    _check_ids(samples)
+    tokens = processor.tokenizer(texts)["input_ids"]
+    lengths = []
+    for ids, area in zip(tokens, areas, strict=True):
+        lengths.append(len(ids) + area // PIXELS_PER_TOKEN)
+    return Survey(samples, lengths, digest.hexdigest())
+
+
+def render(processor: Any, messages: Sequence[Mapping[str, Any]]) -> str:
+    """Write messages as the text that the model continues with its answer."""
+    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+
+def _measure(picture: Any) -> tuple[int, bytes]:
+    """Return how many pixels a picture has, and the bytes that tell it from others."""
+    if isinstance(picture, Mapping):
+        content = picture["bytes"] or Path(picture["path"]).read_bytes()
+        opened = Image.open(io.BytesIO(content))  # reads the header only
+        return opened.width * opened.height, content
+    return picture.width * picture.height, picture.tobytes()
+
+
+def _check_ids(samples: Sequence[Mapping[str, str]]) -> None:
+    """Refuse an empty data set and ids that repeat: answers on file are known by their ids."""
+    if not samples:
+        raise ValueError("there is no sample to answer")
+    counts = Counter(sample["id"] for sample in samples)
+    for name, times in counts.items():
+        if times > 1:
+            raise ValueError(f"id {name!r} occurs more than once")
+
+
+@dataclass
+class Preparer:
+    """Makes the inputs of a part of a batch; a data loader calls it, maybe in worker processes.
+
+    Parameters
+    ----------
+    dataset : rows with decoded pictures.
+    processor : processor of the model.
+    donors : for each row the row whose pictures it is shown; its own number where nothing is
+        exchanged.
+    image_transform : function of a PIL picture that returns the one to show, or None for no
+        picture.
+    question : what pairs are asked.
+    dtype : type of the model's weights, which the pixels take; None makes requests for vLLM instead
+        of tensors.
+    """
+
+    dataset: Any
+    processor: Any
+    donors: Sequence[int]
+    image_transform: Callable | None
+    question: str
+    dtype: torch.dtype | None
+
+    def __call__(self, rows: Iterable[int]) -> Any:
+        """Make the inputs of these rows: a padded batch of tensors, or requests for vLLM."""
+        texts = []
+        images = []
+        for row in rows:
+            messages, pictures = self._shown(row)
+            texts.append(render(self.processor, messages))
+            images.append(pictures)
+        if self.dtype is None:
+            return _vllm_requests(texts, images)
+        # processors want None, not empty lists, where a batch has no picture at all
+        shown = images if any(images) else None
+        # a decoder goes on behind the last token of a row, so the padding must stand on the left
+        inputs = self.processor(
+            text=texts, images=shown, return_tensors="pt", padding=True, padding_side="left"
+        )
+        return inputs.to(dtype=self.dtype)
+
+    def _shown(self, row: int) -> tuple[list[dict[str, Any]], list[Any]]:
+        """Return the messages of a row and its pictures, exchanged and transformed."""
+        prompt = prompt_of(self.dataset[row], self.question)
+        messages = prompt.messages
+        pictures = prompt.pictures
+        donor = self.donors[row]
+        if donor != row:
+            pictures = prompt_of(self.dataset[donor], self.question).pictures
+            if len(pictures) != len(prompt.pictures):
+                wanted = len(prompt.pictures)
+                raise ValueError(
+                    f"row {row} wants {wanted} pictures, row {donor} has {len(pictures)}"
+                )
+        if self.image_transform:
+            pictures = [self.image_transform(picture) for picture in pictures]
+        if pictures and pictures[0] is None:
+            return [_without_pictures(message) for message in messages], []
+        return messages, pictures
+
+
+def _without_pictures(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Take the places of pictures out of a message."""
+    if isinstance(message["content"], str):
+        return dict(message)
+    content = [part for part in message["content"] if part["type"] != "image"]
+    return {**message, "content": content}
+
+
+def _vllm_requests(texts: Sequence[str], images: Sequence[list]) -> list[dict[str, Any]]:
+    """Write prompts and pictures as vLLM wants them."""
+    requests = []
+    for text, pictures in zip(texts, images, strict=True):
+        request: dict[str, Any] = {"prompt": text}
+        if pictures:
+            request["multi_modal_data"] = {"image": pictures}
+        requests.append(request)
+    return requests

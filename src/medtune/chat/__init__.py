@@ -1,0 +1,27 @@
+"""The side-by-side page: ask a base and a tuned model about pictures, and keep what people say.
+
+`page` lays the page out and serves it; `models` answers, `uploads` reads what visitors send,
+`feedback` keeps what they say, `texts` has the words in English and Chinese. All but the page
+work without it. The page is for one's own machine: it listens on 127.0.0.1 unless a password
+guards it, asks no other server, and deletes an upload after two or three minutes; what a visitor
+saves is kept without metadata.
+"""
+
+from .feedback import save_feedback
+from .models import ChatModels, Said, answer, load_models
+from .page import build_page, launch
+from .texts import TEXT
+from .uploads import Upload, read_upload
+
+__all__ = [
+    "TEXT",
+    "ChatModels",
+    "Said",
+    "Upload",
+    "answer",
+    "build_page",
+    "launch",
+    "load_models",
+    "read_upload",
+    "save_feedback",
+]

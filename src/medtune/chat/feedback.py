@@ -1,0 +1,72 @@
+"""Keep what somebody says of an answer as a row of training data."""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from medtune.files import read_json_lines, write_whole
+
+
+def save_feedback(
+    folder: str | os.PathLike, key: str, pictures: Sequence, *, caption: str, **said: str
+) -> Path:
+    """Keep feedback as a row of JSON Lines that `medtune convert` reads; return the file.
+
+    Parameters
+    ----------
+    folder : gets `feedback.jsonl` and `images/`, in PNG without metadata; one call at a time.
+    key : names the answer: a later word on it replaces the former.
+    pictures : several make a pair each, of one `group`; convert joins them again with
+        `pictures_per_sample`.
+    caption : what a model should learn to answer. Empty after a thumb down: convert rejects such a
+        row, and counts it.
+    **said : further columns, such as question, answer, model, and rating ("up", "down",
+        "corrected").
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> from medtune.pairs import load_pairs
+    >>> cat = [Image.new("RGB", (9, 9))]
+    >>> file = save_feedback(tempfile.mkdtemp(), "1", cat, caption="A cat.", rating="corrected")
+    >>> load_pairs(file)[0]["caption"]
+    'A cat.'
+    """
+    folder = Path(folder)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    names = [_save_picture(folder, picture) for picture in pictures]
+    group = hashlib.sha256(str(names).encode()).hexdigest()[:16]
+    row = {"id": key, "image": names, "caption": caption, "group": group, **said}
+    file = folder / "feedback.jsonl"
+    rows = [old for old in _rows(file) if old["id"] != key]
+    lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in [*rows, row]]
+    write_whole(file, "".join(lines))
+    return file
+
+
+def _rows(file: Path) -> list[dict]:
+    """The rows of an earlier feedback file; none where there is no file."""
+    if not file.exists():
+        return []
+    rows = []
+    for number, row in read_json_lines(file):
+        if isinstance(row, ValueError):
+            raise ValueError(
+                f"{file}, line {number} is not JSON ({row}): mend it or move the file away"
+            )
+        rows.append(row)
+    return rows
+
+
+def _save_picture(folder: Path, picture) -> str:
+    """Save a picture under a hash of its pixels, so that the same one is there once; its name."""
+    digest = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()[:32]
+    name = f"images/{digest}.png"
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    write_whole(folder / name, buffer.getvalue())
+    return name

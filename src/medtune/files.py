@@ -1,0 +1,96 @@
+"""Write a file whole or not at all, read JSON Lines one by one, and put an error into one line."""
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def one_line(error: object, limit: int = 300) -> str:
+    """Put the message of an error, or any text, into one line of at most `limit` characters.
+
+    An error without a message gives the name of its class.
+
+    Examples
+    --------
+    >>> one_line(ValueError("the file\\n   is empty"))
+    'the file is empty'
+    >>> one_line(KeyboardInterrupt())
+    'KeyboardInterrupt'
+    """
+    return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+def write_whole(
+    path: str | os.PathLike, content: str | bytes, *, scratch: str | os.PathLike | None = None
+) -> None:
+    """Write a file whole or not at all: what has the file's name is complete, even after a kill.
+
+    The content goes to a hidden file first, which then takes the name in one step.
+
+    Parameters
+    ----------
+    path : the file; one that is there is replaced.
+    content : text (written as UTF-8, line ends as they are) or bytes.
+    scratch : folder for the hidden file, on the same disk; by default the folder of `path`.
+
+    Raises
+    ------
+    OSError : no such folder, no permission, no space; nothing is left behind.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp(), "note.txt")
+    >>> write_whole(file, "done")
+    >>> file.read_text()
+    'done'
+    """
+    path = Path(path)
+    # a name of its own, so that two threads may write the same file at the same time
+    part = Path(scratch or path.parent) / f".{path.name}.{secrets.token_hex(4)}.part"
+    try:
+        part.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, value: Any, *, indent: int | None = 1) -> None:
+    """Write a value as JSON, whole or not at all; text stays readable in any language.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp(), "note.json")
+    >>> write_json(file, {"organ": "脾"}, indent=None)
+    >>> file.read_text("utf-8")
+    '{"organ": "脾"}'
+    """
+    write_whole(path, json.dumps(value, indent=indent, ensure_ascii=False))
+
+
+def read_json_lines(path: str | os.PathLike) -> Iterator[tuple[int, Any]]:
+    r"""Yield (line number from 1, value) of a JSON Lines file; a line that is not JSON comes as its ValueError.
+
+    Only a line feed ends a line: other signs that Unicode counts as line ends may stand inside a text. A byte order
+    mark and blank lines are skipped, bytes that are not UTF-8 come out as U+FFFD.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp(), "rows.jsonl")
+    >>> _ = file.write_text('{"caption": "one\u2028line"}\n\n{"capt', "utf-8")
+    >>> [(number, type(value).__name__) for number, value in read_json_lines(file)]
+    [(1, 'dict'), (3, 'JSONDecodeError')]
+    """
+    with open(path, encoding="utf-8-sig", errors="replace", newline="\n") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                yield number, json.loads(line)
+            except ValueError as error:
+                yield number, error

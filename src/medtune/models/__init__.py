@@ -1,0 +1,35 @@
+"""The model side of a fine-tune, in plain functions: load, adapt, merge and save.
+
+`load.py` loads a processor, a base model (also in 4 bits) and a saved adapter; `adapters.py` says
+which layers get an adapter and counts what is trained; `export.py` compares two models, writes a
+model card and saves.
+"""
+
+from .adapters import (
+    PARTS,
+    TARGETS,
+    adapter_targets,
+    count_parameters,
+    parameter_groups,
+    part_of,
+)
+from .export import compare_logits, model_card, save_model, text_logits
+from .load import image_token_id, load_base, load_processor, load_tuned, nf4_config
+
+__all__ = [
+    "PARTS",
+    "TARGETS",
+    "adapter_targets",
+    "compare_logits",
+    "count_parameters",
+    "image_token_id",
+    "load_base",
+    "load_processor",
+    "load_tuned",
+    "model_card",
+    "nf4_config",
+    "parameter_groups",
+    "part_of",
+    "save_model",
+    "text_logits",
+]

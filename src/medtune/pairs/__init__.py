@@ -1,0 +1,36 @@
+"""Any source becomes pairs: rows with `image`, `id`, `caption` and what else is known.
+
+`load.py` finds out what a source is and loads it; `hub.py` asks the Hugging Face hub. `tables.py`
+yields the rows of parquet files and tables, `record.py` turns one record, plain or a dialogue, into
+pairs, and `arrow.py` makes a data set of the rows; `reading.py` holds what these three are told.
+`pictures.py` judges a single pair and makes its picture RGB, `dicom.py` reads DICOM files without
+their patients; both stand alone. `sample.py` draws some of many rows.
+"""
+
+from .dicom import (
+    WINDOWS,
+    copy_without_patient,
+    describe,
+    is_dicom,
+    read_frames,
+    series_files,
+)
+from .load import load_pairs
+from .pictures import picture_bytes, reject_reason, to_rgb
+from .sample import sample_rows
+from .tables import split_of
+
+__all__ = [
+    "WINDOWS",
+    "copy_without_patient",
+    "describe",
+    "is_dicom",
+    "load_pairs",
+    "picture_bytes",
+    "read_frames",
+    "reject_reason",
+    "sample_rows",
+    "series_files",
+    "split_of",
+    "to_rgb",
+]

@@ -1,0 +1,23 @@
+"""Training records: pictures and JSON Lines that TRL and LLaMA-Factory read.
+
+- `dialects`: the three ways to write a record, and how a record of any of them is read
+- `write`: `convert_pairs`; its parts are `sources` (open what holds the pairs), `judge` (which rows
+  become pairs) and `progress` (what is noted, so that a killed run goes on)
+- `check`: `check_folder`
+- `read`: `read_records`
+"""
+
+from .check import check_folder
+from .dialects import DIALECTS, MARK, QUESTIONS, SPLITS
+from .read import read_records
+from .write import convert_pairs
+
+__all__ = [
+    "DIALECTS",
+    "MARK",
+    "QUESTIONS",
+    "SPLITS",
+    "check_folder",
+    "convert_pairs",
+    "read_records",
+]

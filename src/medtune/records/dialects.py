@@ -1,0 +1,258 @@
+"""The three dialects of training records: how each is written, and how any of them is read.
+
+Whatever the dialect, this package thinks of a record as turns: pairs of a role ("system", "user" or
+"assistant") and a text, in which `MARK` stands for a picture.
+"""
+
+import re
+from typing import Any, NamedTuple
+
+from medtune.files import one_line
+
+MARK = "<image>"
+SPLITS = ("train", "validation", "test")
+QUESTIONS = (
+    "Describe this medical image.",
+    "What does this image show?",
+    "Report the findings in this image.",
+    "请描述这张医学图像。",
+    "这张图像显示了什么？",
+    "请报告这张图像中的所见。",
+)
+
+# Each dialect with what its entry in LLaMA-Factory's dataset_info.json says about it.
+DIALECTS: dict[str, dict] = {
+    "prompt-completion": {
+        "formatting": "alpaca",
+        "columns": {"prompt": "instruction", "response": "output"},
+    },
+    "messages": {
+        "formatting": "sharegpt",
+        "columns": {"messages": "messages"},
+        "tags": {
+            "role_tag": "role",
+            "content_tag": "content",
+            "user_tag": "user",
+            "assistant_tag": "assistant",
+            "system_tag": "system",
+        },
+    },
+    "sharegpt": {
+        "formatting": "sharegpt",
+        "columns": {"messages": "conversations"},
+        "tags": {
+            "role_tag": "from",
+            "content_tag": "value",
+            "user_tag": "human",
+            "assistant_tag": "gpt",
+            "system_tag": "system",
+        },
+    },
+}
+
+ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's words for two of the roles
+
+Turn = tuple[str, str]  # role, text
+
+
+class Problem(NamedTuple):
+    """Something that is wrong with a record.
+
+    check : what was checked, one of the names in `medtune.records.check.CHECKS`.
+    text : what was found, in one line.
+    """
+
+    check: str
+    text: str
+
+
+def content_parts(text: str) -> list[dict]:
+    """Split a text at its image marks into the content parts that chat templates take.
+
+    Examples
+    --------
+    >>> content_parts("<image>What is it?")
+    [{'type': 'image'}, {'type': 'text', 'text': 'What is it?'}]
+    """
+    parts = []
+    for piece in re.split(f"({MARK})", text):
+        if piece == MARK:
+            parts.append({"type": "image"})
+        elif piece:
+            parts.append({"type": "text", "text": piece})
+    return parts
+
+
+def messages_with_parts(turns: list[Turn]) -> list[dict]:
+    """Write turns as messages whose contents are parts, as TRL and chat templates take them.
+
+    Examples
+    --------
+    >>> messages_with_parts([("assistant", "A liver.")])
+    [{'role': 'assistant', 'content': [{'type': 'text', 'text': 'A liver.'}]}]
+    """
+    return [{"role": role, "content": content_parts(text)} for role, text in turns]
+
+
+# --- write ------------------------------------------------------------------------------------
+
+
+def dataset_columns(dialect: str, *, with_history: bool) -> dict[str, str]:
+    """Say which key of a record holds what, for the folder's dataset_info.json.
+
+    Parameters
+    ----------
+    dialect : a key of `DIALECTS`.
+    with_history : whether records of the dialect "prompt-completion" need keys of their own for a
+        system prompt and earlier turns; the other dialects hold these among their messages.
+
+    Examples
+    --------
+    >>> dataset_columns("messages", with_history=False)
+    {'messages': 'messages', 'images': 'images'}
+    """
+    columns = DIALECTS[dialect]["columns"] | {"images": "images"}
+    if dialect == "prompt-completion" and with_history:
+        columns |= {"system": "system", "history": "history"}
+    return columns
+
+
+def make_record(
+    sample_id: str, turns: list[Turn], images: list[str], *, dialect: str, with_history: bool
+) -> dict:
+    """Make the record of one sample; all records of a folder have the same keys.
+
+    Parameters
+    ----------
+    sample_id : the id of the sample.
+    turns : at least a question and its answer; a system prompt may come first.
+    images : names of the picture files, from the folder on, as many as there are marks.
+    dialect, with_history : as `dataset_columns` takes them.
+
+    Examples
+    --------
+    >>> turns = [("user", "<image>What is it?"), ("assistant", "A liver.")]
+    >>> record = make_record("a", turns, ["a.png"], dialect="sharegpt", with_history=False)
+    >>> record["conversations"][1]
+    {'from': 'gpt', 'value': 'A liver.'}
+    """
+    record: dict[str, Any] = {"id": sample_id}
+    if dialect == "prompt-completion":
+        messages = messages_with_parts(turns)
+        record["prompt"] = messages[:-1]
+        record["completion"] = messages[-1:]
+        # LLaMA-Factory cannot read content parts, so the same stands here once more as plain text.
+        record |= _alpaca_keys(turns, with_history)
+    else:
+        form = DIALECTS[dialect]
+        record[form["columns"]["messages"]] = _tagged_messages(turns, form["tags"])
+    record["images"] = images
+    return record
+
+
+def _tagged_messages(turns: list[Turn], tags: dict[str, str]) -> list[dict]:
+    messages = []
+    for role, text in turns:
+        messages.append({tags["role_tag"]: tags[f"{role}_tag"], tags["content_tag"]: text})
+    return messages
+
+
+def _alpaca_keys(turns: list[Turn], with_history: bool) -> dict:
+    """Write turns as the last question and answer, and if asked the system prompt and the rest."""
+    texts = [text for role, text in turns if role != "system"]
+    keys: dict[str, Any] = {"instruction": texts[-2], "output": texts[-1]}
+    if with_history:
+        first_role, first_text = turns[0]
+        earlier = texts[:-2]
+        questions, answers = earlier[::2], earlier[1::2]
+        keys["system"] = first_text if first_role == "system" else ""
+        keys["history"] = [list(turn) for turn in zip(questions, answers, strict=True)]
+    return keys
+
+
+# --- read -------------------------------------------------------------------------------------
+
+
+def read_turns(record: Any, pictures: int) -> tuple[list[Turn], list[Problem]]:
+    """Read a record of any dialect, and say what is wrong with it.
+
+    Parameters
+    ----------
+    record : a record, a plain list of messages, or the ValueError that reading its line raised.
+    pictures : how many pictures belong to the record.
+
+    Returns
+    -------
+    tuple : the turns, none if the record cannot be read; and the problems, none if it is fine.
+
+    Examples
+    --------
+    >>> said = [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "A liver."}]
+    >>> read_turns({"conversations": said}, 1)
+    ([('user', '<image>What?'), ('assistant', 'A liver.')], [])
+    >>> read_turns({"conversations": said}, 2)[1][0].text
+    '1 <image> for 2 pictures, or one outside a question'
+    """
+    if isinstance(record, ValueError):
+        return [], [_unreadable(one_line(record))]
+    try:
+        turns = _turns_of(record)
+    except (LookupError, TypeError, AttributeError) as error:
+        # Anything may stand in a file of JSON; whatever is no record fails in one of these ways.
+        return [], [_unreadable(f"{type(error).__name__}: {one_line(error)}")]
+    return turns, _problems_of(turns, pictures)
+
+
+def _unreadable(reason: str) -> Problem:
+    return Problem("readable", f"not one of {', '.join(DIALECTS)} ({reason})")
+
+
+def _turns_of(record: Any) -> list[Turn]:
+    if isinstance(record, list):
+        record = {"messages": record}
+    if "prompt" in record:
+        messages = record["prompt"] + record["completion"]
+    else:
+        messages = record.get("messages")
+    turns = [_turn_of(message) for message in messages or record["conversations"]]
+
+    system = record.get("system")
+    if system and turns[0][0] != "system":
+        if not isinstance(system, str):
+            raise TypeError("the system prompt is not a text")
+        turns.insert(0, ("system", system))
+    return turns
+
+
+def _turn_of(message: dict) -> Turn:
+    role = message.get("role", message.get("from"))
+    content = message.get("content", message.get("value"))
+    if isinstance(content, str):
+        text = content
+    else:
+        text = "".join(MARK if part["type"] == "image" else part["text"] for part in content)
+    return ROLES.get(role, role), text
+
+
+def _problems_of(turns: list[Turn], pictures: int) -> list[Problem]:
+    problems = []
+    if not _roles_alternate(turns):
+        found = ", ".join(str(role) for role, _ in turns)
+        problems.append(Problem("roles alternate", f"the roles are {found}"))
+    if not all(text.replace(MARK, "").strip() for _, text in turns):
+        problems.append(Problem("no empty turn", "a question or an answer is empty"))
+    marks = sum(text.count(MARK) for _, text in turns)
+    misplaced = any(MARK in text for role, text in turns if role != "user")
+    if marks != pictures or misplaced:
+        found = f"{marks} {MARK} for {pictures} pictures, or one outside a question"
+        problems.append(Problem("image marks", found))
+    return problems
+
+
+def _roles_alternate(turns: list[Turn]) -> bool:
+    """Say whether questions and answers take turns, after a system prompt or none."""
+    roles = [role for role, _ in turns]
+    if roles and roles[0] == "system":
+        roles = roles[1:]
+    exchanges = max(1, len(roles) // 2)
+    return roles == ["user", "assistant"] * exchanges

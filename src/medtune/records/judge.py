@@ -1,0 +1,215 @@
+"""Judge the rows of a source: which become pairs, and with which picture, caption and question."""
+
+import contextlib
+import hashlib
+import io
+import itertools
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from medtune.captions import detect_language
+from medtune.pairs import picture_bytes, reject_reason, split_of, to_rgb
+
+from .dialects import MARK, SPLITS
+from .progress import Settings
+from .sources import Block
+
+SUFFIXES = {"JPEG": ".jpg", "PNG": ".png"}
+EXIF_ORIENTATION = 0x0112
+JPEG_START = b"\xff\xd8"
+JPEG_END = b"\xff\xd9"
+# Above so many pixels `reject_reason` suspects a decompression bomb, so it must see the picture.
+MAX_PIXELS = 50_000_000
+# More files than this in one folder are slow to list and to copy.
+MANY_ROWS = 100_000
+ROWS_A_FOLDER = 10_000
+# Stands for a picture that needs no decoding, where `reject_reason` would decode it.
+JUDGED = Image.new("L", (1, 1))
+
+# Called with the number of a row, its id, and the reason why it is left out.
+Reject = Callable[[int, object, str], None]
+
+
+@dataclass(slots=True)
+class Picture:
+    """A picture as it will be written.
+
+    data : the bytes of the file.
+    suffix : ".jpg" or ".png".
+    copied : whether the bytes are those of the source; otherwise they were made anew.
+    """
+
+    data: bytes
+    suffix: str
+    copied: bool
+
+
+@dataclass(slots=True)
+class Pair:
+    """A row that is fit for training.
+
+    number : number of the row in the source, from 0.
+    cells : what the source knows about it, by column.
+    split : "train", "validation" or "test".
+    caption : the caption in the wanted language.
+    question : the question that was drawn for it.
+    file_name : where its picture goes, below the folder `images`.
+    picture : the picture.
+    """
+
+    number: int
+    cells: dict
+    split: str
+    caption: str
+    question: str
+    file_name: str
+    picture: Picture
+
+
+@dataclass
+class Judge:
+    """Judges rows, one block after the other.
+
+    settings : what the conversion was asked to do.
+    splits : the split of each row, where the caller said it.
+    repeated : rows whose id is taken: number of the row -> number of the row that has it.
+    rows : how many rows the source has; many are spread over several folders.
+    """
+
+    settings: Settings
+    splits: Sequence[str] | None
+    repeated: dict[int, int]
+    rows: int
+
+    def accept(self, block: Block, pool: Executor, reject: Reject) -> Iterator[Pair]:
+        """Yield the pairs of a block that are fit for training; tell `reject` about the others."""
+        rows = block.rows()
+        # Threads help where a picture must be decoded, and slow down a mere copy.
+        apply = map if all(_looks_like_jpeg(row.get("image")) for row in rows) else pool.map
+        pictures = apply(judge_picture, rows, itertools.repeat(self.settings.jpeg_quality))
+        split_by_name = split_of(Path(block.shard)) or "train"
+
+        for number, row, picture in zip(block.numbers, rows, pictures, strict=True):
+            split = self.splits[number] if self.splits else row.get("split", split_by_name)
+            caption = self._caption(row)
+            language = detect_language(caption)
+            if isinstance(picture, str):
+                problem = picture
+            else:
+                problem = self._problem(number, split, caption, language)
+            if problem:
+                reject(number, row.get("id"), problem)
+                continue
+            question = self._draw_question(row["id"], language)
+            name = self._file_name(number, row["id"], picture.suffix)
+            yield Pair(number, row, split, caption, question, name, picture)
+
+    def _caption(self, row: dict) -> str:
+        chinese = row.get("caption_zh") if self.settings.language == "zh" else None
+        return chinese or row.get("caption") or ""
+
+    def _problem(self, number: int, split: Any, caption: str, language: str) -> str | None:
+        """Say what keeps a row out whose picture and texts are fine by themselves."""
+        if number in self.repeated:
+            return f"id: row {self.repeated[number]} has it already, with its own picture"
+        if split not in SPLITS:
+            return f"split: {split!r:.50} is none of {', '.join(SPLITS)}"
+        if MARK in caption:
+            return f"caption: it holds the mark {MARK}"
+        if self.settings.language == "zh" and language != "zh":
+            return "caption: there is none in Chinese"
+        return None
+
+    def _draw_question(self, sample_id: str, language: str) -> str:
+        """Draw a question in the caption's language if there is one, otherwise any.
+
+        The draw depends on id and seed alone: neither order nor a restart changes it.
+        """
+        asked = self.settings.questions
+        fitting = [text for text, its_language in asked if its_language == language]
+        questions = fitting or [text for text, _ in asked]
+        key = f"{self.settings.seed}:{sample_id}".encode()
+        return questions[int(hashlib.sha256(key).hexdigest(), 16) % len(questions)]
+
+    def _file_name(self, number: int, sample_id: str, suffix: str) -> str:
+        name = safe_name(sample_id) + suffix
+        if self.rows > MANY_ROWS:
+            return f"{number // ROWS_A_FOLDER:05d}/{name}"
+        return name
+
+
+def safe_name(sample_id: str) -> str:
+    """Turn an id into a file name: itself when it is plain, otherwise a hash.
+
+    No id can leave the folder that way, and none is too long for a file system.
+
+    Examples
+    --------
+    >>> safe_name("slice-7"), safe_name("../slice")
+    ('slice-7', 'h-3686883329aff2978510c3b3ba78efed')
+    """
+    # An id that looks like such a hash is hashed too, or two ids could share a name.
+    if re.fullmatch(r"(?!h-[0-9a-f]{32}$)[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", sample_id):
+        return sample_id
+    return "h-" + hashlib.sha256(sample_id.encode()).hexdigest()[:32]
+
+
+def _looks_like_jpeg(cell: Any) -> bool:
+    data = cell.get("bytes") if isinstance(cell, dict) else cell
+    return isinstance(data, bytes) and data.startswith(JPEG_START)
+
+
+def judge_picture(row: dict, jpeg_quality: int | None) -> Picture | str:
+    """Give the picture of a row as it will be written, or the reason why the pair is bad.
+
+    Parameters
+    ----------
+    row : the cells of a pair, its `image` as `datasets.Image(decode=False)` gives it.
+    jpeg_quality : quality of pictures that cannot be copied, 1 to 95; None makes them PNG.
+
+    Examples
+    --------
+    >>> judge_picture({"id": "a", "caption": "A liver.", "image": {"bytes": b""}}, None)
+    'image: has zero bytes'
+    """
+    data = suffix = None
+    whole = False
+    # Decoders raise many kinds of errors; `reject_reason` meets the same one and says which.
+    with contextlib.suppress(Exception):
+        data = picture_bytes(row["image"])
+        header = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
+        suffix = _suffix_if_copied(header)
+        # A JPEG with its end mark is whole, as far as a decoder can tell.
+        small = header.width * header.height <= MAX_PIXELS
+        whole = suffix == ".jpg" and data.endswith(JPEG_END) and small
+
+    reason = reject_reason(row | {"image": JUDGED} if whole else row)
+    if reason:
+        return reason
+    if suffix:
+        return Picture(data, suffix, copied=True)
+    return _make_anew(data, jpeg_quality)
+
+
+def _suffix_if_copied(header: Image.Image) -> str | None:
+    """Give the suffix of a picture that can be copied, because every reader shows it alike."""
+    if header.mode not in ("RGB", "L"):
+        return None
+    turned = "exif" in header.info and header.getexif().get(EXIF_ORIENTATION, 1) != 1
+    animated = getattr(header, "n_frames", 1) != 1
+    if turned or animated:
+        return None
+    return SUFFIXES.get(str(header.format))
+
+
+def _make_anew(data: bytes, jpeg_quality: int | None) -> Picture:
+    form = "JPEG" if jpeg_quality else "PNG"
+    buffer = io.BytesIO()
+    to_rgb(Image.open(io.BytesIO(data))).save(buffer, form, quality=jpeg_quality)
+    return Picture(buffer.getvalue(), SUFFIXES[form], copied=False)

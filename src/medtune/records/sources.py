@@ -1,0 +1,251 @@
+"""Open what holds the pairs, and read it in small blocks, so that memory stays flat."""
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from medtune.files import one_line
+from medtune.pairs import load_pairs
+
+BLOCK = 64  # rows in memory at a time, and between two notes of the progress
+
+TEXT = datasets.Value("string")
+
+# Columns that a record builds itself, or that would make TRL or LLaMA-Factory take the record for
+# one of another kind.
+OWN_COLUMNS = {
+    *("image", "images", "id", "caption", "caption_zh", "split"),
+    *("prompt", "completion", "messages", "conversations"),
+    *("system", "instruction", "output", "history"),
+    *("text", "tools", "chosen", "rejected", "problem"),
+}
+# Types that JSON has no value for, as they look inside the text of a `datasets` feature.
+NO_JSON = re.compile(r"Value\('(large_)?(binary|date|time|duration|decimal)|(Image|Audio|Video)\(")
+
+
+@dataclass
+class Shard:
+    """A file of a source, or a whole `datasets.Dataset`.
+
+    name : name of the file; empty for a data set.
+    rows : how many rows it has; 1 for a file that cannot be opened.
+    ids : the column `id`, as pyarrow arrays.
+    read : gives tables of so many rows, from the first row to the last.
+    problem : why the file cannot be opened, if so.
+    """
+
+    name: str
+    rows: int
+    ids: list[pa.Array]
+    read: Callable[[int], Iterator[Any]] | None = None
+    problem: str | None = None
+
+
+@dataclass
+class Source:
+    """What holds the pairs.
+
+    shards : its parts, in order.
+    types : the `datasets` feature of each column.
+    identity : what tells this source from another or from a changed one, as JSON can hold it.
+    """
+
+    shards: list[Shard]
+    types: dict[str, Any]
+    identity: list
+
+    @property
+    def rows(self) -> int:
+        """How many rows all shards have together."""
+        return sum(shard.rows for shard in self.shards)
+
+
+@dataclass
+class Block:
+    """Some rows of a shard that follow each other.
+
+    shard : name of the shard.
+    numbers : numbers of the rows, counted from 0 over the whole source.
+    table : the rows as a pyarrow table or record batch; None if they cannot be read.
+    problem : why they cannot be read, if so.
+    """
+
+    shard: str
+    numbers: range
+    table: Any = None
+    problem: str | None = None
+
+    def rows(self) -> list[dict]:
+        """Give the rows as dictionaries; one that cannot be read has only the key `problem`."""
+        if self.problem:
+            return [{"problem": self.problem} for _ in self.numbers]
+        rows = []
+        for index in range(len(self.numbers)):
+            # Row by row, so that a text that is not UTF-8 spoils its own row only.
+            try:
+                rows += self.table.slice(index, 1).to_pylist()
+            except UnicodeDecodeError as error:
+                rows.append({"problem": f"text: {one_line(error)}"})
+        return rows
+
+
+# --- open -------------------------------------------------------------------------------------
+
+
+def open_source(source: Any) -> Source:
+    """Open a source of pairs without reading its pictures.
+
+    Parquet that already has our columns is read directly; everything else goes through
+    `medtune.pairs.load_pairs`.
+
+    Parameters
+    ----------
+    source : a `datasets.Dataset` of pairs, or what `medtune.pairs.load_pairs` takes.
+
+    Raises
+    ------
+    ValueError, OSError : the source cannot be opened, or lacks image, id or caption.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        opened = _open_parquet(Path(source).expanduser())
+        if opened:
+            return opened
+        source = load_pairs(source, strict=False)
+    return _open_dataset(source)
+
+
+def _open_parquet(path: Path) -> Source | None:
+    """Open the parquet files of a path directly, or return None if that is not possible."""
+    files = _parquet_files(path)
+    shards, types = [], []
+    for file in files:
+        try:
+            shard, shard_types = _open_shard(file)
+        except (OSError, ValueError) as error:
+            problem = f"shard: {file.name} is cut off, fetch it again ({one_line(error)})"
+            # It counts as one row, so that the file is listed among the rejected.
+            shards.append(Shard(file.name, 1, [pa.array([str(file)])], problem=problem))
+            continue
+        shards.append(shard)
+        types.append(shard_types)
+
+    if not shards:
+        return None
+    if not types:
+        raise ValueError(shards[0].problem)
+    if not _has_our_columns(types[0]) or types.count(types[0]) < len(types):
+        return None
+    return Source(shards, types[0], [_file_identity(file) for file in files])
+
+
+def _parquet_files(path: Path) -> list[Path]:
+    if path.is_dir():
+        files = sorted(path.rglob("*.parquet"))
+    elif path.suffix == ".parquet":
+        files = [path]
+    else:
+        files = []
+    return [file for file in files if file.exists()]
+
+
+def _open_shard(file: Path) -> tuple[Shard, dict]:
+    # Without pre_buffer, a row group of any size is read page by page.
+    parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 16)
+    columns = parquet.read(columns=["id"]).columns
+    ids = [chunk for column in columns for chunk in column.chunks]
+    types = dict(datasets.Features.from_arrow_schema(parquet.schema_arrow))
+    return Shard(file.name, parquet.metadata.num_rows, ids, parquet.iter_batches), types
+
+
+def _has_our_columns(types: dict[str, Any]) -> bool:
+    return "image" in types and types.get("id") == TEXT and types.get("caption") == TEXT
+
+
+def _file_identity(file: Path) -> list:
+    stat = file.stat()
+    return [file.name, stat.st_size, stat.st_mtime_ns]
+
+
+def _open_dataset(pairs: Any) -> Source:
+    needed = {"image", "id", "caption"}
+    if not isinstance(pairs, datasets.Dataset) or not needed <= set(pairs.column_names):
+        raise ValueError(
+            "convert needs a Dataset with image, id and caption, as medtune.pairs.load_pairs gives"
+        )
+    wanted = {"image": datasets.Image(decode=False), "id": TEXT, "caption": TEXT}
+    for name, kind in wanted.items():
+        if pairs.features[name] != kind:
+            pairs = pairs.cast_column(name, kind)
+    ids = pairs.select_columns("id").with_format("arrow")[:]["id"].chunks
+    shard = Shard("", len(pairs), ids, pairs.with_format("arrow").iter)
+    return Source([shard], dict(pairs.features), [pairs._fingerprint])
+
+
+# --- read -------------------------------------------------------------------------------------
+
+
+def read_blocks(shards: list[Shard], first: int) -> Iterator[Block]:
+    """Yield the rows of the shards from row number `first` on.
+
+    A shard that ends before is not read. `first` is where a block of an earlier call ended, so no
+    block lies on both sides of it.
+    """
+    start = 0
+    for shard in shards:
+        stop = start + shard.rows
+        if stop > first:
+            yield from _shard_blocks(shard, start, first)
+        start = stop
+
+
+def _shard_blocks(shard: Shard, start: int, first: int) -> Iterator[Block]:
+    stop = start + shard.rows
+    problem = shard.problem
+    if shard.read:
+        try:
+            for table in shard.read(BLOCK):
+                end = start + table.num_rows
+                if start >= first:
+                    yield Block(shard.name, range(start, end), table)
+                start = end
+        except (OSError, ValueError) as error:
+            problem = f"shard: {shard.name} breaks off here ({one_line(error)})"
+    if problem:
+        yield Block(shard.name, range(start, stop), problem=problem)
+
+
+def find_repeated_ids(source: Source) -> dict[int, int]:
+    """Find the rows whose id an earlier row has already: number of the row -> number of the first.
+
+    Only a hash of 8 bytes is kept of each id, so that this works for millions of them.
+    """
+    hashes = np.fromiter(_id_hashes(source.shards), np.int64)
+    _, firsts, groups = np.unique(hashes, return_index=True, return_inverse=True)
+    first_of_row = firsts[groups]
+    later = np.flatnonzero(first_of_row != np.arange(source.rows))
+    return {int(row): int(first_of_row[row]) for row in later}
+
+
+def _id_hashes(shards: list[Shard]) -> Iterator[int]:
+    for shard in shards:
+        for chunk in shard.ids:
+            # As bytes: an id that is not UTF-8 cannot become a text.
+            for value in chunk.cast("binary").to_pylist():
+                yield hash(value)
+
+
+def copied_columns(types: dict[str, Any]) -> list[str]:
+    """Name the columns that go into the records as they are."""
+    names = []
+    for name, kind in types.items():
+        if name not in OWN_COLUMNS and not NO_JSON.search(str(kind)):
+            names.append(name)
+    return names

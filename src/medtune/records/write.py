@@ -1,0 +1,351 @@
+"""Write image-text pairs as pictures and training records.
+
+A folder holds `images/`, one JSON Lines file a split, `dataset_info.json` (for LLaMA-Factory),
+`rejected.jsonl` (what was left out, and why) and `convert.json` (settings, counts). How a killed
+run goes on where it stopped is told in `medtune.records.progress`.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import random
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import datasets
+from tqdm.auto import tqdm
+
+from medtune.captions import detect_language
+from medtune.files import one_line
+
+from .dialects import (
+    DIALECTS,
+    MARK,
+    QUESTIONS,
+    Turn,
+    dataset_columns,
+    make_record,
+    read_turns,
+)
+from .judge import Judge, Pair
+from .progress import KINDS, Folder, Progress, Settings
+from .read import read_placed
+from .sources import Source, copied_columns, find_repeated_ids, open_source, read_blocks
+
+DEFAULT_QUESTIONS = (QUESTIONS[0], QUESTIONS[3])  # one in English and one in Chinese
+
+
+def convert_pairs(  # noqa: PLR0913 - each is a setting that a user may want to change alone
+    source: Any,
+    out: str | os.PathLike,
+    *,
+    dialect: str = "prompt-completion",
+    questions: str | Sequence[str] | None = None,
+    language: str = "en",
+    system_prompt: str | None = None,
+    text_only: str | os.PathLike | None = None,
+    share: float = 0.1,
+    pictures_per_sample: int = 1,
+    splits: Sequence[str] | None = None,
+    jpeg_quality: int | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+    strict: bool = False,
+    overwrite: bool = False,
+) -> dict:
+    """Write pairs as pictures and training records.
+
+    The same call goes on with a killed run, and leaves a finished one alone. JPEG and PNG in RGB or
+    grey are copied byte for byte, others become upright RGB PNG. Parquet shards are read directly,
+    with flat memory. The result depends neither on `workers` nor on a restart.
+
+    Parameters
+    ----------
+    source : a `datasets.Dataset` of pairs, or what `medtune.pairs.load_pairs` takes.
+    out : the folder to write, new or empty.
+    dialect : "prompt-completion" (TRL), "messages" (role, content) or "sharegpt" (conversations
+        with from, value).
+    questions : one question, or several to draw from by id and seed, such as `QUESTIONS`; it is in
+        the language of the caption if there is one in it.
+    language : "en" takes `caption`; "zh" takes `caption_zh`, or a Chinese `caption`, and rejects
+        pairs that have neither.
+    system_prompt : said before each question about pictures.
+    text_only : JSON Lines of dialogues without pictures, to be mixed into the train split.
+    share : the share of these dialogues in the train split, from 0 to below 1.
+    pictures_per_sample : up to so many neighbouring rows of one `group` make one sample, with all
+        their captions.
+    splits : "train", "validation" or "test" for each row. By default the column `split` says it, or
+        else the name of the shard.
+    jpeg_quality : make pictures that cannot be copied JPEG of this quality, 1 to 95; None makes
+        them PNG.
+    seed : decides which questions are drawn and in which order dialogues come.
+    workers : threads for pictures that must be decoded; by default one a core.
+    strict : stop at the first bad pair instead of listing it in `rejected.jsonl`.
+    overwrite : replace a conversion with other settings.
+
+    Returns
+    -------
+    dict : the dialect, rows, records of each split, dialogues (text_only), pictures copied and
+        converted, rejected rows, and the reasons by column.
+
+    Raises
+    ------
+    ValueError : settings, source or folder are wrong, or (if `strict`) a pair is.
+    OSError : a file cannot be read, or the folder cannot be written.
+
+    Examples
+    --------
+    >>> import datasets, pathlib, tempfile, PIL.Image
+    >>> rows = {"image": [PIL.Image.new("L", (8, 8))], "id": ["a"], "caption": ["A black square."]}
+    >>> pairs = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    >>> convert_pairs(pairs, pathlib.Path(tempfile.mkdtemp()) / "out")["records"]
+    {'train': 1}
+    """
+    asked = _list_questions(questions)
+    _check_words(dialect, language, asked)
+    _check_numbers(share, pictures_per_sample)
+    opened = open_source(source)
+    splits = [] if splits is None else list(splits)
+    _check_source(opened, splits, pictures_per_sample)
+
+    settings = Settings(
+        dialect=dialect,
+        questions=[(text, detect_language(text)) for text in asked],
+        language=language,
+        system_prompt=system_prompt,
+        share=share,
+        pictures_per_sample=pictures_per_sample,
+        seed=seed,
+        jpeg_quality=jpeg_quality,
+        columns=dataset_columns(dialect, with_history=bool(system_prompt or text_only)),
+        text_only=_hash_of_file(text_only),
+        source=opened.identity,
+        splits=_hash_of_splits(splits),
+    )
+    folder = Folder(Path(out).expanduser(), settings.as_job())
+    with folder.explain_no_room():
+        notes = folder.open(overwrite=overwrite)
+        if notes and "summary" in notes:
+            folder.remove_work()
+            return notes["summary"]
+        progress = Progress.from_notes(notes["progress"]) if notes else Progress()
+        folder.begin(progress)
+
+        judge = Judge(settings, splits, find_repeated_ids(opened), opened.rows)
+        columns = copied_columns(opened.types)
+        writer = Writer(settings, folder, progress, columns, strict)
+        with writer.open_files():
+            if text_only:
+                writer.load_dialogues(Path(text_only))
+            _convert_blocks(opened, judge, writer, workers or os.cpu_count())
+
+        types = datasets.Features({name: opened.types[name] for name in columns})
+        return folder.finish(progress, rows=opened.rows, features=types.to_dict())
+
+
+def _list_questions(questions: str | Sequence[str] | None) -> list[str]:
+    if isinstance(questions, str):
+        return [questions]
+    return list(questions or DEFAULT_QUESTIONS)
+
+
+def _check_words(dialect: str, language: str, questions: list[str]) -> None:
+    if dialect not in DIALECTS or language not in ("en", "zh"):
+        raise ValueError(f"dialect must be one of {', '.join(DIALECTS)}, language en or zh")
+    for text in questions:
+        if not text.strip() or MARK in text:
+            raise ValueError(f"a question must be a text without {MARK}, not {text!r:.50}")
+
+
+def _check_numbers(share: float, pictures_per_sample: int) -> None:
+    if not 0 <= share < 1:
+        raise ValueError(f"share must be from 0 to below 1, not {share}")
+    if pictures_per_sample < 1:
+        raise ValueError(f"pictures_per_sample must be 1 or more, not {pictures_per_sample}")
+
+
+def _check_source(source: Source, splits: list[str], pictures_per_sample: int) -> None:
+    if splits and len(splits) != source.rows:
+        raise ValueError(f"{len(splits)} splits for {source.rows} rows")
+    if not source.rows:
+        raise ValueError("the source holds no pairs")
+    if pictures_per_sample > 1 and "group" not in source.types:
+        raise ValueError(
+            "pictures_per_sample needs a column `group` that says which pictures belong together"
+        )
+
+
+def _hash_of_file(file: str | os.PathLike | None) -> str | None:
+    if not file:
+        return None
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
+def _hash_of_splits(splits: list[str]) -> str | None:
+    if not splits:
+        return None
+    return hashlib.sha256("\n".join(map(str, splits)).encode()).hexdigest()
+
+
+def _convert_blocks(source: Source, judge: Judge, writer: "Writer", workers: int | None) -> None:
+    """Convert all rows that are not done yet, and note the progress after every block."""
+    progress = writer.progress
+    bar = tqdm(total=source.rows, initial=progress.row, unit="pair", delay=3)
+    with ThreadPoolExecutor(workers) as pool, bar:
+        for block in read_blocks(source.shards, progress.row):
+            pairs = judge.accept(block, pool, writer.reject)
+            for sample in _gather_samples(pairs, writer.settings.pictures_per_sample):
+                writer.write_sample(sample)
+            writer.note(block.numbers.stop)
+            bar.update(len(block.numbers))
+
+
+def _gather_samples(pairs: Iterator[Pair], pictures: int) -> Iterator[list[Pair]]:
+    """Put neighbouring pairs of one group into samples of at most so many pictures."""
+    if pictures == 1:  # the usual case, in which no pair waits for the next one
+        for pair in pairs:
+            yield [pair]
+        return
+    for _, series in itertools.groupby(pairs, _series_of):
+        while sample := list(itertools.islice(series, pictures)):
+            yield sample
+
+
+def _series_of(pair: Pair) -> tuple:
+    """Give what pairs of one sample have in common; a pair without a group stands alone."""
+    group = pair.cells.get("group")
+    return (pair.split, group) if group else (pair.number,)
+
+
+@dataclass
+class Writer:
+    """Writes samples into the growing files, and counts them.
+
+    settings : what the conversion was asked to do.
+    folder : where it writes.
+    progress : what is written so far.
+    columns : the columns that go into the records as they are.
+    strict : whether a bad pair ends the conversion.
+    files : the open files of records, by split and "rejected".
+    dialogues : id and turns of the dialogues without pictures, in the order they will be written.
+    """
+
+    settings: Settings
+    folder: Folder
+    progress: Progress
+    columns: list[str]
+    strict: bool
+    files: dict[str, BinaryIO] = field(default_factory=dict)
+    dialogues: list[tuple[str, list[Turn]]] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def open_files(self) -> Iterator[None]:
+        """Keep the files of records open, each from where the progress says that it goes on."""
+        with contextlib.ExitStack() as stack:
+            for kind in KINDS:
+                file = self.folder.open_growing(kind, self.progress.sizes.get(kind, 0))
+                self.files[kind] = stack.enter_context(file)
+            yield
+
+    def reject(self, number: int | None, sample_id: object, reason: str) -> None:
+        """List what is left out, or raise ValueError if the caller wants all pairs to be good."""
+        if self.strict:
+            raise ValueError(f"row {number}, id {str(sample_id)[:100]!r}: {reason}")
+        entry = {"id": sample_id, "row": number, "reason": reason}
+        self.files["rejected"].write(json.dumps(entry).encode() + b"\n")
+        self.progress.rejected += 1
+        self.progress.reasons[reason.split(":")[0]] += 1
+
+    def load_dialogues(self, file: Path) -> None:
+        """Read the dialogues without pictures, and put them into an order that the seed decides."""
+        dialogues = []
+        for place, record in read_placed(file):
+            turns, problems = read_turns(record, 0)
+            line = place.rpartition(":")[2]
+            if not problems:
+                dialogues.append((f"text-only-{line}", turns))
+            elif self.progress.row == 0:  # a run that goes on has listed it before
+                self.reject(None, place, f"dialogue: {problems[0].text}")
+        random.Random(self.settings.seed).shuffle(dialogues)
+        self.dialogues = dialogues
+
+    def write_sample(self, pairs: list[Pair]) -> None:
+        """Write the pictures and the record of a sample, then the dialogues that are due."""
+        try:
+            line = self._sample_line(pairs)
+        except ValueError as error:  # a value that JSON cannot hold, such as NaN in a list
+            for pair in pairs:
+                self.reject(pair.number, pair.cells["id"], f"record: {one_line(error)}")
+            return
+
+        for pair in pairs:
+            self.folder.write_picture(pair.file_name, pair.picture.data)
+            if pair.picture.copied:
+                self.progress.copied += 1
+            else:
+                self.progress.converted += 1
+        split = pairs[0].split
+        self.files[split].write(line)
+        self.progress.samples[split] += 1
+        self._write_due_dialogues()
+
+    def _sample_line(self, pairs: list[Pair]) -> bytes:
+        first = pairs[0]
+        sample_id = first.cells["id"]
+        if len(pairs) > 1:
+            sample_id += f"+{len(pairs) - 1}"
+        # Neighbouring slices often have the same caption, which is then said once.
+        captions = dict.fromkeys(pair.caption for pair in pairs)
+        turns = [
+            ("user", MARK * len(pairs) + first.question),
+            ("assistant", "\n".join(captions)),
+        ]
+        if self.settings.system_prompt:
+            turns.insert(0, ("system", self.settings.system_prompt))
+        images = [f"images/{pair.file_name}" for pair in pairs]
+        return self._line(sample_id, turns, images, self._common_cells(pairs))
+
+    def _common_cells(self, pairs: list[Pair]) -> dict:
+        """Give the other columns of a sample, with None where its pairs differ."""
+        first = pairs[0].cells
+        common = {}
+        for name in self.columns:
+            value = first[name]
+            # The first is compared with itself too: NaN, which JSON lacks, differs and is left out.
+            same = all(pair.cells[name] == value for pair in pairs)
+            common[name] = value if same else None
+        return common
+
+    def _line(self, sample_id: str, turns: list[Turn], images: list[str], cells: dict) -> bytes:
+        record = make_record(
+            sample_id,
+            turns,
+            images,
+            dialect=self.settings.dialect,
+            with_history=self.settings.with_history,
+        )
+        return json.dumps(record | cells, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+    def _write_due_dialogues(self) -> None:
+        """Write as many dialogues as their share asks for by now: they are spread evenly."""
+        share = self.settings.share
+        due = int(self.progress.samples["train"] * share / (1 - share) + 0.5)
+        # Counted anew after every sample, so that a restart comes to the same places.
+        for sample_id, turns in self.dialogues[self.progress.text_only : due]:
+            no_cells = dict.fromkeys(self.columns)
+            self.files["train"].write(self._line(sample_id, turns, [], no_cells))
+            self.progress.text_only += 1
+
+    def note(self, row: int) -> None:
+        """Note that all rows before this one are done."""
+        for kind, file in self.files.items():
+            # Only then is the noted size true after a kill.
+            file.flush()
+            self.progress.sizes[kind] = file.tell()
+        self.progress.row = row
+        self.folder.note(self.progress)

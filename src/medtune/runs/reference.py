@@ -1,0 +1,75 @@
+"""Keep a small executed copy of a finished run, without machine paths and patients' pictures."""
+
+import json
+import shutil
+from pathlib import Path
+
+from medtune.files import write_whole
+
+from .execute import plan_steps
+from .params import find_root, has_tag
+
+INSTEAD = "(a figure with a patient's pictures: run the notebook to see it)"
+
+
+def write_reference(name: str, *, root: str | Path | None = None, max_mb: float = 3.0) -> Path:
+    """Copy a finished run's notebooks and summary to `papermill_runs/reference/<name>/`.
+
+    Left out are the paths of this machine, and patients' pictures: the figures of cells tagged
+    `shows-pictures`.
+
+    Parameters
+    ----------
+    name : folder in `papermill_runs/`.
+    root : the repository; see `find_root`.
+    max_mb : what the copy may take at most, in MB (10^6 bytes).
+
+    Returns
+    -------
+    Path : the folder of the copy; one that was there is replaced.
+
+    Raises
+    ------
+    ValueError : the run is not finished, or the copy would take more than `max_mb`.
+    """
+    root = find_root(root)
+    out = root / "papermill_runs" / name / "out"
+    steps = plan_steps(name, root)
+    missing = [step.notebook for step in steps if not step.finished]
+    if missing:
+        advice = f"start 'medtune run {name}' first"
+        raise ValueError(f"run {name!r} has no finished {missing[0]}: {advice}")
+    texts = {}
+    for step in steps:
+        file = f"{step.notebook}.ipynb"
+        texts[file] = _without_pictures(_without_places(out / file, root))
+    texts["summary.json"] = _without_places(out / "summary.json", root)
+    size = sum(len(text.encode()) for text in texts.values()) / 1e6
+    if size > max_mb:
+        allowed = f"a reference may have {max_mb:g}: use smaller figures"
+        raise ValueError(f"run {name!r} has {size:.1f} MB, {allowed}")
+    target = root / "papermill_runs" / "reference" / name
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for file, text in texts.items():
+        write_whole(target / file, text)
+    return target
+
+
+def _without_places(file: Path, root: Path) -> str:
+    """Read a file and shorten the paths of the repository and of the user's home in it."""
+    text = file.read_text("utf-8")
+    return text.replace(str(root), ".").replace(str(Path.home()), "~")
+
+
+def _without_pictures(notebook: str) -> str:
+    """Replace the figures of cells tagged `shows-pictures` in an executed notebook."""
+    executed = json.loads(notebook)
+    for cell in executed["cells"]:
+        if not has_tag(cell, "shows-pictures"):
+            continue
+        for output in cell["outputs"]:
+            # printed text has no data
+            if "data" in output:
+                output["data"] = {"text/plain": INSTEAD}
+    return json.dumps(executed, indent=1, ensure_ascii=False) + "\n"

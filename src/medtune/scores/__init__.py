@@ -1,0 +1,51 @@
+"""Scores for answers, boxes and match probabilities, their intervals over patients, and rivals.
+
+`text` counts words and characters as LLaMA-Factory and as papers do, `findings` asks whether the
+right thing is named, `boxes` judges regions and match probabilities, `intervals` draws whole
+patients, `conditions` scores several models side by side, `rivals` and `copiers` answer without a
+model, `agreement` counts the fields in which captions agree, and `library` offers the text scores
+to `evaluate`.
+`text` and `intervals` stand alone.
+
+Every score gives one number a data set. With `per_sample=True` it gives one value a sample, as
+`paired_bootstrap` takes it, and `with_intervals` adds an interval to each number.
+"""
+
+from .agreement import field_agreement
+from .boxes import box_scores, match_scores
+from .conditions import (
+    Measure,
+    ScoredCondition,
+    compare_conditions,
+    pair_score,
+    score_conditions,
+)
+from .copiers import copy_nearest, thumbnail_vectors
+from .findings import RATIOS, finding_scores
+from .intervals import bootstrap_interval, paired_bootstrap, with_intervals
+from .library import evaluate_metric
+from .rivals import most_frequent_caption, nearest_caption_copier
+from .text import llamafactory_scores, standard_scores
+
+__all__ = [
+    "RATIOS",
+    "Measure",
+    "ScoredCondition",
+    "bootstrap_interval",
+    "box_scores",
+    "compare_conditions",
+    "copy_nearest",
+    "evaluate_metric",
+    "field_agreement",
+    "finding_scores",
+    "llamafactory_scores",
+    "match_scores",
+    "most_frequent_caption",
+    "nearest_caption_copier",
+    "pair_score",
+    "paired_bootstrap",
+    "score_conditions",
+    "standard_scores",
+    "thumbnail_vectors",
+    "with_intervals",
+]

@@ -1,0 +1,131 @@
+"""Supervised fine-tuning as a script: the same code in a notebook, in one process, on many GPUs.
+
+`medtune train train.yaml` or `python -m medtune.training --config train.yaml` trains in one
+process. The same file under `torchrun`, `accelerate launch` or `deepspeed` trains in many.
+
+In `output_dir` there will be `settings.json`, `log.json`, folders `checkpoint-N` and, at last,
+`model`: the adapter, or the whole model, with its processor.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from trl import ModelConfig
+
+from medtune.files import one_line
+from medtune.models import model_card, save_model
+
+from .checkpoints import RunCallback, Start, prepare_start, shared_settings
+from .settings import ScriptArguments, parse_arguments, zero_stage
+from .trainer import build_trainer
+
+# What a shell gives for Ctrl-C: a scheduler can tell a run that was stopped from one that failed.
+STOPPED = 130
+
+
+def train_model(trainer: Any, script_args: ScriptArguments, model_args: ModelConfig) -> None:
+    """Train, from the newest complete checkpoint if `resume` says so, and save the model.
+
+    Parameters
+    ----------
+    trainer : what `build_trainer` made of the same settings.
+    script_args, model_args : see `parse_arguments`.
+
+    Raises
+    ------
+    ValueError, OSError : the folder belongs to another run, the ZeRO stages differ, the disk is
+        full.
+    SystemExit : 130 after Ctrl-C, SIGTERM or SIGUSR1, once the checkpoint of the current step is
+        written.
+    """
+    settings = shared_settings(script_args, trainer.args, model_args)
+    start = _agree_on_start(trainer, settings, script_args.resume)
+    if start.universal:
+        config = trainer.args.deepspeed_plugin.hf_ds_config.config
+        config["checkpoint"] = {"load_universal": True}
+    callback = RunCallback(trainer)
+    trainer.add_callback(callback)
+    # SIGUSR1 is what Slurm can send before the time of a job is over
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, callback.ask_to_stop)
+    trainer.train(resume_from_checkpoint=start.checkpoint)
+    if callback.stop:
+        raise SystemExit(STOPPED)
+    _save(trainer, script_args, model_args, settings)
+
+
+def _agree_on_start(trainer: Any, settings: dict[str, Any], resume: bool) -> Start:
+    """Let rank 0 look into the folder of the run, and tell all ranks what it found."""
+    args = trainer.args
+    start = None
+    if trainer.is_world_process_zero():
+        start = prepare_start(
+            Path(args.output_dir),
+            settings,
+            resume=resume,
+            stage=zero_stage(args),
+            ranks=args.world_size,
+        )
+    return broadcast_object_list([start])[0]
+
+
+def _save(
+    trainer: Any, script_args: ScriptArguments, model_args: ModelConfig, settings: dict[str, Any]
+) -> None:
+    """Save the adapter or the whole model with its processor and a card, as folder `model`."""
+    model = trainer.model
+    if zero_stage(trainer.args) == 3:
+        # every rank must take part when the shards of all are put together on rank 0
+        state = trainer.deepspeed._zero3_consolidated_16bit_state_dict(
+            exclude_frozen_parameters=model_args.use_peft
+        )
+        model.save_pretrained = partial(model.save_pretrained, state_dict=state)
+    if trainer.is_world_process_zero():
+        card = model_card(model_args.model_name_or_path, data=script_args.data, settings=settings)
+        save_model(
+            model, trainer.processing_class, Path(trainer.args.output_dir) / "model", card=card
+        )
+    # a rank that left while another still saves can abort
+    trainer.accelerator.wait_for_everyone()
+
+
+def main(argv: list[str] | None = None, trainer_class: Callable[..., Any] | None = None) -> None:
+    """Train as the arguments say; what a user can put right is one line.
+
+    Parameters
+    ----------
+    argv : words as in `sys.argv[1:]`, which are taken by default.
+    trainer_class : see `build_trainer`.
+
+    Raises
+    ------
+    SystemExit : 1 after an error that a user can put right, 130 after a signal.
+
+    Examples
+    --------
+    >>> main(["--data", "records", "--lerning_rate", "1"])
+    Traceback (most recent call last):
+    SystemExit: 1
+    """
+    try:
+        if argv is None:
+            argv = sys.argv[1:]
+        script_args, training_args, model_args = parse_arguments(argv)
+        trainer = build_trainer(script_args, training_args, model_args, trainer_class=trainer_class)
+        train_model(trainer, script_args, model_args)
+    except Exception as error:
+        # long enough for any message: the end of a line often says what to do
+        line = one_line(error, limit=10_000)
+        rank = os.environ.get("RANK", 0)
+        print(f"medtune train: rank {rank}: {line}", file=sys.stderr, flush=True)
+        if not isinstance(error, (ValueError, OSError)):
+            raise
+        sys.exit(1)

@@ -1,0 +1,164 @@
+"""What a training is told: the keys of a YAML file and of the command line.
+
+The keys are those of `ScriptArguments`, TRL's `SFTConfig` and TRL's `ModelConfig`; an unknown one
+is refused.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from trl import ModelConfig, SFTConfig, TrlParser
+
+# Files of settings for DeepSpeed by their short name: zero1, zero2 and zero3, and each with
+# _offload. `deepspeed: zero2` in a YAML file means the file of that name.
+ZERO = {path.stem: str(path) for path in Path(__file__).with_name("deepspeed").glob("*.json")}
+
+
+@dataclass
+class ScriptArguments:
+    """What medtune adds to the keys of TRL.
+
+    Attributes
+    ----------
+    data : folder written by `medtune convert`.
+    target : layers that get an adapter, as words of `medtune.models.TARGETS` joined by `+`.
+    eval_samples : number of validation pairs of an evaluation.
+    max_pixels : most pixels of a picture; 0 leaves what the processor says.
+    autocast_adapter_dtype : keep the adapters in float32 (not under ZeRO-3).
+    fast : the same training in less time, see `medtune.training.speed`.
+    cache_features : let a frozen vision tower see each picture only once.
+    resume : continue from the newest complete checkpoint.
+    """
+
+    data: str = field(metadata={"help": "Folder written by 'medtune convert'."})
+    target: str = field(
+        default="language",
+        metadata={"help": "Layers with an adapter: words of medtune.models.TARGETS, joined by +."},
+    )
+    eval_samples: int = field(
+        default=32, metadata={"help": "Number of validation pairs of an evaluation."}
+    )
+    max_pixels: int = field(
+        default=0, metadata={"help": "Most pixels of a picture; 0: what the processor says."}
+    )
+    autocast_adapter_dtype: bool = field(
+        default=True, metadata={"help": "Keep the adapters in float32 (not under ZeRO-3)."}
+    )
+    fast: bool = field(
+        default=False,
+        metadata={"help": "The same training in less time, see medtune.training.speed."},
+    )
+    cache_features: bool = field(
+        default=False, metadata={"help": "A frozen vision tower sees each picture only once."}
+    )
+    resume: bool = field(
+        default=False, metadata={"help": "Continue from the newest complete checkpoint."}
+    )
+
+
+class _Parser(TrlParser):
+    """TRL's parser, which knows the short names of `ZERO` and raises instead of exiting."""
+
+    def set_defaults_with_config(self, **config: Any) -> list[str]:
+        """Take the values of a YAML file as defaults."""
+        values = {key: ZERO.get(str(value), value) for key, value in config.items()}
+        return super().set_defaults_with_config(**values)
+
+    def error(self, message: str) -> None:
+        """Raise what argparse would print before it ends the process."""
+        raise ValueError(message)
+
+
+def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, SFTConfig, ModelConfig]:
+    """Read the words of a command line: `--config train.yaml` and what overrides it.
+
+    Parameters
+    ----------
+    argv : words as in `sys.argv[1:]`; a key that stands in both counts as it stands here.
+
+    Returns
+    -------
+    tuple : ScriptArguments, `trl.SFTConfig` and `trl.ModelConfig`.
+
+    Raises
+    ------
+    ValueError : an unknown key, a value of the wrong type, settings that exclude each other.
+
+    Examples
+    --------
+    >>> words = ["--data", "records", "--model_name_or_path", "tiny-vlm", "--lora_r", "4"]
+    >>> script_args, training_args, model_args = parse_arguments(words)
+    >>> script_args.target, training_args.completion_only_loss, model_args.lora_r
+    ('language', True, 4)
+    >>> parse_arguments([*words, "--lora_rank", "4"])
+    Traceback (most recent call last):
+    ValueError: Some specified arguments are not used by the HfArgumentParser: ['--lora_rank', '4']
+    """
+    parser = _Parser((ScriptArguments, SFTConfig, ModelConfig), prog="medtune train")
+    _set_defaults(parser)
+    words = []
+    for word in argv:
+        # DeepSpeed's launcher adds a local rank, which is in the environment, too
+        if not word.startswith("--local_rank="):
+            words.append(ZERO.get(word, word))
+    script_args, training_args, model_args = parser.parse_args_and_config(words)
+    _refuse_what_cannot_train(training_args, model_args)
+    if script_args.fast and torch.cuda.is_available():
+        # all layers share one function of Transformers, and each variant of it counts
+        torch._dynamo.config.recompile_limit = 64
+        if not training_args.dataloader_num_workers:
+            training_args.dataloader_num_workers = min(8, os.cpu_count() or 1)
+    return script_args, training_args, model_args
+
+
+def _set_defaults(parser: TrlParser) -> None:
+    """Set what is the same in every training of the course, as notebook 03 explains it."""
+    gpu = torch.cuda.is_available()
+    parser.set_defaults(
+        # a text that is cut loses image tokens
+        max_length=None,
+        completion_only_loss=True,
+        report_to="none",
+        # an old name of activation_checkpointing, which TRL turns on
+        gradient_checkpointing=None,
+        use_peft=True,
+        lora_dropout=0.0,
+        save_total_limit=2,
+        router_aux_loss_coef=0.0,
+        bf16=gpu,
+        use_cpu=not gpu,
+        dataloader_pin_memory=gpu,
+    )
+
+
+def _refuse_what_cannot_train(training_args: SFTConfig, model_args: ModelConfig) -> None:
+    """Raise `ValueError` for settings that are allowed one by one but make no training."""
+    if not model_args.model_name_or_path:
+        raise ValueError("model_name_or_path is missing: name the base model, a folder or a hub id")
+    if training_args.resume_from_checkpoint:
+        raise ValueError(
+            "resume_from_checkpoint: loading a foreign checkpoint can run its code; "
+            "use resume instead"
+        )
+    if training_args.n_gpu > 1:
+        raise ValueError(
+            "one process sees several GPUs: start it with torchrun, or set CUDA_VISIBLE_DEVICES=0"
+        )
+
+
+def zero_stage(training_args: SFTConfig) -> int | None:
+    """Return the ZeRO stage, 0 to 3, or None without DeepSpeed.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> zero_stage(SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=2)))
+    2
+    """
+    plugin = training_args.deepspeed_plugin
+    return None if plugin is None else plugin.zero_stage

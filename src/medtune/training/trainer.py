@@ -1,0 +1,199 @@
+"""From the settings to a trainer: data, processor, base model, adapter, and what makes it fast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+from peft import get_peft_model
+from transformers import AutoConfig, set_seed
+from transformers.integrations import deepspeed as deepspeed_integration
+from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
+
+from medtune.models import adapter_targets, load_base, load_processor
+from medtune.records import read_records
+
+from .checks import check_image_tokens, check_labels
+from .features import cache_features
+from .settings import ScriptArguments, zero_stage
+from .speed import pad_lengths, send_bytes, speed_up
+
+
+def build_trainer(
+    script_args: ScriptArguments,
+    training_args: SFTConfig,
+    model_args: ModelConfig,
+    *,
+    trainer_class: Callable[..., Any] | None = None,
+    **options: Any,
+) -> Any:
+    """Load data, processor and base model, add the adapter, and make the trainer, as notebook 03.
+
+    Parameters
+    ----------
+    script_args, training_args, model_args : see `parse_arguments`.
+    trainer_class : called instead of `trl.SFTTrainer`, with the same keywords; its batches are its
+        own affair, so that the checks of labels and image tokens are left out.
+    **options : further keywords for it, such as `callbacks` or `data_collator`.
+
+    Returns
+    -------
+    trl.SFTTrainer : ready to train, or what `trainer_class` returned.
+
+    Raises
+    ------
+    ValueError, OSError : in one line: no such data, model or target; labels or image tokens that
+        are wrong.
+    """
+    stage = zero_stage(training_args)
+    if stage is not None:
+        # DeepSpeed is imported only by those who use it: it takes seconds and looks for compilers
+        import deepspeed
+
+        # on a CPU only torch has been told of the other ranks so far
+        deepspeed.init_distributed()
+    train, watched = _read_data(script_args, training_args)
+    processor = load_processor(
+        model_args.model_name_or_path, max_pixels=script_args.max_pixels or None
+    )
+    model = _load_model(script_args, training_args, model_args)
+    trainer = (trainer_class or SFTTrainer)(
+        model=model,
+        args=training_args,
+        train_dataset=train,
+        eval_dataset=watched,
+        processing_class=processor,
+        **options,
+    )
+    # the loss is a mean over the tokens of all ranks, see notebook 03
+    trainer.model_accepts_loss_kwargs = True
+    _make_fast(trainer, script_args, own_batches=trainer_class is not None)
+    if stage == 3:
+        trainer.data_collator = partial(_with_picture, trainer.data_collator, train)
+    if trainer_class is None and trainer.is_world_process_zero():
+        _check_first_batch(trainer)
+    return trainer
+
+
+def _read_data(
+    script_args: ScriptArguments, training_args: SFTConfig
+) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """Read the records to train on, and those to evaluate on if there is any evaluation."""
+    # the other ranks then read what rank 0 has cached
+    with training_args.main_process_first():
+        train = read_records(script_args.data, "train")
+        if training_args.eval_strategy == "no":
+            return train, None
+        held_out = read_records(script_args.data, "validation")
+        held_out = held_out.shuffle(seed=training_args.seed)
+        few = min(script_args.eval_samples, len(held_out))
+        return train, held_out.select(range(few))
+
+
+def _load_model(
+    script_args: ScriptArguments, training_args: SFTConfig, model_args: ModelConfig
+) -> Any:
+    """Load the base model, and put a fresh adapter onto it if the settings say so."""
+    stage = zero_stage(training_args)
+    with _loaded_whole_if_it_has_experts(training_args, model_args):
+        model = load_base(
+            model_args.model_name_or_path,
+            attn_implementation=model_args.attn_implementation,
+            # under ZeRO-3 each rank holds its shard, and DeepSpeed decides where
+            device_map=None if stage == 3 else {"": training_args.device},
+            revision=model_args.model_revision,
+            dtype=model_args.dtype,
+            quantization_config=get_quantization_config(model_args),
+        )
+        peft_config = get_peft_config(model_args)
+        if peft_config is None:
+            return model
+        if not (peft_config.target_modules or peft_config.target_parameters):
+            for key, value in adapter_targets(model, script_args.target).items():
+                setattr(peft_config, key, value)
+        # adapters start at random
+        set_seed(training_args.seed)
+        # ZeRO-3 wants one dtype
+        in_float32 = script_args.autocast_adapter_dtype and stage != 3
+        model = get_peft_model(model, peft_config, autocast_adapter_dtype=in_float32)
+    if stage == 3 and training_args.activation_checkpointing:
+        # the kind that is not reentrant fails with adapters under ZeRO-3
+        training_args.activation_checkpointing_kwargs = {"use_reentrant": True}
+    return model
+
+
+@contextmanager
+def _loaded_whole_if_it_has_experts(
+    training_args: SFTConfig, model_args: ModelConfig
+) -> Iterator[None]:
+    """Under ZeRO-3, load a mixture of experts whole; the trainer shards it later.
+
+    Transformers 5.23 cannot load fused experts in shards. It shards what it loads as long as it
+    remembers DeepSpeed's settings, so that they are taken away for a moment.
+    """
+    if zero_stage(training_args) != 3:
+        yield
+        return
+    config = AutoConfig.from_pretrained(model_args.model_name_or_path, trust_remote_code=False)
+    if not getattr(config.get_text_config(), "num_experts", 0):
+        yield
+        return
+    deepspeed_integration.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        settings = training_args.deepspeed_plugin.hf_ds_config
+        deepspeed_integration.set_hf_deepspeed_config(settings)
+
+
+def _make_fast(trainer: Any, script_args: ScriptArguments, *, own_batches: bool) -> None:
+    """Apply what the keys `fast` and `cache_features` ask for.
+
+    Where the trainer makes `own_batches`, not TRL's, they are left as they are.
+    """
+    training_args = trainer.args
+    on_gpu = training_args.device.type == "cuda"
+    if script_args.cache_features:
+        with training_args.main_process_first():
+            cache_features(trainer, Path(script_args.data) / "features")
+    if not script_args.fast:
+        return
+    # under ZeRO-3 the weights of experts are there only while their own layer runs
+    thin_experts = zero_stage(training_args) != 3
+    speed_up(trainer.model, experts=thin_experts, compiled=on_gpu)
+    if own_batches:
+        return
+    if not script_args.cache_features:
+        send_bytes(trainer)
+    if on_gpu:
+        trainer.data_collator = partial(pad_lengths, trainer.data_collator)
+
+
+def _with_picture(
+    collate: Callable[[list[dict]], dict], train: datasets.Dataset, rows: list[dict]
+) -> dict:
+    """Add a row that does not count to a batch without pictures.
+
+    Under ZeRO-3 no rank may skip the vision tower: the others would wait for its shards.
+    """
+    if any(row["images"] for row in rows):
+        return collate(rows)
+    spare = next(dict(row) for row in train if row["images"])
+    batch = collate([*rows, spare])
+    batch["labels"][len(rows) :] = -100
+    return batch
+
+
+def _check_first_batch(trainer: Any) -> None:
+    """Raise `ValueError` if labels or image tokens of the first samples are wrong."""
+    few = min(4, len(trainer.train_dataset))
+    rows = [trainer.train_dataset[number] for number in range(few)]
+    answers = [row["completion"][0]["content"][0]["text"] for row in rows]
+    # collators may change the rows they get
+    batch = trainer.data_collator([dict(row) for row in rows])
+    check_labels(batch, trainer.processing_class, answers)
+    check_image_tokens(batch, trainer.processing_class)

@@ -1,0 +1,201 @@
+"""medtune.multitask.trainer: it trains each task, and counts alike however a step is cut."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from datasets import Dataset
+from multitask_twins import FAMILIES, answer_of, make_records, record, trainer_of, twins_below
+from PIL import Image
+
+from medtune.multitask import LOGGED
+from medtune.records import convert_pairs
+from medtune.scores import box_scores
+
+
+@pytest.fixture(scope="session")
+def twin(tmp_path_factory):
+    return twins_below(tmp_path_factory)
+
+
+@pytest.fixture
+def records():
+    return make_records()
+
+
+WAYS = {
+    "fp32": {},
+    "bf16": {"bf16": True, "dtype": "bfloat16"},
+    "nf4": {"quantised": True},
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_it_trains_and_logs_each_task(twin, records, tmp_path, way):
+    options = {"save_strategy": "no", "eval_strategy": "epoch"} | way
+    trainer = trainer_of(twin("qwen3-vl"), tmp_path, records, **options)
+    before = {}
+    for name, parameter in trainer.model.named_parameters():
+        if parameter.requires_grad:
+            before[name] = parameter.detach().clone()
+    trainer.train()
+    after = dict(trainer.model.named_parameters())
+    moved = {name for name in before if not torch.equal(after[name], before[name])}
+    heads = {name.split(".")[1] for name in moved if name.startswith("heads")}
+    assert heads >= {"vote", "match", "log_variances"}
+    assert any("lora_A" in name for name in moved)
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logs) == 3
+    assert all(set(LOGGED) <= entry.keys() for entry in logs)
+    trainer.evaluate()
+    last = trainer.state.log_history[-1]
+    assert {f"eval_{name}" for name in LOGGED} <= last.keys()
+
+
+def gradients_of(trainer, parts):
+    """Return the gradients of one step whose rows are cut into some batches."""
+    trainer.model.zero_grad()
+    collated = iter([trainer.data_collator(part) for part in parts])
+    batches, items = trainer.get_batch_samples(collated, len(parts), "cpu")
+    trainer.current_gradient_accumulation_steps = len(parts)
+    for batch in batches:
+        trainer.training_step(trainer.model, batch, items)
+    gradients = {}
+    for name, parameter in trainer.model.named_parameters():
+        if parameter.grad is not None:
+            gradients[name] = parameter.grad.clone()
+    return gradients
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_accumulated_batches_give_the_gradient_of_one(twin, family, tmp_path):
+    """For all three losses, though batches differ in answers, boxes and pairs."""
+    rows = []
+    for number in range(6):
+        finding = None if number % 2 else "a mass of 12 mm"
+        rows.append(record(number, finding=finding))
+    rows[1]["roi"] = None
+    trainer = trainer_of(twin(family), tmp_path, rows)
+    matches = trainer.data_collator(rows)["matches"]
+    assert set(matches.tolist()) == {-1, 0, 1}, "the rows must show it"
+    whole = gradients_of(trainer, [rows])
+    cut = gradients_of(trainer, [rows[:1], rows[1:3], rows[3:]])
+    assert whole.keys() == cut.keys()
+    for name in whole:
+        assert_close_named(name, whole[name], cut[name], atol=2e-5, rtol=2e-3)
+
+
+def assert_close_named(name, one, other, **tolerances):
+    """Compare two tensors; a message names the parameter."""
+    torch.testing.assert_close(one, other, msg=lambda text: f"{name}: {text}", **tolerances)
+
+
+def test_a_stopped_run_goes_on_with_its_heads(twin, records, tmp_path):
+    whole = trainer_of(twin("qwen3-vl"), tmp_path / "whole", records, steps=4)
+    whole.train()
+    half = trainer_of(twin("qwen3-vl"), tmp_path / "half", records, steps=4)
+    half.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    expected = dict(whole.model.named_parameters())
+    for name, parameter in half.model.named_parameters():
+        assert_close_named(name, expected.pop(name), parameter)
+    assert not expected
+
+
+SCRIPT = """
+from medtune.multitask import MultiTaskTrainer
+from medtune.training import main
+
+main(trainer_class=MultiTaskTrainer)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+def test_two_ranks_train_as_one_process_does(twin, records, tmp_path):
+    """The same file under torchrun: two ranks of batch 2 lose what one of batch 4 loses."""
+    pairs = []
+    for row in records:
+        pairs.append(
+            {
+                "image": row["images"][0],
+                "id": row["id"],
+                "caption": answer_of(row),
+                "roi": row["roi"],
+                "structure": row["structure"],
+                "split": "train",
+            }
+        )
+    convert_pairs(Dataset.from_list(pairs), tmp_path / "data")
+    script = tmp_path / "launch.py"
+    script.write_text(SCRIPT)
+    options = {
+        "--data": tmp_path / "data",
+        "--model_name_or_path": twin("qwen3-vl"),
+        "--lora_r": 4,
+        "--max_steps": 3,
+        "--logging_steps": 1,
+        "--learning_rate": 1e-3,
+        "--dtype": "float32",
+    }
+
+    def logs_of(name, launcher, batch_size):
+        out = tmp_path / name
+        sized = options | {"--output_dir": out, "--per_device_train_batch_size": batch_size}
+        command = [*launcher, script]
+        for option, value in sized.items():
+            command += [option, value]
+        done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert (out / "model" / "multitask.safetensors").is_file()
+        log = json.loads((out / "log.json").read_text("utf-8"))
+        return [entry for entry in log if "text_loss" in entry]
+
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    of_one = logs_of("one", [sys.executable], 4)
+    of_two = logs_of("two", [sys.executable, *torchrun], 2)
+    assert len(of_one) == 3
+    for one, two in zip(of_one, of_two, strict=True):
+        for key in LOGGED:
+            assert one[key] == pytest.approx(two[key], rel=1e-3, abs=1e-4), key
+
+
+def squares(count):
+    """Draw a bright square at a random place of each picture; its box is known."""
+    rng = torch.Generator().manual_seed(0)
+    rows = []
+    for number in range(count):
+        drawn = torch.rand(3, generator=rng) * torch.tensor([80, 80, 24])
+        x, y, side = drawn.int().tolist()
+        side += 24
+        corners = (x, y, x + side, y + side)
+        picture = Image.new("RGB", (128, 128))
+        picture.paste((255, 255, 255), corners)
+        box = [edge / 128 for edge in corners]
+        rows.append(record(number, roi=box) | {"images": [picture]})
+    return rows
+
+
+@pytest.mark.slow
+def test_a_square_is_found(twin, tmp_path):
+    """The heads learn: the mean IoU with the square rises far above that of the mean box."""
+    rows = squares(160)
+    trained = rows[:128]
+    held_out = rows[128:]
+    options = {"steps": 150, "batch": 8, "save_strategy": "no"}
+    trainer = trainer_of(twin("qwen3-vl"), tmp_path, trained, **options)
+    trainer.model.settings.weighting = "fixed"
+    trainer.model.settings.weights = [0.0, 1.0, 0.0]
+    trainer.data_collator.negative_ratio = 0.0
+    trainer.data_collator.verify_ratio = 0.0
+    trainer.train()
+    images = [row["images"][0] for row in held_out]
+    questions = ["Where is the square?"] * 32
+    statements = ["a square"] * 32
+    found, _ = trainer.model.judge(trainer.processing_class, images, questions, statements)
+    true = [row["roi"] for row in held_out]
+    mean_box = torch.tensor([row["roi"] for row in trained]).mean(0).tolist()
+    iou = box_scores(found, true)["iou"]
+    iou_of_mean_box = box_scores([mean_box] * 32, true)["iou"]
+    assert iou > 1.5 * iou_of_mean_box

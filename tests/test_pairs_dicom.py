@@ -1,0 +1,665 @@
+"""DICOM files made with pydicom, and real ones where they are at hand, against pydicom itself."""
+
+import io
+import logging
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.pixels import apply_modality_lut, apply_voi_lut
+from pydicom.sequence import Sequence
+from pydicom.uid import (
+    CTImageStorage,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+    generate_uid,
+)
+
+from medtune import pairs
+
+REAL = Path(__file__).parents[2] / "shared" / "real" / "dicom"
+real = pytest.mark.skipif(not REAL.is_dir(), reason="no real DICOM files in ../shared/real/dicom")
+RAMP = np.arange(64 * 48, dtype=np.int16).reshape(64, 48) - 1024  # -1024 .. 2047
+YELLOW = (255, 255, 0)
+
+
+def data_set(array, *, photometric="MONOCHROME2", modality="CT", stored=None, **tags) -> Dataset:
+    """A data set of an array (rows, columns), (frames, rows, columns) or (rows, columns, 3)."""
+    array = np.asarray(array)
+    is_colour = array.ndim == 3 and array.shape[-1] == 3
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = CTImageStorage
+    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    ds.StudyInstanceUID = generate_uid()
+    ds.SeriesInstanceUID = generate_uid()
+    ds.PatientName = "Doe^Jane"
+    ds.PatientID = "PID-4711"
+    ds.Modality = modality
+    if is_colour:
+        ds.Rows, ds.Columns = array.shape[:2]
+        ds.SamplesPerPixel = 3
+        ds.PhotometricInterpretation = "RGB"
+        ds.PlanarConfiguration = 0
+    else:
+        ds.Rows, ds.Columns = array.shape[-2:]
+        ds.SamplesPerPixel = 1
+        ds.PhotometricInterpretation = photometric
+        if array.ndim == 3:
+            ds.NumberOfFrames = len(array)
+    ds.BitsAllocated = array.dtype.itemsize * 8
+    ds.BitsStored = stored or ds.BitsAllocated
+    ds.HighBit = ds.BitsStored - 1
+    ds.PixelRepresentation = int(array.dtype.kind == "i")
+    ds.PixelData = array.tobytes()
+    for tag, value in tags.items():
+        setattr(ds, tag, value)
+    return ds
+
+
+def saved(folder: Path, ds: Dataset, name: str = "a.dcm") -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ds.save_as(path, enforce_file_format=True)
+    return path
+
+
+def pixels_of(path, **options) -> np.ndarray:
+    """The only frame of a file, (rows, columns, 3)."""
+    [image] = pairs.read_frames(path, **options)
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def grey(path, **options) -> np.ndarray:
+    """The only frame of a grey file, (rows, columns)."""
+    pixels = pixels_of(path, **options)
+    assert (pixels == pixels[..., :1]).all()
+    return pixels[..., 0]
+
+
+def expected(ds: Dataset) -> np.ndarray:
+    """pydicom's own pipeline (as float, 0..255)."""
+    values = apply_voi_lut(apply_modality_lut(ds.pixel_array, ds), ds).astype(float)
+    # it maps onto the range of the stored bits after the rescale
+    lowest = -(2 ** (ds.BitsStored - 1)) if ds.PixelRepresentation else 0
+    highest = lowest + 2**ds.BitsStored - 1
+    slope = float(ds.get("RescaleSlope", 1))
+    intercept = float(ds.get("RescaleIntercept", 0))
+    low = lowest * slope + intercept
+    high = highest * slope + intercept
+    scaled = (values - low) / (high - low) * 255
+    return 255 - scaled if ds.PhotometricInterpretation == "MONOCHROME1" else scaled
+
+
+# --- windows and tables ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
+def test_the_window_of_the_file_as_pydicom_applies_it(tmp_path, photometric, function):
+    ds = data_set(RAMP, photometric=photometric, RescaleSlope=2, RescaleIntercept=-100)
+    ds.WindowCenter = [100, 7]
+    ds.WindowWidth = [900, 8]
+    ds.VOILUTFunction = function
+    difference = grey(saved(tmp_path, ds)) - expected(ds)
+    assert np.abs(difference).max() <= 0.5 + 1e-6
+
+
+@pytest.mark.parametrize("name", pairs.WINDOWS)
+def test_a_named_window_maps_its_ends_to_black_and_white(tmp_path, name):
+    centre, width = pairs.WINDOWS[name]
+    below = centre - width / 2 - 1
+    above = centre + width / 2 + 1
+    stored = np.array([below, centre - 0.5, above]) + 1024
+    array = np.tile(stored.astype(np.int16), (8, 4))
+    path = saved(tmp_path, data_set(array, RescaleSlope=1, RescaleIntercept=-1024))
+    low, middle, high = grey(path, window=name)[0, :3]
+    assert (low, high) == (0, 255)
+    assert abs(int(middle) - 128) <= 255 / width + 1
+
+
+def test_a_window_of_ones_own_and_none_at_all(tmp_path):
+    path = saved(tmp_path, data_set(RAMP, modality="MR"))
+    own = grey(path, window=(0, 200))
+    assert (own.min(), own.max()) == (0, 255)
+    assert (own == 255).mean() > 0.6
+    fitted = grey(path)
+    assert (fitted.min(), fitted.max()) == (0, 255)
+    assert len(np.unique(fitted)) > 250
+    ct = saved(tmp_path, data_set(RAMP), "ct.dcm")
+    assert (grey(ct) == grey(ct, window="abdomen")).all()
+
+
+def test_padding_is_dark_and_does_not_bend_the_contrast(tmp_path):
+    values = np.random.default_rng(0).integers(900, 1100, (64, 64)).astype(np.int16)
+    values[:20] = 32000
+    ds = data_set(values, modality="CR", photometric="MONOCHROME1", PixelPaddingValue=32000)
+    shown = grey(saved(tmp_path, ds))
+    padding = shown[:20]
+    measured = shown[20:]
+    assert (padding == measured.min()).all()
+    assert measured.max() == 255
+    assert np.ptp(measured) > 240
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_a_voi_table_is_read_whatever_its_depth(tmp_path, bits):
+    values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    squares = (np.arange(4096) / 4095) ** 2
+    item = Dataset()
+    item.LUTDescriptor = [4096, 0, bits]
+    item.add_new("LUTData", "US", [int(square * (2**bits - 1)) for square in squares])
+    ds = data_set(values, modality="DX", stored=12, WindowCenter=1, WindowWidth=2)
+    ds.VOILUTSequence = Sequence([item])
+    difference = grey(saved(tmp_path, ds)) - (values / 4095.0) ** 2 * 255
+    assert np.abs(difference).max() <= 1.5
+
+
+# --- overlays -------------------------------------------------------------------------------------
+
+
+def test_unused_bits_are_no_values_and_a_plane_kept_in_them_is_drawn(tmp_path):
+    values = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+    marked = values.copy()
+    marked[10:20, 30:40] |= 1 << 15
+    ds = data_set(marked, modality="MR", stored=12)
+    ds.add_new((0x6000, 0x0010), "US", 64)  # rows
+    ds.add_new((0x6000, 0x0011), "US", 64)  # columns
+    ds.add_new((0x6000, 0x0102), "US", 15)  # the bit
+    plain = saved(tmp_path, data_set(values, modality="MR", stored=12), "plain.dcm")
+    path = saved(tmp_path, ds)
+    assert (grey(path) == grey(plain)).all()
+    yellow = (pixels_of(path, overlays=True) == YELLOW).all(-1)
+    assert yellow[10:20, 30:40].all()
+    assert yellow.sum() == 100
+
+
+def test_overlay_planes_with_an_origin_outside(tmp_path):
+    plane = np.zeros((64, 48), np.uint8)
+    plane[5:9, 6:12] = 1
+    ds = data_set(RAMP)
+    ds.add_new((0x6002, 0x0010), "US", 64)  # rows
+    ds.add_new((0x6002, 0x0011), "US", 48)  # columns
+    ds.add_new((0x6002, 0x0040), "CS", "G")  # graphics
+    ds.add_new((0x6002, 0x0050), "SS", [-1, 3])  # origin, counted from 1
+    ds.add_new((0x6002, 0x0100), "US", 1)  # bits allocated
+    ds.add_new((0x6002, 0x0102), "US", 0)  # bit position
+    packed = np.packbits(plane.ravel(), bitorder="little")
+    ds.add_new((0x6002, 0x3000), "OW", packed.tobytes())
+    path = saved(tmp_path, ds)
+    drawn = pixels_of(path, overlays=True)
+    yellow = (drawn == YELLOW).all(-1)
+    assert yellow[3:7, 8:14].all()
+    assert yellow.sum() == 24
+    assert (drawn[~yellow] == pixels_of(path)[~yellow]).all()
+
+
+# --- compression, colour, enhanced files, unusual numbers -----------------------------------------
+
+
+@pytest.mark.parametrize(
+    "syntax", [ExplicitVRLittleEndian, RLELossless, JPEG2000Lossless, JPEGLSLossless]
+)
+def test_frames_survive_every_lossless_compression(tmp_path, syntax):
+    frames = np.stack([RAMP, RAMP[::-1], np.full_like(RAMP, 40)])
+    ds = data_set(frames, WindowCenter=40, WindowWidth=400)
+    if syntax != ExplicitVRLittleEndian:
+        ds.compress(syntax, generate_instance_uid=False)
+    path = saved(tmp_path, ds)
+    first, second, third = (np.asarray(image)[..., 0] for image in pairs.read_frames(path))
+    plain = grey(saved(tmp_path, data_set(RAMP, WindowCenter=40, WindowWidth=400), "one.dcm"))
+    assert (first == plain).all()
+    assert (second == plain[::-1]).all()
+    assert np.ptp(third) == 0
+    assert pairs.describe(path, salt="s")["transfer_syntax"] == syntax.name
+
+
+@pytest.fixture
+def colours() -> np.ndarray:
+    """A smooth colour picture of 48 rows and 64 columns."""
+    noise = np.random.default_rng(0).integers(0, 255, (6, 8, 3), np.uint8)
+    return np.asarray(Image.fromarray(noise).resize((64, 48)))
+
+
+def test_colour_rgb(tmp_path, colours):
+    path = saved(tmp_path, data_set(colours, modality="US"))
+    assert (pixels_of(path) == colours).all()
+
+
+def test_colour_ybr(tmp_path, colours):
+    ybr = np.asarray(Image.fromarray(colours).convert("YCbCr"))
+    ds = data_set(ybr, modality="US")
+    ds.PhotometricInterpretation = "YBR_FULL"
+    got = pixels_of(saved(tmp_path, ds)).astype(int)
+    assert np.abs(got - colours).max() <= 3
+
+
+def test_colour_jpeg(tmp_path, colours):
+    buffer = io.BytesIO()
+    Image.fromarray(colours).save(buffer, "JPEG", quality=95)
+    ds = data_set(colours, modality="US")
+    ds.PhotometricInterpretation = "YBR_FULL_422"
+    ds.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    ds.PixelData = pydicom.encaps.encapsulate([buffer.getvalue()])
+    ds["PixelData"].is_undefined_length = True
+    got = pixels_of(saved(tmp_path, ds)).astype(int)
+    assert np.abs(got - np.asarray(Image.open(buffer).convert("RGB"))).mean() < 1
+
+
+def test_colour_palette(tmp_path):
+    index = np.arange(64 * 48, dtype=np.uint8).reshape(48, 64)
+    tables = np.random.default_rng(0).integers(0, 2**16, (3, 256), np.uint16)
+    ds = data_set(index, photometric="PALETTE COLOR", modality="NM")
+    for name, table in zip(("Red", "Green", "Blue"), tables, strict=True):
+        setattr(ds, f"{name}PaletteColorLookupTableDescriptor", [256, 0, 16])
+        setattr(ds, f"{name}PaletteColorLookupTableData", table.tobytes())
+    path = saved(tmp_path, ds)
+    want = tables[:, index].transpose(1, 2, 0) / 65535 * 255
+    assert np.abs(pixels_of(path) - want).max() <= 1
+    with pytest.raises(ValueError, match="is no CT in grey"):
+        pairs.read_frames(path, window="lung")
+
+
+def item_of(**tags) -> Sequence:
+    """A sequence of one item."""
+    item = Dataset()
+    for tag, value in tags.items():
+        setattr(item, tag, value)
+    return Sequence([item])
+
+
+def test_an_enhanced_file_windows_each_frame_by_its_own_group(tmp_path):
+    slopes = (1, 3)
+    frame_groups = []
+    for slope in slopes:
+        scale = item_of(RescaleSlope=slope, RescaleIntercept=10, RescaleType="HU")
+        frame_groups += item_of(PixelValueTransformationSequence=scale)
+    ds = data_set(np.stack([RAMP, RAMP]))
+    ds.PerFrameFunctionalGroupsSequence = Sequence(frame_groups)
+    ds.SharedFunctionalGroupsSequence = item_of(
+        FrameVOILUTSequence=item_of(WindowCenter=100, WindowWidth=500),
+        PixelMeasuresSequence=item_of(PixelSpacing=[0.5, 0.7], SliceThickness=2),
+    )
+    path = saved(tmp_path, ds)
+    for frame, slope in zip(pairs.read_frames(path), slopes, strict=True):
+        one = data_set(RAMP, RescaleSlope=slope, RescaleIntercept=10)
+        one.WindowCenter = 100
+        one.WindowWidth = 500
+        want = grey(saved(tmp_path, one, "one.dcm"))
+        assert (np.asarray(frame)[..., 0] == want).all()
+    assert pairs.describe(path, salt="s")["spacing"] == [0.5, 0.7]
+
+
+def test_big_endian(tmp_path):
+    ds = data_set(RAMP, WindowCenter=40, WindowWidth=400)
+    want = grey(saved(tmp_path, ds))
+    ds.PixelData = RAMP.astype(">i2").tobytes()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+    path = tmp_path / "big.dcm"
+    ds.save_as(path, implicit_vr=False, little_endian=False, enforce_file_format=True)
+    assert (grey(path) == want).all()
+
+
+def test_small_floats_keep_their_order(tmp_path):
+    ds = data_set(np.zeros((64, 48), np.int32), modality="NM")
+    del ds.PixelData, ds.BitsStored, ds.HighBit, ds.PixelRepresentation
+    ds.FloatPixelData = np.linspace(0, 1, 64 * 48).astype(np.float32).tobytes()
+    shown = grey(saved(tmp_path, ds)).ravel().astype(int)
+    assert shown.max() <= 255
+    assert (np.diff(shown) >= 0).all()
+    assert np.ptp(shown) > 200
+
+
+# --- which files are DICOM ------------------------------------------------------------------------
+
+
+def test_is_dicom(tmp_path):
+    marked = saved(tmp_path, data_set(RAMP), "IM0001")
+    unmarked = tmp_path / "README"
+    unmarked.write_text("no DICOM")
+    assert pairs.is_dicom(marked)
+    assert not pairs.is_dicom(unmarked)
+    # a suffix decides: such a file is not opened
+    for name in ("none.dcm", "none.DICOM", "none.ima"):
+        assert pairs.is_dicom(Path(name))
+    assert not pairs.is_dicom(Path("none.jpg"))
+
+
+# --- what goes wrong ------------------------------------------------------------------------------
+
+
+def refused(path, **options) -> str:
+    """Read what cannot be read; nothing about the patient is in the error or behind it."""
+    with pytest.raises(ValueError) as caught:
+        pairs.read_frames(path, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "Doe" not in message and "4711" not in message
+    if message.startswith("DICOM file"):
+        # a traceback would show those too
+        assert caught.value.__suppress_context__
+        assert caught.value.__cause__ is None
+    return message
+
+
+def test_each_kind_of_bad_file_has_its_own_line(tmp_path):
+    text = tmp_path / "text.dcm"
+    text.write_text("PatientName: Doe^Jane")
+    assert "is not DICOM" in refused(text)
+    text.write_bytes(b"")
+    assert "is not DICOM" in refused(text)
+
+    ds = data_set(RAMP)
+    whole = saved(tmp_path, ds).read_bytes()
+    short = tmp_path / "short.dcm"
+    short.write_bytes(whole[:-1000])
+    assert "is damaged or cut short" in refused(short)
+    del ds.PixelData
+    assert "has no pixel data" in refused(saved(tmp_path, ds, "report.dcm"))
+
+    ds = data_set(RAMP)
+    ds.Rows = ds.Columns = 65535
+    assert "2^28 pixels" in refused(saved(tmp_path, ds, "bomb.dcm"))
+
+
+def test_a_window_that_does_not_apply(tmp_path):
+    ct = saved(tmp_path, data_set(RAMP))
+    assert "choose one of brain" in refused(ct, window="heart")
+    mr = saved(tmp_path, data_set(RAMP, modality="MR"), "mr.dcm")
+    assert "is no CT in grey" in refused(mr, window="bone")
+
+
+def test_what_the_system_refuses_keeps_its_kind(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        pairs.read_frames(tmp_path / "none.dcm")
+    with pytest.raises(OSError):
+        pairs.read_frames(tmp_path)
+
+
+WITHOUT_DECODERS = """
+import importlib.metadata, sys
+
+all_entry_points = importlib.metadata.entry_points
+
+def without_libjpeg(**selected):
+    points = all_entry_points(**selected)
+    if not selected:  # this is how others ask, and it gives all in another form
+        return points
+    return [point for point in points if not point.value.startswith("libjpeg")]
+
+importlib.metadata.entry_points = without_libjpeg
+sys.modules["libjpeg"] = None
+sys.modules["gdcm"] = None
+
+from medtune.pairs import read_frames
+
+print(len(read_frames(sys.argv[1])))
+try:
+    read_frames(sys.argv[2])
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_a_compression_without_a_decoder_says_what_to_install(tmp_path):
+    """In a fresh interpreter where the GPL plugin cannot be imported, as on a user's machine."""
+    ds = data_set(RAMP)
+    ds.compress(JPEGLSLossless, generate_instance_uid=False)
+    readable = saved(tmp_path, ds, "jls.dcm")
+    ds.file_meta.TransferSyntaxUID = JPEGLosslessSV1
+    unreadable = saved(tmp_path, ds, "lossless.dcm")
+    command = [sys.executable, "-c", WITHOUT_DECODERS, str(readable), str(unreadable)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    first, second = done.stdout.splitlines()
+    assert first == "1"
+    assert "JPEG Lossless" in second
+    assert "python-gdcm" in second
+    assert done.stderr == ""
+
+
+@pytest.fixture(scope="module")
+def whole_files(tmp_path_factory) -> list[bytes]:
+    """A plain file and a compressed one."""
+    folder = tmp_path_factory.mktemp("whole")
+    ds = data_set(RAMP, WindowCenter=40, WindowWidth=400)
+    plain = saved(folder, ds).read_bytes()
+    ds.compress(JPEG2000Lossless, generate_instance_uid=False)
+    compressed = saved(folder, ds).read_bytes()
+    return [plain, compressed]
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_a_damaged_file_gives_a_picture_or_one_line(tmp_path, whole_files, data):
+    content = bytearray(data.draw(st.sampled_from(whole_files)))
+    if data.draw(st.booleans()):
+        content = content[: data.draw(st.integers(0, len(content)))]
+    if content:
+        places = st.lists(st.integers(0, len(content) - 1), max_size=4)
+        for place in data.draw(places):
+            content[place] = data.draw(st.integers(0, 255))
+    path = tmp_path / "hurt.dcm"
+    path.write_bytes(content)
+
+    def describe(path):
+        return pairs.describe(path, salt="s")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for read in (pairs.read_frames, describe):
+            try:
+                read(path)
+            except ValueError as error:
+                message = str(error)
+                assert "\n" not in message
+                assert "Doe" not in message
+                assert "hurt.dcm" in message
+
+
+# --- patient data ---------------------------------------------------------------------------------
+
+TELLING_TAGS = (
+    "BodyPartExamined", "PatientName", "PatientID", "PatientBirthDate", "OtherPatientIDs",
+    "StudyID", "AccessionNumber", "InstitutionName", "InstitutionAddress",
+    "ReferringPhysicianName", "StudyDescription", "StudyDate", "SeriesDescription",
+    "DeviceSerialNumber", "PatientAddress", "ImageComments", "OperatorsName", "StationName",
+    "ProtocolName", "PatientComments", "AcquisitionDate",
+)  # fmt: skip
+
+
+def telling_file(folder: Path) -> tuple[Path, list[str]]:
+    """Write a file full of names and dates; give it and what must not get out, in lower case."""
+    ds = data_set(RAMP, BurnedInAnnotation="YES")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for tag in TELLING_TAGS:
+            setattr(ds, tag, "19010203" if "Date" in tag else "SECRET")
+    ds.add_new((0x0009, 0x0010), "LO", "SECRET")  # a private block
+    ds.add_new((0x0009, 0x1001), "LO", "SECRET")
+    uids = [ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.SOPInstanceUID]
+    return saved(folder, ds), ["secret", "19010203", *map(str, uids)]
+
+
+def test_nothing_that_names_a_patient_gets_out(tmp_path, caplog, capfd):
+    path, hidden = telling_file(tmp_path)
+    caplog.clear()
+    capfd.readouterr()
+    with caplog.at_level(logging.DEBUG):
+        about = pairs.describe(path, salt="pepper")
+        pairs.read_frames(path, overlays=True)
+    printed = "".join(capfd.readouterr())
+    text = (repr(about) + caplog.text + printed).lower()
+    for word in hidden:
+        assert word not in text
+    assert about["burned_in_annotation"] == "YES"
+    assert about["body_part"] is None
+    assert about["modality"] == "CT"
+
+
+def test_a_copy_holds_the_picture_and_not_the_patient(tmp_path):
+    path, hidden = telling_file(tmp_path)
+    original = path.read_bytes()
+    copy = tmp_path / "copy.dcm"
+    assert pairs.copy_without_patient(path, copy)["modality"] == "CT"
+    assert (grey(copy) == grey(path)).all()
+    content = copy.read_bytes().lower()
+    for word in hidden:
+        assert word.encode() not in content
+    assert path.read_bytes() == original
+
+
+def test_the_group_follows_the_patient_and_the_salt(tmp_path):
+    def group(salt="a", group_by="patient", **tags):
+        path = saved(tmp_path, data_set(RAMP, **tags))
+        return pairs.describe(path, salt=salt, group_by=group_by)["group"]
+
+    assert group() == group()  # two studies of one patient
+    assert group() != group(salt="b")
+    assert group() != group(PatientID="PID-4712")
+    assert group(PatientID=" PID-4711 ") == group()
+    assert group(group_by="study") != group(group_by="study")
+    # without a patient's number the study stands for the patient
+    study = group(group_by="study", StudyInstanceUID="1.2")
+    assert study == group(PatientID="", StudyInstanceUID="1.2")
+    with pytest.raises(ValueError, match="salt"):
+        pairs.describe(tmp_path / "a.dcm", salt="")
+
+
+# --- series ---------------------------------------------------------------------------------------
+
+
+def names_of(files: list[Path]) -> list[str]:
+    return [file.name for file in files]
+
+
+def test_slices_are_sorted_by_position(tmp_path):
+    series = generate_uid()
+    heights = [3, 0, 4, 1, 2]
+    for number, height in enumerate(heights):  # names and instance numbers lie about the order
+        ds = data_set(np.full((16, 16), 100 * height, np.int16), SeriesInstanceUID=series)
+        ds.InstanceNumber = 5 - number
+        ds.ImagePositionPatient = [0, 0, 2.5 * height]
+        ds.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        saved(tmp_path, ds, f"{number}.dcm")
+    scout = data_set(RAMP, SeriesInstanceUID=series)
+    scout.ImagePositionPatient = [0, 0, 0]
+    scout.ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
+    saved(tmp_path, scout, "scout.dcm")
+    slices, scouts = pairs.series_files(tmp_path)
+    assert names_of(slices) == [f"{heights.index(height)}.dcm" for height in range(5)]
+    assert names_of(scouts) == ["scout.dcm"]
+    levels = [grey(path, window=(200, 401))[0, 0] for path in slices]
+    assert levels == sorted(levels)
+    assert len(set(levels)) == 5
+
+
+def test_slices_without_a_position_are_sorted_by_their_number(tmp_path):
+    """As a number: 10 comes after 2."""
+    for name, number in enumerate([2, 10, 1]):
+        ds = data_set(RAMP, SeriesInstanceUID="1.9", InstanceNumber=number)
+        saved(tmp_path, ds, str(name))
+    [files] = pairs.series_files(tmp_path)
+    assert names_of(files) == ["2", "0", "1"]
+
+
+def test_a_folder_of_other_files_and_links(tmp_path):
+    folder = tmp_path / "folder"
+    saved(folder, data_set(RAMP), "one/a.dcm")
+    saved(folder, data_set(RAMP), "two/b.dcm")
+    (folder / "notes.txt").write_text("no DICOM")
+    outside = saved(tmp_path, data_set(RAMP), "outside.dcm")
+    (folder / "link.dcm").symlink_to(outside)
+    files = pairs.series_files(folder)
+    assert [names_of(series) for series in files] == [["a.dcm"], ["b.dcm"]]
+
+
+def test_no_series(tmp_path):
+    with pytest.raises(ValueError, match="no DICOM pictures"):
+        pairs.series_files(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        pairs.series_files(tmp_path / "nowhere")
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.permutations(range(6)), st.tuples(*[st.floats(-1, 1)] * 4))
+def test_slices_of_any_tilt_are_sorted_along_their_normal(order, tilt):
+    along_rows = np.array([1, tilt[0] * 0.3, tilt[1] * 0.3])
+    along_rows /= np.linalg.norm(along_rows)
+    along_columns = np.cross([tilt[2] * 0.3, tilt[3] * 0.3, 1], along_rows)
+    along_columns /= np.linalg.norm(along_columns)
+    normal = np.cross(along_rows, along_columns)
+
+    def as_text(values):  # a decimal string holds 16 characters
+        return [f"{value:.6f}" for value in values]
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name, step in enumerate(order):
+            ds = data_set(RAMP[:8, :8], SeriesInstanceUID="1.2")
+            ds.ImagePositionPatient = as_text(normal * step)
+            ds.ImageOrientationPatient = as_text((*along_rows, *along_columns))
+            saved(Path(folder), ds, f"{name}.dcm")
+        [paths] = pairs.series_files(folder)
+    assert [order[int(path.stem)] for path in paths] == list(range(6))
+
+
+# --- real files -----------------------------------------------------------------------------------
+
+
+@real
+@pytest.mark.parametrize("name", ["cr_chest", "mr_brain", "mr_knee", "mr_liver_overlay"])
+def test_real_files_with_a_window_match_pydicom(name):
+    path = REAL / f"{name}.dcm"
+    ds = pydicom.dcmread(path)
+    got = grey(path).astype(float)
+    want = expected(ds).clip(0, 255)
+    measured = ds.pixel_array != ds.get("PixelPaddingValue", -99999)
+    assert np.abs(got - want)[measured].max() <= 0.5 + 1e-6
+
+
+@real
+def test_real_ct_in_four_windows():
+    path = REAL / "ct_chest_ge.dcm"
+    shown = {name: grey(path, window=name) for name in ("brain", "lung", "abdomen", "bone")}
+    # air in the lung is grey, then black
+    assert shown["lung"][256, 120] > 40 > shown["abdomen"][256, 120]
+    white = {name: (pixels == 255).mean() for name, pixels in shown.items()}
+    assert white["bone"] < white["abdomen"] < white["brain"]
+
+
+@real
+def test_real_overlay_marks_the_liver_lesion():
+    path = REAL / "mr_liver_overlay.dcm"
+    yellow = (pixels_of(path, overlays=True) == YELLOW).all(-1)
+    assert yellow.sum() == pydicom.dcmread(path).overlay_array(0x6000).sum() > 0
+    assert yellow[230:280, 40:90].sum() > 40  # the ring around the lesion in the right lobe
+
+
+@real
+def test_real_files_describe_without_their_patients():
+    for path in sorted(REAL.glob("*.dcm")):
+        ds = pydicom.dcmread(path, stop_before_pixels=True)
+        about = pairs.describe(path, salt="pepper")
+        assert about["modality"] == ds.Modality
+        assert (about["rows"], about["columns"]) == (ds.Rows, ds.Columns)
+        assert len(about["group"]) == 16
+        assert str(ds.PatientID) not in map(str, about.values())
+        assert pairs.read_frames(path)[0].size == (ds.Columns, ds.Rows)
+    assert len(pairs.series_files(REAL)) == 7

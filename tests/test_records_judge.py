@@ -1,0 +1,142 @@
+"""Which rows become pairs: pictures copied or made anew, and what bad rows do."""
+
+import io
+import re
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from shards import CHANGED, KEPT, encode, json_lines, pair, picture, write_shard
+
+from medtune.pairs import to_rgb
+from medtune.records import check_folder, convert_pairs
+from medtune.records.judge import safe_name
+
+# --- pictures ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_bytes_are_copied(tmp_path, name):
+    source = write_shard(tmp_path / "a.parquet", [pair(0, image=KEPT[name])])
+    assert convert_pairs(source, tmp_path / "out")["copied"] == 1
+    copy = tmp_path / "out" / "images" / f"id-00000{Path(name).suffix}"
+    assert copy.read_bytes() == KEPT[name]
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_others_are_converted_without_loss(tmp_path, name):
+    source = write_shard(tmp_path / "a.parquet", [pair(0, image=CHANGED[name])])
+    assert convert_pairs(source, tmp_path / "out")["converted"] == 1
+    made = Image.open(tmp_path / "out" / "images" / "id-00000.png")
+    made.load()
+    assert made.mode == "RGB" and getattr(made, "n_frames", 1) == 1
+    assert made.size == ((16, 24) if name == "turned.jpg" else (24, 16))
+    wanted = to_rgb(Image.open(io.BytesIO(CHANGED[name])))
+    assert np.array_equal(np.asarray(made), np.asarray(wanted))
+    if name.startswith(("animated.png", "still")):
+        assert np.array_equal(np.asarray(made), np.asarray(picture(2)))
+    convert_pairs(source, tmp_path / "jpeg", jpeg_quality=60)
+    assert Image.open(tmp_path / "jpeg" / "images" / "id-00000.jpg").size == made.size
+
+
+def test_pictures_in_a_plain_column_of_bytes(tmp_path):
+    rows = [pair(0), pair(1, image=CHANGED["rgba.png"])]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    summary = convert_pairs(tmp_path / "a.parquet", tmp_path / "out")
+    assert summary["copied"] == 1 and summary["converted"] == 1
+
+
+# --- bad rows ---------------------------------------------------------------------------------
+
+
+def _bomb() -> bytes:
+    """A PNG whose header claims 60,000 x 60,000 pixels."""
+    whole = bytearray(encode(picture(0, "L"), "PNG"))
+    whole[16:24] = (60_000).to_bytes(4, "big") * 2
+    whole[29:33] = zlib.crc32(whole[12:29]).to_bytes(4, "big")
+    return bytes(whole)
+
+
+LARGE_JPEG = encode(picture(1, size=(256, 256)))
+LARGE_PNG = encode(picture(1, size=(256, 256)), "PNG")
+
+# What is changed in a good row, and the reason that must be given for it.
+BAD = {
+    "leaves the folder": ({"id": "../../etc/passwd"}, "^id: "),
+    "slash": ({"id": "a/b"}, "^id: "),
+    "long id": ({"id": "x" * 300}, "^id: .*300 characters"),
+    "NUL in the id": ({"id": "a\0b"}, "^id: "),
+    "no id": ({"id": None}, "^id: "),
+    "no caption": ({"caption": " "}, "^caption: "),
+    "surrogate": ({"caption": b"A \xed\xa0\x80 liver."}, "^text: .*utf-8"),
+    "50,000 words": ({"caption": "word " * 50_000}, "^caption: .*50000 words"),
+    "image mark": ({"caption": "See <image> here."}, "^caption: .*<image>"),
+    "zero bytes": ({"image": b""}, "^image: .*zero"),
+    "no picture": ({"image": None}, "^image: "),
+    "text": ({"image": b"not a picture"}, "^image: "),
+    "cut JPEG": ({"image": LARGE_JPEG[:-400]}, "^image: .*truncated"),
+    "cut PNG": ({"image": LARGE_PNG[:-400]}, "^image: .*truncated"),
+    "flipped bit": ({"image": encode(picture(1), "PNG").replace(b"IDAT", b"IDAU")}, "^image: "),
+    "bomb": ({"image": _bomb()}, "^image: .*60000"),
+}
+
+
+@pytest.fixture
+def bad_rows(tmp_path) -> tuple[Path, list[dict]]:
+    """A shard with bad rows between good ones, and its rows."""
+    rows = [pair(0, id="first")]
+    for number, (changes, _) in enumerate(BAD.values(), 1):
+        rows.append(pair(number) | changes)
+    rows += [pair(98, id="first"), pair(99, id="A name with spaces"), pair(100, id="last")]
+    captions = []
+    for row in rows:
+        caption = row["caption"]
+        captions.append(caption.encode() if isinstance(caption, str) else caption)
+    columns = {
+        "image": [{"bytes": row["image"], "path": None} for row in rows],
+        "id": [row["id"] for row in rows],
+        # only this way a column of texts can hold one that is not UTF-8
+        "caption": pa.array(captions, pa.binary()).view(pa.string()),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    return tmp_path / "a.parquet", rows
+
+
+def test_bad_pairs_are_listed_with_their_reason_and_the_rest_goes_on(tmp_path, bad_rows):
+    (source, rows), out = bad_rows, tmp_path / "out"
+    summary = convert_pairs(source, out)
+    reasons = {entry["row"]: entry["reason"] for entry in json_lines(out / "rejected.jsonl")}
+    for number, (name, (_, pattern)) in enumerate(BAD.items(), 1):
+        assert re.search(pattern, reasons[number], re.S), f"{name}: {reasons[number]}"
+    repeat = len(BAD) + 1
+    assert reasons[repeat] == "id: row 0 has it already, with its own picture"
+    assert summary["rejected"] == len(reasons) == len(BAD) + 1 == sum(summary["reasons"].values())
+    assert set(summary["reasons"]) == {"id", "caption", "text", "image"}
+    ids = [record["id"] for record in json_lines(out / "train.jsonl")]
+    assert ids == ["first", "A name with spaces", "last"]
+    assert check_folder(out)["ok"]
+    first = (out / "images" / "first.jpg").read_bytes()
+    assert first == rows[0]["image"], "not the second of that name"
+    names = {path.name for path in (out / "images").iterdir()}
+    assert len(names) == 3
+    assert all(re.fullmatch(r"(first|last|h-[0-9a-f]{32})\.jpg", name) for name in names)
+
+
+def test_strict_stops_at_the_first_bad_pair(tmp_path, bad_rows):
+    with pytest.raises(ValueError, match=r"^row 1, id '../../etc/passwd': id: .*"):
+        convert_pairs(bad_rows[0], tmp_path / "strict", strict=True)
+    assert not (tmp_path / "strict" / "train.jsonl").exists()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=300))
+def test_a_file_name_is_plain_and_its_own(sample_id):
+    name = safe_name(sample_id)
+    assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name) and name != ".."
+    assert sample_id == name or safe_name(name) != name

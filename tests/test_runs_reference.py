@@ -1,0 +1,41 @@
+"""References: small executed copies of finished runs, without machine paths and pictures."""
+
+# ruff: noqa: F811 (the fixture root comes from small_runs)
+
+import os
+
+import nbformat
+import pytest
+from small_runs import root, write_notebook  # noqa: F401
+
+from medtune import runs
+
+
+def test_a_reference_is_small_and_names_no_machine(root):
+    with pytest.raises(ValueError, match="no finished 01_look"):
+        runs.write_reference("small", root=root)
+    write_notebook(root, "02_train", body="import os; print(os.path.abspath('x'))")
+    runs.run("small", root=root)
+    with pytest.raises(ValueError, match="use smaller figures"):
+        runs.write_reference("small", root=root, max_mb=0.001)
+    assert not (root / "papermill_runs" / "reference").exists()
+    target = runs.write_reference("small", root=root)
+    assert sorted(os.listdir(target)) == ["01_look.ipynb", "02_train.ipynb", "summary.json"]
+    assert str(root) not in (target / "02_train.ipynb").read_text()
+    assert [row["run"] for row in runs.list_runs(root)] == ["small"]
+
+
+def test_a_reference_hands_no_patient_pictures_on(root):
+    draw = """from IPython.display import display
+display({"image/" + "png": "aGk=", "text/plain": "figure"}, raw=True)"""
+    path = write_notebook(root, "01_look", body=draw)
+    notebook = nbformat.read(path, 4)
+    cell = next(cell for cell in notebook.cells if cell.source == draw)
+    cell.metadata["tags"] = ["shows-pictures"]
+    nbformat.write(notebook, path)
+    runs.run("small", root=root)
+    executed = root / "papermill_runs" / "small" / "out" / "01_look.ipynb"
+    assert "image/png" in executed.read_text()
+    kept = (runs.write_reference("small", root=root) / "01_look.ipynb").read_text()
+    nbformat.validate(nbformat.reads(kept, 4))
+    assert "image/png" not in kept and "run the notebook to see it" in kept

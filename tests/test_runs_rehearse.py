@@ -1,0 +1,123 @@
+"""Every recipe has a profile that can be planned, and a rehearsal of one takes a few steps."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from medtune.pairs import load_pairs
+from medtune.plan import model_facts
+from medtune.runs import read_params
+
+REPO = Path(__file__).parents[1]
+
+PROFILES = {
+    "qwen3-vl-30b-a3b-zero3-b32": "Qwen/Qwen3-VL-30B-A3B-Instruct",
+    "qwen3-vl-30b-a3b-zero2-b4": "Qwen/Qwen3-VL-30B-A3B-Instruct",
+    "qwen3-vl-30b-a3b-corrected": "Qwen/Qwen3-VL-30B-A3B-Instruct",
+    "qwen3-vl-30b-a3b-webui": "Qwen/Qwen3-VL-30B-A3B-Instruct",
+    "qwen3-vl-2b-multitask": "Qwen/Qwen3-VL-2B-Instruct",
+    "gemma3-4b-qlora": "google/gemma-3-4b-pt",
+    "qwen2-vl-2b-lora": "Qwen/Qwen2-VL-2B-Instruct",
+}
+
+
+@pytest.mark.parametrize(("name", "model"), PROFILES.items())
+def test_every_recipe_has_a_profile_that_is_read_without_complaint(name, model):
+    params = read_params(name, root=REPO)
+    assert {values.get("model_name_or_path", model) for values in params.values()} == {model}
+    assert model_facts(model), "its shape is known, so it can be planned and rehearsed"
+    trained = params["03_finetune_lora"]
+    assert trained["num_train_epochs"] > 0
+    assert trained["dtype"] == "bfloat16"
+
+
+def test_the_published_hyperparameters_stand_in_the_profiles():
+    first = read_params("qwen3-vl-30b-a3b-zero3-b32", root=REPO)["03_finetune_lora"]
+    second = read_params("qwen3-vl-30b-a3b-zero2-b4", root=REPO)["03_finetune_lora"]
+
+    def effective_batch(run):
+        return run["per_device_train_batch_size"] * run["gradient_accumulation_steps"]
+
+    assert effective_batch(first) == 32 * 8 * 4
+    assert effective_batch(second) == 4 * 8 * 4
+    assert first["lora_r"] == 8
+    assert first["lora_alpha"] == 16
+    assert first["learning_rate"] == 5e-5
+    assert first["lr_scheduler_type"] == "cosine"
+
+    gemma = read_params("gemma3-4b-qlora", root=REPO)["03_finetune_lora"]
+    assert gemma["modules_to_save"] == ["lm_head", "embed_tokens"]
+    assert gemma["method"] == "qlora"
+    assert gemma["lora_r"] == 16
+    assert gemma["lora_alpha"] == 16
+    assert gemma["max_grad_norm"] == 0.3
+
+
+@pytest.fixture
+def workplace(tmp_path, sample_path, monkeypatch) -> Path:
+    """A folder with two notebooks, a recipe's run of these, and some 50 pairs of the sample."""
+    pairs = load_pairs(sample_path)
+    every = {"train": 200, "validation": 40, "test": 40}
+    rows = [row for row, split in enumerate(pairs["split"]) if row % every[split] == 0]
+    pairs.select(rows).to_parquet(tmp_path / "few.parquet")
+    monkeypatch.setenv("MEDTUNE_SAMPLE", str(tmp_path / "few.parquet"))
+
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "papermill_runs" / "small").mkdir(parents=True)
+    (tmp_path / "data").symlink_to(REPO / "data")
+    names = ["02_convert_data", "03_finetune_lora"]
+    for name in names:
+        shutil.copy(REPO / "notebooks" / f"{name}.ipynb", tmp_path / "notebooks")
+
+    recipe = REPO / "papermill_runs" / "qwen2-vl-2b-lora" / "params.yaml"
+    params = yaml.safe_load(recipe.read_text("utf-8"))
+    small = {key: params[key] for key in ("shared", *names)}
+    small["notebooks"] = names
+    # for notebooks that are not here
+    del small["shared"]["batch_size"]
+    file = tmp_path / "papermill_runs" / "small" / "params.yaml"
+    file.write_text(yaml.safe_dump(small), "utf-8")
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_is_rehearsed_with_a_twin(workplace):
+    """By the command: a twin of the run's model, the run's settings, and a handful of steps."""
+    out = workplace / "papermill_runs" / "small-rehearsal" / "out"
+    twin = out / "tiny-twin-of-Qwen2-VL-2B-Instruct"
+    twin.mkdir(parents=True)
+    # left over from an older version
+    (twin / "config.json").write_text("{}", "utf-8")
+    os.utime(twin / "config.json", (0, 0))
+
+    medtune = Path(sys.executable).with_name("medtune")
+    options = ["--steps", "2", "--scale", "tiny", "--root", workplace]
+    done = subprocess.run(
+        [medtune, "rehearse", "small", *options], capture_output=True, text=True, cwd=workplace
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Random weights" in done.stdout
+    rows = [line.split() for line in done.stdout.splitlines()]
+    executed = {row[0] for row in rows if row and row[0].startswith("0")}
+    assert executed >= {"02_convert_data", "03_finetune_lora"}
+
+    trained = out / "03_finetune_lora"
+    summary = json.loads((trained / "summary.json").read_text("utf-8"))
+    assert summary["results"]["steps"] == 2
+    assert summary["max_steps"] == 2
+    assert summary["effective_batch_size"] == 4
+    assert summary["lora_r"] == 8, "the recipe's own setting"
+    assert summary["target"] == "llamafactory-all", "the recipe's own setting"
+    assert (trained / "adapter" / "adapter_config.json").is_file()
+    assert Path(summary["model_name_or_path"]).name == twin.name
+    config = json.loads((twin / "config.json").read_text("utf-8"))
+    assert config["model_type"] == "qwen2_vl", "the old twin is replaced"
+    assert summary["train_pairs"] < 60
+    assert summary["eval_loss"]["after"] > 0

@@ -1,0 +1,88 @@
+"""Tiny models with adapters, batches for them, and how to compare two trainings."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from PIL import Image
+
+from medtune import models, plan
+
+TINY = Path(__file__).parents[1] / "data" / "tiny-vlm"
+QWEN2 = "Qwen/Qwen2-VL-2B-Instruct"
+QWEN25 = "Qwen/Qwen2.5-VL-7B-Instruct"
+QWEN3 = "Qwen/Qwen3-VL-2B-Instruct"
+EXPERTS = "Qwen/Qwen3-VL-30B-A3B-Instruct"
+GEMMA = "google/gemma-3-4b-pt"
+
+
+def words_of(settings: dict) -> list[str]:
+    """Write settings as the words of a command line."""
+    words = []
+    for key, value in settings.items():
+        words += [f"--{key}", str(value)]
+    return words
+
+
+def twin(name: str, target: str, folder: Path, *, r: int = 8):
+    """Build a tiny twin with an adapter that does something; return it and its processor."""
+    processor = plan.save_processor(name, folder, scale="tiny")
+    model = plan.build_twin(name, processor, scale="tiny", dtype="float32")
+    config = LoraConfig(r=r, lora_alpha=8, **models.adapter_targets(model, target))
+    model = get_peft_model(model, config)
+    torch.manual_seed(0)
+    wake_adapter(model)
+    return model.train(), processor
+
+
+def wake_adapter(model) -> None:
+    """Draw all that is trained at random: a fresh adapter does nothing, for its B is zero."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.05)
+
+
+def noise(height: int, width: int, random: np.random.Generator) -> Image.Image:
+    """A picture of random pixels."""
+    return Image.fromarray(random.integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+
+def batch_of(processor, sizes: list[tuple[int, int]]) -> dict:
+    """Ask questions of unequal length about pictures of these heights and widths."""
+    random = np.random.default_rng(0)
+    texts = []
+    pictures = []
+    for number, (height, width) in enumerate(sizes):
+        question = {"type": "text", "text": "What is it? " * (number + 1)}
+        turn = {"role": "user", "content": [{"type": "image"}, question]}
+        texts.append(processor.apply_chat_template([turn], tokenize=False))
+        pictures.append([noise(height, width, random)])
+    batch = dict(processor(text=texts, images=pictures, return_tensors="pt", padding=True))
+    batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    return batch
+
+
+def loss_and_gradients(model, batch) -> tuple[float, dict[str, torch.Tensor]]:
+    """Compute the loss of a batch, and each gradient by the name of its parameter."""
+    model.zero_grad()
+    loss = model(**batch).loss
+    loss.backward()
+    gradients = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            gradients[name] = parameter.grad.clone()
+    return loss.item(), gradients
+
+
+def same(before, after) -> bool:
+    """Say whether the loss and each gradient are the same within 1e-4."""
+    old_loss, old_gradients = before
+    new_loss, new_gradients = after
+    assert old_gradients and old_gradients.keys() == new_gradients.keys()
+    for name, old in old_gradients.items():
+        assert old.abs().max() > 0, "or the test says nothing"
+        if (old - new_gradients[name]).norm() > 1e-4 * old.norm():
+            return False
+    return new_loss == pytest.approx(old_loss, rel=1e-4)
