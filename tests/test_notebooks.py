@@ -130,3 +130,24 @@ def test_the_defaults_are_the_tiny_run():
     for notebook, values in runs.read_params("tiny-cpu", root=REPO).items():
         declared = runs.declared_parameters(REPO / "notebooks" / f"{notebook}.ipynb")
         assert values == {name: parameter.default for name, parameter in declared.items()}
+
+
+@pytest.mark.parametrize(
+    "executed",
+    sorted((REPO / "papermill_runs" / "reference").glob("*/*.ipynb")),
+    ids=lambda path: f"{path.parent.name}/{path.stem}",
+)
+def test_executed_references_show_the_code_of_today(executed):
+    """Else run them again: medtune reference NAME."""
+
+    def sources(path: Path) -> list[str]:
+        cells = nbformat.read(path, 4).cells
+        # papermill adds a cell with the parameters of a run
+        return [
+            cell.source
+            for cell in cells
+            if cell.cell_type == "code"
+            and "injected-parameters" not in cell.metadata.get("tags", [])
+        ]
+
+    assert sources(executed) == sources(REPO / "notebooks" / executed.name)
