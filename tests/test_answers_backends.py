@@ -70,6 +70,11 @@ class LLM:
         return requests
 
 
+def test_unknown_backend(processor, records):
+    with pytest.raises(ValueError, match="backend='vLLM': use 'transformers' or 'vllm'"):
+        generate_answers("no/model", processor, records, backend="vLLM")
+
+
 def test_vllm_is_asked_for_by_name(processor, records, monkeypatch):
     with pytest.raises(ImportError, match="pip install vllm"):
         generate_answers("no/model", processor, records, backend="vllm")

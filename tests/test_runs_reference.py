@@ -3,6 +3,7 @@
 # ruff: noqa: F811 (the fixture root comes from small_runs)
 
 import os
+import sys
 
 import nbformat
 import pytest
@@ -14,14 +15,17 @@ from medtune import runs
 def test_a_reference_is_small_and_names_no_machine(root):
     with pytest.raises(ValueError, match="no finished 01_look"):
         runs.write_reference("small", root=root)
-    write_notebook(root, "02_train", body="import os; print(os.path.abspath('x'))")
+    places = "import os, sys; print(os.path.abspath('x'), sys.executable, sys.prefix)"
+    write_notebook(root, "02_train", body=places)
     runs.run("small", root=root)
     with pytest.raises(ValueError, match="use smaller figures"):
         runs.write_reference("small", root=root, max_mb=0.001)
     assert not (root / "papermill_runs" / "reference").exists()
     target = runs.write_reference("small", root=root)
     assert sorted(os.listdir(target)) == ["01_look.ipynb", "02_train.ipynb", "summary.json"]
-    assert str(root) not in (target / "02_train.ipynb").read_text()
+    text = (target / "02_train.ipynb").read_text()
+    assert str(root) not in text
+    assert sys.executable not in text and sys.prefix not in text
     assert [row["run"] for row in runs.list_runs(root)] == ["small"]
 
 

@@ -96,7 +96,7 @@ def generate_answers(  # noqa: PLR0913 - each is a setting of its own, given by 
     ------
     ValueError
         An empty data set, a data set that streams, an id that repeats, `pictures_from` that does
-        not fit, `out` made with other settings or damaged.
+        not fit, `out` made with other settings or damaged, a `backend` that there is not.
     ImportError
         `backend="vllm"` without vLLM.
 
@@ -107,6 +107,8 @@ def generate_answers(  # noqa: PLR0913 - each is a setting of its own, given by 
     Traceback (most recent call last):
     ValueError: the data set streams: take a part of it, ...
     """
+    if backend not in ("transformers", "vllm"):
+        raise ValueError(f"backend={backend!r}: use 'transformers' or 'vllm'")
     if not hasattr(dataset, "__getitem__"):
         raise ValueError(
             "the data set streams: take a part of it, list(dataset.take(100)), to have it answered"

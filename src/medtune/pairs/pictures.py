@@ -20,6 +20,8 @@ _NOT_IN_CAPTION = re.compile(r"[\x00\ud800-\udfff\ufffd]")
 _LEAVES_FOLDER = re.compile(r"[/\\]|^\.")
 # A word is a run of signs between spaces; Chinese has no spaces, so each of its signs is one.
 _WORD = re.compile(r"[\u3400-\u9fff]|[^\s\u3400-\u9fff]+")
+# Pillow names the stream it read, with its address in memory: another one in every run.
+_ADDRESS = re.compile(r" ?<[^<>]* at 0x[0-9a-fA-F]+>")
 # File systems allow 255 bytes for a name: this leaves room for a number and a suffix.
 _MAX_ID_BYTES = 200
 
@@ -189,7 +191,7 @@ def _picture_problem(picture: Any, max_pixels: int) -> str | None:
         image.draft("L", (max(1, image.width // 8), max(1, image.height // 8)))
         image.load()
     except Exception as error:  # decoders raise many kinds
-        words = " ".join(str(error).split())[:300] or type(error).__name__
+        words = _ADDRESS.sub("", " ".join(str(error).split()))[:300] or type(error).__name__
         return f"image: cannot be decoded ({words})"
     return None
 

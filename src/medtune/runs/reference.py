@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 from medtune.files import write_whole
@@ -57,8 +58,11 @@ def write_reference(name: str, *, root: str | Path | None = None, max_mb: float 
 
 
 def _without_places(file: Path, root: Path) -> str:
-    """Read a file and shorten the paths of the repository and of the user's home in it."""
-    text = file.read_text("utf-8")
+    """Read a file; shorten the paths of Python, the repository and the user's home in it."""
+    text = file.read_text("utf-8").replace(sys.executable, "python")
+    # a virtual environment may lie outside the repository; without one this is a system folder
+    if sys.prefix != sys.base_prefix:
+        text = text.replace(sys.prefix, ".venv")
     return text.replace(str(root), ".").replace(str(Path.home()), "~")
 
 
