@@ -24,6 +24,8 @@ def test_assign_groups():
     assert joined == ["x", "x", "x", "row-3"]
     grouped = dataset.rename_column("patient", "group")
     assert audit.assign_groups(grouped) == ["x", "y", "x", "row-3"]
+    numbered = make_dataset(images, id=names, group=[0, 0, None, 0])
+    assert audit.assign_groups(numbered) == ["0", "0", "row-2", "0"]
     with pytest.raises(ValueError, match="no column 'doctor' .*image, id"):
         audit.assign_groups(dataset, column="doctor")
     with pytest.raises(ValueError, match=r"does not match 1 of 4 ids, first 'p3_a'"):

@@ -290,7 +290,35 @@ def test_audit_passes_a_split_by_patient_and_fails_one_that_cuts_patients(medtun
     assert "leaks: 4 groups_crossing" in err and err.count("\n") == 1
 
 
+def test_audit_and_convert_fail_over_pictures_that_cannot_be_read(medtune, pairs, tmp_path_factory):
+    (pairs / "3.png").write_bytes(b"no picture")
+    code, out, err = medtune("audit", pairs, "--column", "patient")
+    assert code == 1 and json.loads(out)["unreadable"] == 1
+    assert "1 pictures of" in err and "first: id id-3" in err and err.count("\n") == 1
+
+    folder = tmp_path_factory.mktemp("converted")
+    code, out, _ = medtune("convert", pairs, folder / "some")
+    assert code == 0 and json.loads(out)["records"] == {"train": 11}
+    for file in pairs.glob("*.png"):
+        file.write_bytes(b"no picture")
+    code, out, err = medtune("convert", pairs, folder / "none")
+    assert code == 1 and json.loads(out)["reasons"] == {"image": 12}
+    assert "nothing of" in err and "(12 image)" in err and err.count("\n") == 1
+    assert len((folder / "none" / "rejected.jsonl").read_text().splitlines()) == 12
+
+
 # ---- answers and scores
+
+
+def test_a_group_called_0_is_a_group(medtune, tmp_path):
+    file = write_answers(tmp_path / "answers.jsonl", ["center"] * 6, ["liver"] * 6)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for i, row in enumerate(rows):
+        row["group"] = i
+    file.write_text("\n".join(map(json.dumps, rows)))
+    code, out, err = medtune("evaluate", file, "--score", "standard")
+    assert code == 0, err
+    assert "intervals" in json.loads(out)["standard"]
 
 
 def test_evaluate_scores_a_file_of_answers(medtune, tmp_path):

@@ -94,6 +94,15 @@ def test_check_reads_what_others_wrote(tmp_path):
     assert [error["check"] for error in errors] == ["pictures open", *["readable"] * 6]
 
 
+def test_a_group_called_0_stays_in_one_split(tmp_path):
+    for split in ("train", "test"):
+        said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "A liver."}]
+        record = {"id": split, "group": 0, "messages": said}
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps(record))
+    (error,) = check_folder(tmp_path)["errors"]
+    assert error["check"] == "groups apart" and "group 0 is in" in error["problem"]
+
+
 def test_what_cannot_be_checked_is_said(tmp_path):
     with pytest.raises(ValueError, match="holds no records"):
         check_folder(tmp_path)

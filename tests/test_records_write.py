@@ -152,6 +152,14 @@ def test_splits_come_from_the_caller_the_column_or_the_file(tmp_path):
         convert_pairs(tmp_path / "a.parquet", tmp_path / "wrong", splits=["train"])
 
 
+def test_a_group_may_be_called_0(tmp_path):
+    rows = [pair(i, group=i // 2) for i in range(4)]
+    source, out = write_shard(tmp_path / "a.parquet", rows), tmp_path / "out"
+    convert_pairs(source, out, pictures_per_sample=2)
+    pictures = [record["images"] for record in json_lines(out / "train.jsonl")]
+    assert [len(names) for names in pictures] == [2, 2]
+
+
 def test_slices_of_one_series_make_one_sample(tmp_path):
     groups = ["a"] * 5 + ["b"] * 2 + [None] * 2
     rows = []

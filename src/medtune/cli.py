@@ -459,6 +459,12 @@ def convert(
         overwrite=overwrite,
     )
     _print_json(report)
+    if not sum(report["records"].values()):
+        reasons = ", ".join(f"{count} {kind}" for kind, count in report["reasons"].items())
+        raise ValueError(
+            f"nothing of {source} became a record ({reasons or 'it has no rows'}): read the "
+            f"reasons in {out / 'rejected.jsonl'}"
+        )
 
 
 @app.command()
@@ -528,6 +534,13 @@ def audit(
     for kind in ("groups_crossing", "near_duplicates_crossing", "exact_duplicates_crossing"):
         if report[kind]:
             leaks.append(f"{report[kind]} {kind}")
+    if marks.unreadable:
+        first = pairs["id"][marks.unreadable[0]]  # the row itself would be decoded
+        raise ValueError(
+            f"{len(marks.unreadable)} pictures of {source} cannot be read, so nothing can be said "
+            f"of them (first: id {first}); 'medtune convert {source} OUT' lists them with the "
+            "reasons in OUT/rejected.jsonl"
+        )
     if leaks:
         raise ValueError(f"the split of {source} leaks: {', '.join(leaks)}")
 
@@ -592,6 +605,7 @@ def evaluate(
 
 def _score_file(file: Path, names: list[str] | None) -> None:
     """Print the scores of a file of answers; with intervals, if every row names its group."""
+    from medtune.pairs import names_group
     from medtune.scores import with_intervals
 
     rows = _read_predictions(file)
@@ -599,8 +613,8 @@ def _score_file(file: Path, names: list[str] | None) -> None:
     references = [row["reference"] for row in rows]
     found = {}
     for name, score in _score_functions(names).items():
-        if all(row.get("group") for row in rows):
-            groups = [row["group"] for row in rows]
+        if all(names_group(row.get("group")) for row in rows):
+            groups = [str(row["group"]) for row in rows]
             found[name] = with_intervals(score, answers, references, groups=groups)
         else:
             found[name] = score(answers, references)
@@ -674,6 +688,7 @@ def compare(
 
     For each score the difference, a minus b, and its interval.
     """
+    from medtune.pairs import names_group
     from medtune.scores import paired_bootstrap
 
     of_a = {row["id"]: row for row in _read_predictions(a)}
@@ -682,7 +697,10 @@ def compare(
     if not shared:
         raise ValueError(f"{a} and {b} share no id: they answer different samples")
     # a sample without a group is a group of its own
-    groups = [of_a[key].get("group") or key for key in shared]
+    groups = []
+    for key in shared:
+        group = of_a[key].get("group")
+        groups.append(str(group) if names_group(group) else key)
     references = [of_a[key]["reference"] for key in shared]
     answers_a = [of_a[key]["answer"] for key in shared]
     answers_b = [of_b[key]["answer"] for key in shared]

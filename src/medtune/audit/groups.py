@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from medtune.pairs import names_group
+
 from .duplicates import near_duplicates
 from .fingerprints import Fingerprints
 from .splits import join_groups
@@ -47,8 +49,8 @@ def assign_groups(
     ['p1', 'p2', 'p1']
     """
     nothing_said = column is None and id_pattern is None
-    if nothing_said and "group" in dataset.column_names and any(dataset["group"]):
-        column = "group"
+    if nothing_said and "group" in dataset.column_names:
+        column = "group" if any(map(names_group, dataset["group"])) else None
 
     if column:
         names = _names_of_column(dataset, column)
@@ -67,8 +69,7 @@ def _names_of_column(dataset: Any, column: str) -> list[str]:
         raise ValueError(f"no column {column!r} to group by (there are: {there})")
     names = []
     for row, value in enumerate(dataset[column]):
-        empty = value is None or value == ""
-        names.append(f"row-{row}" if empty else str(value))
+        names.append(str(value) if names_group(value) else f"row-{row}")
     return names
 
 

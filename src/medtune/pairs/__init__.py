@@ -17,6 +17,7 @@ from .dicom import (
 )
 from .load import load_pairs
 from .pictures import picture_bytes, reject_reason, to_rgb
+from .record import names_group
 from .sample import sample_rows
 from .tables import split_of
 
@@ -26,6 +27,7 @@ __all__ = [
     "describe",
     "is_dicom",
     "load_pairs",
+    "names_group",
     "picture_bytes",
     "read_frames",
     "reject_reason",

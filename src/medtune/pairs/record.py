@@ -37,6 +37,26 @@ DIALOGUE_COLUMNS = {
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
+def names_group(cell: Any) -> bool:
+    """Say whether the `group` of a row names a patient: 0 does, as a number may be a name.
+
+    Parameters
+    ----------
+    cell : what the column `group` holds in a row, of any type.
+
+    Returns
+    -------
+    bool : False for None, an empty text and NaN, which tables have where nothing was entered.
+
+    Examples
+    --------
+    >>> [names_group(cell) for cell in (0, "p1", "", None, float("nan"))]
+    [True, True, False, False, False]
+    """
+    # NaN is the one value that differs from itself
+    return cell is not None and cell != "" and cell == cell
+
+
 @dataclass
 class Picture:
     """A picture, or one frame of a DICOM file, and what its file tells about it.

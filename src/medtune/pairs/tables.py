@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from medtune.files import one_line, read_json_lines
 
 from .reading import Reading, our_names
-from .record import FoundPair, record_pairs
+from .record import FoundPair, names_group, record_pairs
 
 TABLE_SUFFIXES = {".csv", ".tsv", ".json", ".jsonl"}
 
@@ -183,7 +183,7 @@ def _table_rows(table: Path | LoosePictures, reading: Reading, given: _Given) ->
 
 def _set_group(pair: FoundPair, reading: Reading, given: _Given) -> None:
     """Put a DICOM file into the group of its patient, unless the table names a group."""
-    if not pair.patient or pair.row.get("group"):
+    if not pair.patient or names_group(pair.row.get("group")):
         return
     if reading.salt:
         pair.row["group"] = pair.patient

@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from medtune.files import one_line, write_json
+from medtune.pairs import names_group
 
 from .dialects import MARK, Problem, Turn, messages_with_parts, read_turns
 from .read import read_placed
@@ -213,7 +214,7 @@ class Findings:
             owner = self.ids.setdefault(sample_id, place)
             if owner != place:
                 problems.append(Problem("ids differ", f"id {sample_id} is in {owner} too"))
-        if record.get("group"):
+        if names_group(record.get("group")):
             group = str(record["group"])
             owner = self.groups.setdefault(group, file)
             if owner != file:

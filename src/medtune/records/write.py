@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from medtune.captions import detect_language
 from medtune.files import one_line
+from medtune.pairs import names_group
 
 from .dialects import (
     DIALECTS,
@@ -219,7 +220,7 @@ def _gather_samples(pairs: Iterator[Pair], pictures: int) -> Iterator[list[Pair]
 def _series_of(pair: Pair) -> tuple:
     """Give what pairs of one sample have in common; a pair without a group stands alone."""
     group = pair.cells.get("group")
-    return (pair.split, group) if group else (pair.number,)
+    return (pair.split, group) if names_group(group) else (pair.number,)
 
 
 @dataclass
