@@ -2,6 +2,7 @@
 calls both.
 """
 
+import importlib
 from importlib.metadata import version as installed
 
 import jieba
@@ -63,6 +64,19 @@ class SearchBoth(SearchEnglish):
         ]
 
 
+def home_of(app, module: str, attribute: str) -> str:
+    """Name the module whose source is shown for a public name: of our own ones only.
+
+    An alias such as `dict[str, float]` says that it comes from `builtins`, which has no page.
+    """
+    value = importlib.import_module(module)
+    for part in attribute.split("."):
+        value = getattr(value, part, None)
+    home = getattr(value, "__module__", None) or module
+    return home if home.startswith("medtune") else module
+
+
 def setup(app) -> None:
     jieba.setLogLevel("WARNING")
     app.add_search_language(SearchBoth)
+    app.connect("viewcode-follow-imported", home_of)
