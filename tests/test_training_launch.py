@@ -520,7 +520,7 @@ def test_two_machines_and_a_cut_cable(uninterrupted, two_machines):
     for number, log in enumerate(logs):
         lines = log.read_text().splitlines()
         said = [line for line in lines if line.startswith(f"medtune train: rank {number}: ")]
-        assert "Timed out" in said[-1] or "Connection" in said[-1], said
+        assert "lost the connection to the other ranks, --resume goes on" in said[-1], said
     ip("-n", two_machines[0], "link", "set", "cable", "up")
     again = [*command, "--resume"]
     one, other = [on_machine(two_machines, number, again) for number in (0, 1)]

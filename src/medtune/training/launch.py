@@ -30,6 +30,16 @@ from .trainer import build_trainer
 # What a shell gives for Ctrl-C: a scheduler can tell a run that was stopped from one that failed.
 STOPPED = 130
 
+# What gloo and NCCL say when another rank is gone or cannot be reached: which of these comes first
+# is a matter of milliseconds. torch has no class of its own for the first two.
+LOST_CONNECTION = (
+    "Timed out",
+    "pair closure",
+    "Connection closed",
+    "Connection reset",
+    "NCCL error",
+)
+
 
 def train_model(trainer: Any, script_args: ScriptArguments, model_args: ModelConfig) -> None:
     """Train, from the newest complete checkpoint if `resume` says so, and save the model.
@@ -124,6 +134,8 @@ def main(argv: list[str] | None = None, trainer_class: Callable[..., Any] | None
     except Exception as error:
         # long enough for any message: the end of a line often says what to do
         line = one_line(error, limit=10_000)
+        if any(words in line for words in LOST_CONNECTION):
+            line = f"lost the connection to the other ranks, --resume goes on from the last checkpoint ({line})"
         rank = os.environ.get("RANK", 0)
         print(f"medtune train: rank {rank}: {line}", file=sys.stderr, flush=True)
         if not isinstance(error, (ValueError, OSError)):
