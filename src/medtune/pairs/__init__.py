@@ -2,9 +2,10 @@
 
 `load.py` finds out what a source is and loads it; `hub.py` asks the Hugging Face hub. `tables.py`
 yields the rows of parquet files and tables, `record.py` turns one record, plain or a dialogue, into
-pairs, and `arrow.py` makes a data set of the rows; `reading.py` holds what these three are told.
-`pictures.py` judges a single pair and makes its picture RGB, `dicom.py` reads DICOM files without
-their patients; both stand alone. `sample.py` draws some of many rows.
+pairs, `files_of_pictures.py` finds and opens the files that hold pictures, and `arrow.py` makes a
+data set of the rows; `reading.py` holds what these four are told. `pictures.py` judges a single
+pair and makes its picture RGB, `dicom.py` reads DICOM files without their patients; both stand
+alone. `sample.py` draws some of many rows.
 """
 
 from .dicom import (

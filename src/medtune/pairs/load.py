@@ -15,12 +15,10 @@ import datasets
 
 from .arrow import make_dataset, parquet_features
 from .dicom import SUFFIXES as DICOM_SUFFIXES
-from .dicom import is_dicom
+from .files_of_pictures import find_pictures
 from .hub import load_from_hub
 from .reading import Reading
 from .tables import SPLITS, TABLE_SUFFIXES, LoosePictures, split_of
-
-PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
 # What medtune itself writes beside training records: no tables of captions.
 NO_TABLES = {
@@ -208,19 +206,13 @@ def _may_be_a_table(file: Path) -> bool:
 
 def _find_loose_pictures(name: str, path: Path, allow_empty_captions: bool) -> LoosePictures:
     """Find pictures and DICOM files that no table names."""
-    files = [path] if path.is_file() else sorted(path.rglob("*"))
-    found = [str(file.absolute()) for file in files if file.is_file() and _is_picture(file)]
+    found = find_pictures(path)
     if found and not allow_empty_captions:
         raise ValueError(
             f"{name} holds {len(found)} pictures and no table of captions: give captions=FILE.csv "
             "(columns image, caption) or allow_empty_captions=True"
         )
-    return LoosePictures(tuple(found))
-
-
-def _is_picture(file: Path) -> bool:
-    # a DICOM file often has no suffix: then its first bytes tell
-    return file.suffix.lower() in PICTURE_SUFFIXES or is_dicom(file)
+    return LoosePictures(tuple(str(file) for file in found))
 
 
 def _picture_folders(path: Path, image_root: str | os.PathLike | None) -> tuple[Path, ...]:

@@ -1,14 +1,12 @@
 """Turn one record of a table into pairs: its picture, or each frame of it, with each answer."""
 
-import hashlib
-import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .dicom import describe, is_dicom, read_frames
+from .files_of_pictures import Picture, open_pictures
 from .reading import Reading, our_names
 
 # What the dialects of dialogue data call the two who speak; other roles, such as system, are not
@@ -55,28 +53,6 @@ def names_group(cell: Any) -> bool:
     """
     # NaN is the one value that differs from itself
     return cell is not None and cell != "" and cell == cell
-
-
-@dataclass
-class Picture:
-    """A picture, or one frame of a DICOM file, and what its file tells about it.
-
-    Attributes
-    ----------
-    cell : dict
-        `bytes` and `path`, one of them None, as `datasets.Image` wants it.
-    made_up_id : str
-        The id for a record that gives none.
-    known : dict
-        Columns that the file itself fills, such as the modality of a DICOM file.
-    patient : str or None
-        A hash that stands for the patient of a DICOM file.
-    """
-
-    cell: dict
-    made_up_id: str
-    known: dict
-    patient: str | None
 
 
 @dataclass
@@ -155,7 +131,7 @@ def record_pairs(record: Any, reading: Reading, salt: str) -> Iterator[FoundPair
         images = [images]
     for image in images:
         file = _located(image, reading.folders)
-        for picture in _pictures(file, reading.window, salt):
+        for picture in open_pictures(file, reading.window, salt):
             for answer in _answers(turns) if turns else [Answer(caption, None)]:
                 row = _row(picture, answer, given_id, extra)
                 yield FoundPair(row, given_id is not None, picture.patient)
@@ -252,28 +228,3 @@ def _located(name: Any, folders: tuple[Path, ...]) -> Path:
         if path.exists():
             return path
     raise FileNotFoundError(f"picture {name} is missing")
-
-
-def _pictures(file: Path, window: Any, salt: str) -> Iterator[Picture]:
-    """Yield a picture, or each frame of a DICOM file or of a folder of them."""
-    if file.is_dir():
-        for part in sorted(file.iterdir()):
-            if is_dicom(part):
-                yield from _dicom_pictures(part, window, salt)
-    elif is_dicom(file):
-        yield from _dicom_pictures(file, window, salt)
-    else:
-        cell = {"bytes": None, "path": str(file)}
-        yield Picture(cell, made_up_id=file.stem, known={}, patient=None)
-
-
-def _dicom_pictures(file: Path, window: Any, salt: str) -> Iterator[Picture]:
-    about = describe(file, salt=salt)
-    # the id is a hash of the content: the name of the file may name the patient
-    made_up_id = "dicom-" + hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-    for frame in read_frames(file, window=window):
-        # PNG keeps the grey levels of the window exactly
-        buffer = io.BytesIO()
-        frame.save(buffer, "PNG")
-        cell = {"bytes": buffer.getvalue(), "path": None}
-        yield Picture(cell, made_up_id, {"modality": about["modality"]}, about["group"])
