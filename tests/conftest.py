@@ -12,6 +12,8 @@ os.environ.update(
     HF_HUB_DISABLE_TELEMETRY="1",
     TOKENIZERS_PARALLELISM="false",
     MPLBACKEND="Agg",
+    # hashes of ids and patients are the same on every machine
+    MEDTUNE_SALT="of the tests",
 )
 
 REPO = Path(__file__).parents[1]
