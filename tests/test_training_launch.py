@@ -19,16 +19,8 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
-from tiny_training import words_of
-from transformers import (
-    AutoConfig,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-    Qwen3VLMoeConfig,
-    Qwen3VLMoeForConditionalGeneration,
-)
+from tiny_training import make_data, make_model, words_of
 
 from medtune import models, training
 
@@ -43,71 +35,6 @@ OFFLOADED = [f"{stage}_offload" for stage in STAGES]
 
 
 # ---- what is trained
-
-
-def make_model(folder: Path, tiny_vlm: Path, *, experts: bool) -> None:
-    """Save a twin of the tiny base model with 0.3 million random weights.
-
-    It is dense, or has experts that are not square.
-    """
-    base = AutoConfig.from_pretrained(tiny_vlm).to_dict()
-    text = base["text_config"]
-    text.pop("model_type")
-    text.update(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2)
-    text.update(num_key_value_heads=1, head_dim=32)
-    text["rope_parameters"]["mrope_section"] = [6, 5, 5]
-    vision = base["vision_config"]
-    vision.pop("model_type")
-    vision.update(depth=2, hidden_size=32, intermediate_size=64, num_heads=2, out_hidden_size=64)
-    vision.update(deepstack_visual_indexes=[1])
-    config_class = Qwen3VLConfig
-    model_class = Qwen3VLForConditionalGeneration
-    if experts:
-        text.update(num_experts=4, num_experts_per_tok=2)
-        text.update(moe_intermediate_size=48, decoder_sparse_step=1)
-        config_class = Qwen3VLMoeConfig
-        model_class = Qwen3VLMoeForConditionalGeneration
-    ids = {key: value for key, value in base.items() if key.endswith("token_id")}
-    config = config_class(text_config=text, vision_config=vision, tie_word_embeddings=True, **ids)
-    torch.manual_seed(0)
-    model_class(config).save_pretrained(folder)
-    models.load_processor(tiny_vlm).save_pretrained(folder)
-
-
-def make_record(folder: Path, name: str, words: list[str], *, picture: bytes | None) -> dict:
-    """Write a picture, if there is one, and return the record that names it."""
-    images = []
-    question = [{"type": "text", "text": "What is it?"}]
-    if picture is not None:
-        Image.frombytes("RGB", (32, 32), picture).save(folder / "images" / f"{name}.png")
-        images = [f"images/{name}.png"]
-        question.insert(0, {"type": "image"})
-    answer = [{"type": "text", "text": " ".join(words) + "."}]
-    return {
-        "id": name,
-        "images": images,
-        "prompt": [{"role": "user", "content": question}],
-        "completion": [{"role": "assistant", "content": answer}],
-    }
-
-
-def make_data(folder: Path, sizes: dict[str, int], *, text_only: tuple[int, ...] = ()) -> None:
-    """Write splits with small random pictures and answers of very unequal length.
-
-    Training samples with a number in `text_only` have no picture.
-    """
-    draw = random.Random(0)
-    (folder / "images").mkdir(parents=True)
-    for split, number in sizes.items():
-        lines = []
-        for index in range(number):
-            words = draw.choices(["dark", "bright", "liver", "left", "upper"], k=1 + index % 9)
-            picture = draw.randbytes(3072)
-            if split == "train" and index in text_only:
-                picture = None
-            record = make_record(folder, f"{split}{index}", words, picture=picture)
-            lines.append(json.dumps(record) + "\n")
-        (folder / f"{split}.jsonl").write_text("".join(lines))
 
 
 @pytest.fixture(scope="module")

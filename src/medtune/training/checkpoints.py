@@ -1,7 +1,8 @@
 """What a training leaves behind while it runs, and how it goes on from there after a stop.
 
 The folder of a run, `output_dir`, holds `settings.json`, `log.json` and folders `checkpoint-N`.
-Into a checkpoint goes, last of all, the note `complete.json`: one without it was cut off.
+Into a checkpoint goes, last of all, the note `complete.json`: one without it was cut off. Once the
+model is saved, `finished.json` says after how many steps.
 """
 
 from __future__ import annotations
@@ -44,6 +45,13 @@ SHARED_KEYS = [
     "completion_only_loss",
     "max_length",
 ]
+
+
+# How long a run is. A continuation may be longer.
+LENGTHS = ("max_steps", "num_train_epochs")
+
+# Epochs are counted in fractions of a step.
+ROUNDING = 1e-6
 
 
 def shared_settings(
@@ -111,10 +119,12 @@ class Start:
     checkpoint : folder of the checkpoint, or None to start anew.
     universal : whether DeepSpeed must read the checkpoint in its universal form, because it was
         written by another number of ranks.
+    finished : why nothing is left to do, in one line; empty where something is.
     """
 
     checkpoint: str | None = None
     universal: bool = False
+    finished: str = ""
 
 
 def prepare_start(
@@ -132,24 +142,32 @@ def prepare_start(
 
     Returns
     -------
-    Start : the newest complete checkpoint, or none.
+    Start : the newest complete checkpoint, or none; or that the run is finished.
 
     Raises
     ------
-    ValueError : the folder holds a run with other settings or of another ZeRO stage, or a run that
-        is not to be resumed.
+    ValueError : the folder holds a run with other settings or of another ZeRO stage, a run that is
+        not to be resumed, or a finished one that left no checkpoint to train longer from.
 
     Examples
     --------
     >>> import tempfile
     >>> out = Path(tempfile.mkdtemp())
     >>> prepare_start(out, {"seed": 1}, resume=False, stage=None, ranks=1)
-    Start(checkpoint=None, universal=False)
+    Start(checkpoint=None, universal=False, finished='')
     """
+    finished = why_finished(out, settings) if resume else ""
+    if finished:
+        return Start(finished=finished)
     _refuse_another_run(out, settings, resume)
+    complete = complete_checkpoints(out)
+    if not complete and (out / "finished.json").exists():
+        raise ValueError(
+            f"{out} is finished and left no checkpoint to train longer from: "
+            "choose another output_dir, and another save_strategy than 'no' to be able to"
+        )
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "settings.json", settings)
-    complete = complete_checkpoints(out)
     _remove_all_but(out, [folder for folder, _ in complete])
     if not complete:
         return Start()
@@ -166,15 +184,64 @@ def prepare_start(
     return Start(str(folder), universal)
 
 
+def why_finished(out: Path, settings: dict[str, Any]) -> str:
+    """Say in one line that a run is finished; empty if it is not, or is another run.
+
+    Parameters
+    ----------
+    out : folder of the run.
+    settings : of the run that is to go on, see `shared_settings`.
+
+    Examples
+    --------
+    >>> why_finished(Path("no-folder"), {"max_steps": 4})
+    ''
+    """
+    model = out / "model"
+    try:
+        old = json.loads((out / "settings.json").read_text("utf-8"))
+        note = json.loads((out / "finished.json").read_text("utf-8"))
+        steps, epochs = note["steps"], note["epochs"]
+    except (OSError, ValueError, KeyError):
+        return ""
+    same = all(settings[key] == old.get(key) for key in settings if key not in LENGTHS)
+    if not same or not model.is_dir():
+        return ""
+    if settings["max_steps"] > 0:
+        reached = steps >= settings["max_steps"]
+    else:
+        reached = epochs >= settings["num_train_epochs"] - ROUNDING
+    if not reached:
+        return ""
+    return (
+        f"{out} is finished after {steps} steps, its model is in {model}: nothing is left to train "
+        "(a larger max_steps or num_train_epochs trains longer)"
+    )
+
+
+def note_finished(out: Path, *, steps: int, epochs: float) -> None:
+    """Note, after all else, that the model of a run is saved, and after how much training."""
+    write_json(out / "finished.json", {"steps": steps, "epochs": epochs})
+
+
 def _refuse_another_run(out: Path, settings: dict[str, Any], resume: bool) -> None:
     """Raise `ValueError` if the folder holds a run that this one may not continue."""
     noted = out / "settings.json"
     if noted.exists():
         old = json.loads(noted.read_text("utf-8"))
         changed = [key for key in settings if settings[key] != old.get(key)]
+        longer = resume and _is_longer(settings, old)
+        if longer:
+            changed = [key for key in changed if key not in LENGTHS]
         if changed:
             raise ValueError(
                 f"{out} holds a run with another {', '.join(changed)}: choose another output_dir"
+            )
+        if longer:
+            print(
+                f"medtune train: {out} is to be longer now: from here on the learning rate "
+                "follows the longer schedule",
+                file=sys.stderr,
             )
         if resume:
             return
@@ -183,6 +250,18 @@ def _refuse_another_run(out: Path, settings: dict[str, Any], resume: bool) -> No
             f"{out} holds another run: set resume to continue your own, "
             "or choose another output_dir"
         )
+
+
+def _is_longer(new: dict[str, Any], old: dict[str, Any]) -> bool:
+    """Say whether a run is to have more steps, or more epochs, than the one that is there."""
+    if any(new.get(key) is None or old.get(key) is None for key in LENGTHS):
+        return False
+    if new["max_steps"] > 0 and old["max_steps"] > 0:
+        # then nobody looks at the epochs
+        return new["max_steps"] > old["max_steps"]
+    if new["max_steps"] != old["max_steps"]:
+        return False
+    return new["num_train_epochs"] > old["num_train_epochs"]
 
 
 def _remove_all_but(out: Path, complete: list[Path]) -> None:

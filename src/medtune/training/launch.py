@@ -4,7 +4,8 @@
 process. The same file under `torchrun`, `accelerate launch` or `deepspeed` trains in many.
 
 In `output_dir` there will be `settings.json`, `log.json`, folders `checkpoint-N` and, at last,
-`model`: the adapter, or the whole model, with its processor.
+`model`: the adapter, or the whole model, with its processor. `finished.json` says that it is
+complete.
 """
 
 from __future__ import annotations
@@ -18,12 +19,19 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
-from trl import ModelConfig
+from trl import ModelConfig, SFTConfig
 
 from medtune.files import one_line
 from medtune.models import model_card, save_model
 
-from .checkpoints import RunCallback, Start, prepare_start, shared_settings
+from .checkpoints import (
+    RunCallback,
+    Start,
+    note_finished,
+    prepare_start,
+    shared_settings,
+    why_finished,
+)
 from .settings import ScriptArguments, parse_arguments, zero_stage
 from .trainer import build_trainer
 
@@ -44,6 +52,8 @@ LOST_CONNECTION = (
 def train_model(trainer: Any, script_args: ScriptArguments, model_args: ModelConfig) -> None:
     """Train, from the newest complete checkpoint if `resume` says so, and save the model.
 
+    A run that is finished is left as it is, and a line says so.
+
     Parameters
     ----------
     trainer : what `build_trainer` made of the same settings.
@@ -58,6 +68,9 @@ def train_model(trainer: Any, script_args: ScriptArguments, model_args: ModelCon
     """
     settings = shared_settings(script_args, trainer.args, model_args)
     start = _agree_on_start(trainer, settings, script_args.resume)
+    if start.finished:
+        trainer.accelerator.print(f"medtune train: {start.finished}")
+        return
     if start.universal:
         config = trainer.args.deepspeed_plugin.hf_ds_config.config
         config["checkpoint"] = {"load_universal": True}
@@ -66,10 +79,27 @@ def train_model(trainer: Any, script_args: ScriptArguments, model_args: ModelCon
     # SIGUSR1 is what Slurm can send before the time of a job is over
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, callback.ask_to_stop)
+    _take_no_step_too_many(trainer)
     trainer.train(resume_from_checkpoint=start.checkpoint)
     if callback.stop:
         raise SystemExit(STOPPED)
     _save(trainer, script_args, model_args, settings)
+
+
+def _take_no_step_too_many(trainer: Any) -> None:
+    """Let a run that was killed between its last checkpoint and its model train nothing more.
+
+    Transformers looks at the number of steps only after a step, and so would take one more.
+    """
+    own = trainer._run_epoch
+
+    def run_epoch(*args: Any, **kwargs: Any) -> None:
+        if trainer.state.global_step >= trainer.state.max_steps:
+            trainer.control.should_training_stop = True
+            return
+        own(*args, **kwargs)
+
+    trainer._run_epoch = run_epoch
 
 
 def _agree_on_start(trainer: Any, settings: dict[str, Any], resume: bool) -> Start:
@@ -103,8 +133,26 @@ def _save(
         save_model(
             model, trainer.processing_class, Path(trainer.args.output_dir) / "model", card=card
         )
+        state = trainer.state
+        note_finished(
+            Path(trainer.args.output_dir), steps=state.global_step, epochs=state.epoch or 0.0
+        )
     # a rank that left while another still saves can abort
     trainer.accelerator.wait_for_everyone()
+
+
+def _is_finished(
+    script_args: ScriptArguments, training_args: SFTConfig, model_args: ModelConfig
+) -> bool:
+    """Say, before a model is loaded for nothing, whether the run is finished; prints so, too."""
+    if not script_args.resume:
+        return False
+    settings = shared_settings(script_args, training_args, model_args)
+    # what rank 0 finds holds for all: output_dir may lie on its machine alone
+    finished = broadcast_object_list([why_finished(Path(training_args.output_dir), settings)])[0]
+    if finished and training_args.process_index == 0:
+        print(f"medtune train: {finished}", flush=True)
+    return bool(finished)
 
 
 def main(argv: list[str] | None = None, trainer_class: Callable[..., Any] | None = None) -> None:
@@ -129,6 +177,8 @@ def main(argv: list[str] | None = None, trainer_class: Callable[..., Any] | None
         if argv is None:
             argv = sys.argv[1:]
         script_args, training_args, model_args = parse_arguments(argv)
+        if _is_finished(script_args, training_args, model_args):
+            return
         trainer = build_trainer(script_args, training_args, model_args, trainer_class=trainer_class)
         train_model(trainer, script_args, model_args)
     except Exception as error:
