@@ -104,6 +104,7 @@ def test_a_run_is_rehearsed_with_a_twin(workplace):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "Random weights" in done.stdout
+    assert "MedTrinity" in done.stdout and "the sample set stands in its place" in done.stdout
     rows = [line.split() for line in done.stdout.splitlines()]
     executed = {row[0] for row in rows if row and row[0].startswith("0")}
     assert executed >= {"02_convert_data", "03_finetune_lora"}
@@ -121,3 +122,25 @@ def test_a_run_is_rehearsed_with_a_twin(workplace):
     assert config["model_type"] == "qwen2_vl", "the old twin is replaced"
     assert summary["train_pairs"] < 60
     assert summary["eval_loss"]["after"] > 0
+
+
+def test_data_on_this_machine_are_rehearsed_and_what_is_replaced_is_said(
+    workplace, monkeypatch, capsys
+):
+    """Only the run itself is left out: its overrides say what it would do."""
+    from medtune.runs import rehearse
+
+    asked = {}
+    monkeypatch.setattr(rehearse, "run", lambda name, **options: asked.update(options))
+    monkeypatch.setattr(rehearse, "make_twin", lambda *arguments, **options: None)
+    file = workplace / "papermill_runs" / "small" / "params.yaml"
+    params = yaml.safe_load(file.read_text("utf-8"))
+    mine = workplace / "mine"
+    mine.mkdir()
+    params["shared"]["data"] = str(mine)
+    file.write_text(yaml.safe_dump(params), "utf-8")
+    rehearse.rehearse("small", root=workplace, scale="tiny")
+    said = capsys.readouterr().out
+    assert f"on the run's own data, {mine}" in said and "Qwen2-VL-2B-Instruct" in said
+    assert not [key for key in asked["overrides"] if key.endswith(".data")]
+    assert asked["overrides"]["03_finetune_lora.max_steps"] == 2

@@ -203,8 +203,9 @@ def _remove_outdated(steps: list[Step], out: Path) -> None:
     for step in steps:
         if step.finished:
             continue
-        for file in (f"{step.notebook}.ipynb", f"{step.notebook}.failed.ipynb", "summary.json"):
-            (out / file).unlink(missing_ok=True)
+        for state in ("", ".running", ".failed"):
+            (out / f"{step.notebook}{state}.ipynb").unlink(missing_ok=True)
+        (out / "summary.json").unlink(missing_ok=True)
         interrupted = step.record.minutes is None
         unchanged = step.record.fingerprint == step.fingerprint
         if not (interrupted and unchanged):
@@ -225,8 +226,8 @@ def _write_summary(name: str, out: Path, records: dict[str, Record]) -> dict[str
 def execute_in_kernel(step: Step, label: str, notebooks: Path, out: Path) -> None:
     """Execute a notebook with papermill, in a Python process of its own.
 
-    The executed notebook is called `failed` until it has finished, for papermill writes it after
-    every cell.
+    papermill writes the notebook after every cell: it is called `running` until it has finished,
+    and `failed` if it does not.
 
     Raises
     ------
@@ -235,7 +236,8 @@ def execute_in_kernel(step: Step, label: str, notebooks: Path, out: Path) -> Non
     # papermill takes two seconds to import, and listing runs needs none of it
     from papermill import PapermillExecutionError
 
-    part = out / f"{step.notebook}.failed.ipynb"
+    part = out / f"{step.notebook}.running.ipynb"
+    failed = out / f"{step.notebook}.failed.ipynb"
     try:
         executed = _papermill(step, label, notebooks, part)
         # a notebook that wrote no results has not finished, even if no cell failed
@@ -251,7 +253,9 @@ def execute_in_kernel(step: Step, label: str, notebooks: Path, out: Path) -> Non
     else:
         _keep(executed, step, part, out)
         return
-    so_far = os.path.relpath(part, notebooks.parent)
+    if part.exists():
+        os.replace(part, failed)
+    so_far = os.path.relpath(failed, notebooks.parent)
     raise ValueError(f"{step.notebook} {problem}; executed so far: {so_far}")
 
 

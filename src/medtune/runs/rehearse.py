@@ -17,7 +17,7 @@ def rehearse(  # noqa: PLR0913 (two places to choose, and four sizes)
     *,
     steps: int = 2,
     scale: str | None = None,
-    data: str = "sample",
+    data: str | None = None,
     pairs: int = 120,
     root: str | Path | None = None,
 ) -> dict[str, Any]:
@@ -28,7 +28,9 @@ def rehearse(  # noqa: PLR0913 (two places to choose, and four sizes)
     name : folder in `papermill_runs/`; results go to a run of the name `<name>-rehearsal`.
     steps : optimizer steps.
     scale : "full" for the model's shape, or "tiny"; by default full where there is a GPU.
-    data : the data set, as notebook 01 takes it.
+    data : the data set, as notebook 01 takes it. By default that of the run if it lies on this
+        machine, so that your own pictures are rehearsed; else the sample set, as a data set on the
+        hub cannot be loaded offline. What is replaced is printed.
     pairs : about so many of its pairs.
     root : the repository; see `medtune.runs.find_root`.
 
@@ -53,7 +55,11 @@ def rehearse(  # noqa: PLR0913 (two places to choose, and four sizes)
     planned = read_params(name, root=root)
     new_name = f"{name}-rehearsal"
     folder = root / "papermill_runs" / new_name
-    twin = _twin_of(_model_of(planned), folder / "out", scale, dtype, root)
+    model = _model_of(planned)
+    twin = _twin_of(model, folder / "out", scale, dtype, root)
+    print(f"rehearsal: random weights of the shape of {model} ({scale}) stand in its place")
+    if data is None:
+        data = _local_data(planned, root)
     wanted = {
         "data": data,
         "limit": pairs,
@@ -79,6 +85,22 @@ def rehearse(  # noqa: PLR0913 (two places to choose, and four sizes)
     # of an earlier rehearsal
     (folder / "params.yaml").unlink(missing_ok=True)
     return run(name, overrides=_overrides(planned, wanted), new_name=new_name, root=root)
+
+
+def _local_data(planned: dict[str, dict[str, Any]], root: Path) -> str | None:
+    """Name the run's data if they lie on this machine (None: leave them as they are), else the sample.
+
+    Says which of the two it is.
+    """
+    named = [values["data"] for values in planned.values() if "data" in values]
+    if not named:
+        return None
+    given = named[0]
+    if given == "sample" or (root / "notebooks" / given).expanduser().exists():
+        print(f"rehearsal: on the run's own data, {given}")
+        return None
+    print(f"rehearsal: {given} is not on this machine, the sample set stands in its place")
+    return "sample"
 
 
 def _model_of(planned: dict[str, dict[str, Any]]) -> str:
@@ -114,10 +136,11 @@ def _twin_of(model: str, out: Path, scale: str, dtype: str, root: Path) -> Path:
 def _overrides(planned: dict[str, dict[str, Any]], wanted: dict[str, Any]) -> dict[str, Any]:
     """Give each notebook those of the wanted values that it declares, as `NOTEBOOK.key`."""
     overrides = {}
+    known = {key: value for key, value in wanted.items() if value is not None}
     for notebook, values in planned.items():
         # two batches a step show what accumulation does, and more would only take longer
         batches = min(2, values.get("gradient_accumulation_steps", 1))
-        chosen = {**wanted, "gradient_accumulation_steps": batches}
+        chosen = {**known, "gradient_accumulation_steps": batches}
         for key, value in chosen.items():
             if key in values:
                 overrides[f"{notebook}.{key}"] = value
