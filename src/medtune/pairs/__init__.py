@@ -5,7 +5,7 @@ yields the rows of parquet files and tables, `record.py` turns one record, plain
 pairs, `files_of_pictures.py` finds and opens the files that hold pictures, and `arrow.py` makes a
 data set of the rows; `reading.py` holds what these four are told. `pictures.py` judges a single
 pair and makes its picture RGB, `dicom.py` reads DICOM files without their patients; both stand
-alone. `sample.py` draws some of many rows.
+alone. `sample.py` draws some of many rows, `salt.py` hashes names of patients and of files.
 """
 
 from .dicom import (
@@ -19,6 +19,7 @@ from .dicom import (
 from .load import load_pairs
 from .pictures import picture_bytes, reject_reason, to_rgb
 from .record import names_group
+from .salt import safe_id, user_salt
 from .sample import sample_rows
 from .tables import split_of
 
@@ -32,8 +33,10 @@ __all__ = [
     "picture_bytes",
     "read_frames",
     "reject_reason",
+    "safe_id",
     "sample_rows",
     "series_files",
     "split_of",
     "to_rgb",
+    "user_salt",
 ]
