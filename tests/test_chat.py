@@ -3,12 +3,16 @@ used over its API.
 """
 
 import random
+import shutil
 import socket
+import ssl
 import struct
+import subprocess
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pydicom
 import pytest
@@ -299,6 +303,34 @@ def test_feedback_becomes_training_data(tmp_path):
     assert both["records"] == {"train": 2} and shown == {"a": 1, "c+1": 2}
 
 
+def test_no_vote_is_lost(tmp_path):
+    """Signs that Unicode counts as ends of lines stand inside texts; two pages write at once."""
+    picture = [Image.new("RGB", (9, 9))]
+    texts = [
+        "One\u2028two",
+        "One\u2029two",
+        "One\x85two",
+        "One\x0b\x0c\x1c\x1d\x1etwo",
+        "One\r\ntwo",
+    ]
+    folder = tmp_path / "feedback"
+    for key, text in enumerate(texts):
+        file = chat.save_feedback(folder, str(key), picture, caption=text, question=text)
+    assert [row["caption"] for row in load_pairs(file)] == texts
+    assert folder.stat().st_mode & 0o777 == 0o700
+    chat.save_feedback(folder, "half", picture, caption="half \ud800 a sign")
+    assert load_pairs(file)["caption"][-1] == "half ? a sign"
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(24):
+            pool.submit(chat.save_feedback, folder, f"many {number}", picture, caption="c")
+    assert len(load_pairs(file)) == len(texts) + 1 + 24
+    before = file.read_bytes()
+    file.write_bytes(before + b"{cut")
+    with pytest.raises(ValueError, match="line 31 is not JSON"):
+        chat.save_feedback(folder, "next", picture, caption="c")
+    assert file.read_bytes() == before + b"{cut"
+
+
 # ---- the page over its API
 
 
@@ -379,13 +411,83 @@ def test_uploads_do_not_stay(page, ct):
     assert not [file for file in uploads if file.exists()]
 
 
-@pytest.mark.slow
+NOBODY = chat.ChatModels(None, None, None)
+
+
 @pytest.mark.parametrize(
-    ("host", "password"), [("0.0.0.0", None), ("0.0.0.0", "short"), ("127.0.0.1", "short")]
+    ("host", "password"),
+    [("0.0.0.0", None), ("0.0.0.0", "short"), ("127.0.0.1", "short"), ("", None), ("::", "short")],
 )
-def test_nobody_else_without_a_password(pair, host, password):
+def test_nobody_else_without_a_password(host, password):
     with pytest.raises(ValueError, match="password of at least 8"):
-        chat.launch(pair, host=host, password=password, examples=[])
+        chat.launch(NOBODY, host=host, password=password, examples=[])
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory) -> dict[str, Path]:
+    """A certificate that nobody vouches for, its key, the key with a passphrase, and another."""
+    openssl = shutil.which("openssl")
+    if not openssl:
+        pytest.skip("needs openssl to make a certificate")
+    folder = tmp_path_factory.mktemp("tls")
+    made = {name: folder / f"{name}.pem" for name in ("cert", "key", "locked", "other")}
+    request = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=here"]
+    request += ["-keyout", made["key"], "-out", made["cert"]]
+    lock = [openssl, "rsa", "-aes256", "-passout", "pass:secret", "-in", made["key"]]
+    for command in (
+        request,
+        [*lock, "-out", made["locked"]],
+        [openssl, "genrsa", "-out", made["other"]],
+    ):
+        subprocess.run(command, check=True, capture_output=True)
+    return made
+
+
+def test_nobody_else_without_tls(certificate, tmp_path):
+    def start(host="0.0.0.0", **files):
+        chat.launch(NOBODY, host=host, password="correct horse", examples=[], **files)
+
+    cert, key = certificate["cert"], certificate["key"]
+    with pytest.raises(ValueError, match=r"without TLS .* tls_cert=FILE and tls_key=FILE"):
+        start()
+    for half in ({"tls_cert": cert}, {"tls_key": key}):
+        with pytest.raises(ValueError, match="TLS needs both"):
+            start(**half)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        start(tls_cert=cert, tls_key=tmp_path / "nowhere.pem")
+    for wrong, reason in [
+        ("other", "are no PEM"),
+        ("cert", "are no PEM"),
+        ("locked", "passphrase"),
+    ]:
+        with pytest.raises(ValueError, match=reason) as refused:
+            start("127.0.0.1", tls_cert=cert, tls_key=certificate[wrong])
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.slow
+def test_a_page_for_others_is_encrypted(certificate):
+    page = chat.launch(
+        NOBODY,
+        host="0.0.0.0",
+        password="correct horse",
+        tls_cert=certificate["cert"],
+        tls_key=certificate["key"],
+        examples=[],
+    )
+    try:
+        port = page.server_port
+        assert page.local_url.startswith("https://")
+        with pytest.raises(httpx.ConnectError, match="[Cc]ertificate"):
+            httpx.get(f"https://127.0.0.1:{port}/")
+        trusted = ssl.create_default_context(cafile=str(certificate["cert"]))
+        trusted.check_hostname = False
+        assert httpx.get(f"https://127.0.0.1:{port}/", verify=trusted).status_code == 200
+        assert httpx.get(f"https://127.0.0.1:{port}/config", verify=trusted).status_code == 401
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"http://127.0.0.1:{port}/")
+    finally:
+        page.close()
 
 
 @pytest.mark.slow

@@ -1,10 +1,11 @@
 """The side-by-side page: ask a base and a tuned model about pictures, and keep what people say.
 
 `page` lays the page out and serves it; `models` answers, `uploads` reads what visitors send,
-`feedback` keeps what they say, `texts` has the words in English and Chinese. All but the page
-work without it. The page is for one's own machine: it listens on 127.0.0.1 unless a password
-guards it, asks no other server, and deletes an upload after two or three minutes; what a visitor
-saves is kept without metadata.
+`feedback` keeps what they say, `texts` has the words in English and Chinese, `scratch` is the
+folder that goes with the page. All but the page work without it. The page is for one's own machine:
+it listens on 127.0.0.1 unless a password and TLS guard it, asks no other server, and deletes an
+upload after two or three minutes, and all of them when it ends; what a visitor saves is kept
+without metadata.
 """
 
 from .feedback import save_feedback

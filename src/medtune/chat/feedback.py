@@ -7,6 +7,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import filelock
+
 from medtune.files import read_json_lines, write_whole
 
 
@@ -17,7 +19,8 @@ def save_feedback(
 
     Parameters
     ----------
-    folder : gets `feedback.jsonl` and `images/`, in PNG without metadata; one call at a time.
+    folder : gets `feedback.jsonl` and `images/`, in PNG without metadata; one that is made is for
+        its owner alone (mode 0700). Two pages may share it.
     key : names the answer: a later word on it replaces the former.
     pictures : several make a pair each, of one `group`; convert joins them again with
         `pictures_per_sample`.
@@ -25,6 +28,11 @@ def save_feedback(
         row, and counts it.
     **said : further columns, such as question, answer, model, and rating ("up", "down",
         "corrected").
+
+    Raises
+    ------
+    ValueError : a line of an earlier file is not JSON; the file stays as it is.
+    OSError : the folder cannot be written.
 
     Examples
     --------
@@ -37,15 +45,25 @@ def save_feedback(
     'A cat.'
     """
     folder = Path(folder)
-    (folder / "images").mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (folder / "images").mkdir(exist_ok=True)
     names = [_save_picture(folder, picture) for picture in pictures]
     group = hashlib.sha256(str(names).encode()).hexdigest()[:16]
     row = {"id": key, "image": names, "caption": caption, "group": group, **said}
     file = folder / "feedback.jsonl"
-    rows = [old for old in _rows(file) if old["id"] != key]
-    lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in [*rows, row]]
-    write_whole(file, "".join(lines))
+    # the file is written anew: of two pages that do so at once, one would lose its vote
+    with filelock.FileLock(folder / ".lock"):
+        rows = [old for old in _rows(file) if old["id"] != key]
+        lines = [_line(one) for one in [*rows, row]]
+        write_whole(file, "".join(lines))
     return file
+
+
+def _line(row: dict) -> str:
+    """A row as a line of JSON, readable in any language."""
+    line = json.dumps(row, ensure_ascii=False)
+    # half of a sign of two halves, as a browser may send it, has no form in UTF-8
+    return line.encode("utf-8", errors="replace").decode("utf-8") + "\n"
 
 
 def _rows(file: Path) -> list[dict]:

@@ -1,8 +1,10 @@
 """The page itself, in the order in which a visitor sees it, and what each of its buttons does."""
 
 import contextlib
+import ipaddress
 import os
 import secrets
+import ssl
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +17,7 @@ from medtune.pairs import load_pairs, read_frames, to_rgb
 
 from .feedback import save_feedback
 from .models import ChatModels, Said, answer
+from .scratch import close_scratch, open_scratch
 from .texts import TEXT
 from .uploads import MAX_PICTURES, MAX_SIZE, Upload, read_upload
 
@@ -22,6 +25,8 @@ from .uploads import MAX_PICTURES, MAX_SIZE, Upload, read_upload
 MAX_TURNS = 10
 #: Characters of a question or a caption.
 MAX_CHARACTERS = 2000
+#: Characters of a password, at least.
+LEAST_PASSWORD = 8
 # Goes into the page's head: its style, and a rule for the browser to ask no other server.
 HEAD = Path(__file__).with_name("head.html")
 
@@ -68,10 +73,17 @@ class Page:
     English and 1 for Chinese; `at` and `window` are the slice and the window that a visitor chose.
     """
 
-    def __init__(self, models: ChatModels, feedback: str | os.PathLike, examples: Sequence[dict]):
+    def __init__(
+        self,
+        models: ChatModels,
+        feedback: str | os.PathLike,
+        examples: Sequence[dict],
+        scratch: Path,
+    ):
         self.models = models
         self.feedback = feedback
         self.examples = examples
+        self.scratch = scratch
         self.sides = ["base"]
         if models.tuned or models.locate:
             self.sides.append("tuned")
@@ -317,7 +329,7 @@ class Page:
 
     def add(self, paths: list[str] | None, language: int, visit: Visit) -> dict:
         """Take uploaded files, and say which were refused."""
-        upload = read_upload(paths or [], MAX_PICTURES - len(visit.pictures))
+        upload = read_upload(paths or [], MAX_PICTURES - len(visit.pictures), scratch=self.scratch)
         visit.pictures = visit.pictures + upload.pictures
         if upload.slices:
             visit.upload = upload
@@ -473,6 +485,28 @@ def _english(key: str) -> str:
     return TEXT[key][0]
 
 
+class ChatPage(gr.Blocks):
+    """A page that deletes what visitors sent when it ends."""
+
+    def close(self, verbose: bool = True) -> None:
+        """End the page: stop serving, and delete what is left of uploads."""
+        super().close(verbose)
+        self.forget()
+
+    def block_thread(self) -> None:
+        """Wait until Ctrl-C or `close`, and end the page."""
+        try:
+            super().block_thread()
+        finally:
+            self.close(verbose=False)
+
+    def forget(self) -> None:
+        """Leave the private folder, once: with the last page of a process it goes."""
+        if not getattr(self, "has_left", False):
+            self.has_left = True
+            close_scratch()
+
+
 def build_page(
     models: ChatModels,
     feedback: str | os.PathLike = "chat_feedback",
@@ -487,10 +521,14 @@ def build_page(
     examples : rows with image, caption and caption_zh. Default: six structures of the sample set,
         if it is built.
     """
-    page = Page(models, feedback, _sample_examples() if examples is None else examples)
+    if examples is None:
+        examples = _sample_examples()
+    # before any component is made: each asks then where it may keep files
+    scratch = open_scratch()
+    page = Page(models, feedback, examples, scratch)
     # gradio's copies of what visitors sent and saw may hold a patient's name: each minute those
     # older than two minutes are deleted
-    with gr.Blocks(title="medtune chat", analytics_enabled=False, delete_cache=(60, 120)) as blocks:
+    with ChatPage(title="medtune chat", analytics_enabled=False, delete_cache=(60, 120)) as blocks:
         page.lay_out()
         page.connect()
     return blocks
@@ -504,23 +542,29 @@ def _sample_examples() -> list[dict]:
     return []
 
 
-def launch(
+def launch(  # noqa: PLR0913 - each is a setting that a caller names
     models: ChatModels,
     *,
     host: str = "127.0.0.1",
     port: int | None = None,
     password: str | None = None,
+    tls_cert: str | os.PathLike | None = None,
+    tls_key: str | os.PathLike | None = None,
     **options: Any,
 ) -> gr.Blocks:
     """Serve the page in the background.
 
+    Uploads lie in a private folder, which goes when the page ends: by `close()`, with the process,
+    by a signal, or, after `kill -9`, when the next page starts.
+
     Parameters
     ----------
     models, **options : as for `build_page`.
-    host : address to listen on.
+    host : address to listen on. Another than one of this machine alone needs a password and TLS.
     port : where to listen; by default the first free port from 7860 on.
-    password : asked of every visitor (any user name); another host than this machine needs one of 8
-        characters or more.
+    password : asked of every visitor (any user name), 8 characters or more.
+    tls_cert, tls_key : PEM files of a certificate (with its chain) and of its private key, without
+        a passphrase: the page is then served as https.
 
     Returns
     -------
@@ -528,14 +572,11 @@ def launch(
 
     Raises
     ------
-    ValueError : another host without a password, or one that is too short.
+    ValueError : another host without a password or TLS, a password that is too short, or a
+        certificate and a key that do not belong together.
+    OSError : a file of these is missing, or the port is taken.
     """
-    others_reach_it = host not in ("127.0.0.1", "localhost", "::1")
-    if (others_reach_it or password) and len(password or "") < 8:
-        raise ValueError(
-            f"others can reach {host}: set a password of at least 8 characters, "
-            "or stay on 127.0.0.1"
-        )
+    _check_reach(host, password, tls_cert, tls_key)
 
     def is_right(_: str, given: str) -> bool:
         # takes the same time wherever the first difference lies
@@ -543,21 +584,86 @@ def launch(
 
     page = build_page(models, **options)
     page.queue(max_size=64, default_concurrency_limit=4)
-    page.launch(
-        auth=is_right if password else None,
-        server_name=host,
-        server_port=port,
-        max_file_size=MAX_SIZE,
-        head_paths=HEAD,
-        inline=False,
-        prevent_thread_lock=True,
-        quiet=True,
-        # nothing that leaves this machine, nothing that stays on it
-        share=False,
-        enable_monitoring=False,
-        run_history=False,
-        ssr_mode=False,
-        footer_links=[],
-    )
+    try:
+        page.launch(
+            auth=is_right if password else None,
+            server_name=host,
+            server_port=port,
+            ssl_certfile=os.fspath(tls_cert) if tls_cert else None,
+            ssl_keyfile=os.fspath(tls_key) if tls_key else None,
+            # gradio calls its own page once at the start: a hospital's own authority, or a name
+            # that is not this address, must not stop it. Visitors' browsers check as always
+            ssl_verify=False,
+            max_file_size=MAX_SIZE,
+            head_paths=HEAD,
+            inline=False,
+            prevent_thread_lock=True,
+            quiet=True,
+            # nothing that leaves this machine, nothing that stays on it
+            share=False,
+            enable_monitoring=False,
+            run_history=False,
+            ssr_mode=False,
+            footer_links=[],
+        )
+    except BaseException:
+        page.close(verbose=False)
+        raise
     print(f"medtune chat: {page.local_url} (Ctrl+C stops it)", flush=True)
     return page
+
+
+def _check_reach(
+    host: str,
+    password: str | None,
+    tls_cert: str | os.PathLike | None,
+    tls_key: str | os.PathLike | None,
+) -> None:
+    """Raise ValueError or OSError if others could reach the page, or read along, unguarded."""
+    others_reach_it = not _is_loopback(host)
+    if (others_reach_it or password) and len(password or "") < LEAST_PASSWORD:
+        raise ValueError(
+            f"others can reach {host}: set a password of at least {LEAST_PASSWORD} characters, "
+            "or stay on 127.0.0.1"
+        )
+    if bool(tls_cert) != bool(tls_key):
+        raise ValueError("TLS needs both: tls_cert=FILE and tls_key=FILE")
+    if tls_cert:
+        _check_certificate(tls_cert, tls_key)
+    elif others_reach_it:
+        raise ValueError(
+            f"without TLS the network can read pictures and password on the way to {host}: "
+            "give tls_cert=FILE and tls_key=FILE, or stay on 127.0.0.1 and use an SSH tunnel"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    """Tell whether only this machine can reach an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_certificate(tls_cert: str | os.PathLike, tls_key: str | os.PathLike) -> None:
+    """Raise ValueError or OSError, in one line, if a server cannot use a certificate and key."""
+    for file in (tls_cert, tls_key):
+        # says which of the two is missing, or may not be read; OpenSSL does not
+        with open(file, "rb"):
+            pass
+
+    def no_passphrase() -> str:
+        raise ValueError(f"{tls_key} has a passphrase: give tls_key=FILE with a key without one")
+
+    try:
+        # the passphrase as a function: without one OpenSSL would ask at the terminal
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
+            tls_cert, tls_key, password=no_passphrase
+        )
+    except ssl.SSLError as error:
+        raise ValueError(
+            f"tls_cert={tls_cert} and tls_key={tls_key} are no PEM certificate and its key: "
+            f"{error.reason or error}"
+        ) from None

@@ -46,13 +46,20 @@ class Upload:
     folder: tempfile.TemporaryDirectory | None = None
 
 
-def read_upload(files: Sequence[str | os.PathLike], room: int = MAX_PICTURES) -> Upload:
+def read_upload(
+    files: Sequence[str | os.PathLike],
+    room: int = MAX_PICTURES,
+    *,
+    scratch: str | os.PathLike | None = None,
+) -> Upload:
     """Read PNG, JPEG and DICOM files that a stranger sent; the files stay as they are.
 
     Parameters
     ----------
     files : paths of the files.
     room : most pictures to take; further ones are refused.
+    scratch : the folder for the copies of DICOM files without patient data; by default one among
+        the temporary files of this machine.
 
     Examples
     --------
@@ -61,7 +68,7 @@ def read_upload(files: Sequence[str | os.PathLike], room: int = MAX_PICTURES) ->
     >>> read_upload([file]).refused[0][1][0]
     'it is no PNG, JPEG or DICOM picture'
     """
-    upload = Upload(folder=tempfile.TemporaryDirectory(prefix="medtune-"))
+    upload = Upload(folder=tempfile.TemporaryDirectory(prefix="medtune-", dir=scratch))
     frames: dict[str, int] = {}  # name of a copy -> number of its frames
     for number, file in enumerate(map(Path, files)):
         full = len(upload.pictures) >= room or sum(frames.values()) >= MAX_SLICES
