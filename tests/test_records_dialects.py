@@ -11,7 +11,7 @@ from shards import CAPTION, encode, json_lines, pair, picture, write_shard
 
 from medtune.models import load_processor
 from medtune.records import DIALECTS, check_folder, convert_pairs, read_records
-from medtune.records.dialects import read_turns
+from medtune.records.dialects import read_turns, turns_of_answers
 
 
 @pytest.fixture
@@ -152,15 +152,19 @@ def test_trl_trains_on_the_answer_only(tmp_path, dialogues, tiny_vlm, dialect):
         system_prompt="Answer in one sentence.",
     )
     records, processor = read_records(out), load_processor(str(tiny_vlm))
-    assert sorted(map(len, records["images"])) == [0, 0, 1, 1, 1, 2, 2, 2]
+    said = [record for record in json_lines(out / "train.jsonl") if not record["images"]]
+    answers = sum(len(turns_of_answers(read_turns(record, 0)[0])) for record in said)
+    assert len(said) == 2
+    assert sorted(map(len, records["images"])) == [0] * answers + [1, 1, 1, 2, 2, 2]
     assert records[0]["images"][0].size == (64, 96)
     assert records[0]["prompt"][0]["role"] == "system"
 
     collate = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)
     batch = collate([dict(row) for row in records])
     lengths = batch["attention_mask"].sum(1).tolist()
+    assert check_folder(out, processor=processor)["ok"]
     report = check_folder(out, processor=processor, max_length=20)
-    assert report["ok"]
+    assert {error["check"] for error in report["errors"]} == {"answers whole"}
     assert report["tokens"]["min"] == min(lengths) and report["tokens"]["max"] == max(lengths)
     by_id = dict(zip(records["id"], lengths, strict=True))
     assert report["cut"] == {name: length for name, length in by_id.items() if length > 20}

@@ -1,7 +1,6 @@
 """Check a folder of training records in any dialect, and the pictures that they name."""
 
 import itertools
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -10,29 +9,55 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import datasets
+from tqdm.auto import tqdm
 
 from medtune.files import one_line, write_json
 from medtune.pairs import names_group
 
-from .dialects import MARK, Problem, Turn, messages_with_parts, read_turns
-from .read import read_placed
+from .dialects import Problem, pictures_of, read_turns
+from .prepare import Preparer, find_control_token
+from .read import (
+    NO_RECORDS,
+    Answer,
+    answers_of,
+    local_files,
+    picture_file,
+    read_placed,
+    record_id,
+)
 
+# In the order of the report; those that need a processor or a length come last.
 CHECKS = (
     "readable",
     "roles alternate",
     "no empty turn",
+    "no video",
+    "no control tokens",
     "image marks",
     "pictures open",
     "ids differ",
     "groups apart",
 )
-# Files that lie in such a folder and hold no records, by their names without suffix.
-NO_RECORDS = {"dataset_info", "rejected", "convert", "check", "summary"}
+WITH_PROCESSOR = ("processor takes it", "answers whole")
 BLOCK = 256  # records whose pictures are opened at the same time
 MOST_ERRORS = 1000  # listed in the report; all are counted
+# As in `medtune.pairs.reject_reason`: what has more may be a decompression bomb.
+MAX_PIXELS = 50_000_000
 
-Size = tuple[int, int]  # width and height in pixels
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that opens, as training will see it.
+
+    file : where it lies.
+    size : width and height in pixels.
+    mode : such as "RGB", which some processors do not take all of.
+    """
+
+    file: Path
+    size: tuple[int, int]
+    mode: str
 
 
 def check_folder(
@@ -40,19 +65,25 @@ def check_folder(
 ) -> dict:
     """Check the records of a folder, in any dialect, and their pictures; writes `check.json` there.
 
+    With a processor every record is prepared as a training prepares it, so that a record which
+    would end the training in its middle is found now: a picture of a shape or mode that the
+    processor refuses, a control token of the model in a text, an answer that would be cut.
+
     Parameters
     ----------
     folder : holds `dataset_info.json` that names the files, or else JSON or JSON Lines files of
         records.
-    processor : a Transformers processor, to count the tokens of each record.
-    max_length : report the records that have more tokens, and hence would be cut.
+    processor : a Transformers processor, to prepare each record and to count its tokens.
+    max_length : tokens to which a training would cut; a record that has more is an error.
 
     Returns
     -------
-    dict : `ok`, whether nothing is wrong; `records`, how many each file has; `table`, for each
-        check how many errors it found and the first of them; `errors`, up to 1,000, each with place
-        (file:line), id, check and problem. With a processor also `tokens` (min, median, max) and
-        `cut`, the tokens of the longer records by id.
+    dict : `ok`, whether nothing is wrong; `records` and `answers`, how many each file has (each
+        answer of a dialogue is learned); `table`, for each check how many errors it found and the
+        first of them; `errors`, up to 1,000, each with place (file:line), id, check and problem;
+        `left_out`, the entries of `dataset_info.json` that are not read here, and why. With a
+        processor also `tokens` (min, median, max of the answers with all that is before them) and
+        `cut`, the tokens of the longer ones by id.
 
     Raises
     ------
@@ -68,101 +99,83 @@ def check_folder(
     'the roles are user'
     """
     folder = Path(folder).expanduser().resolve()
-    names = _record_files(folder)
-    if not names:
-        raise ValueError(f"{folder} holds no records")
+    files, left_out = _record_files(folder)
+    if not files:
+        reasons = "".join(f"; {name}: {reason}" for name, reason in left_out.items())
+        raise ValueError(f"{folder} holds no records{reasons}")
     if max_length and not processor:
         raise ValueError("max_length is in tokens: give a processor too")
 
-    findings = Findings(TokenCounter(processor) if processor else None)
-    for placed, pictures in _open_pictures(folder, names):
-        findings.add(*placed, pictures)
-    report = findings.report(max_length)
+    preparer = Preparer(processor, max_length) if processor else None
+    findings = Findings(preparer)
+    bar = tqdm(unit="record", delay=3)
+    with bar:
+        for place, record, pictures in _open_pictures(folder, files):
+            findings.add(place, record, pictures)
+            bar.update()
+    findings.add_missing_files(folder, files)
+    report = findings.report(left_out)
     write_json(folder / "check.json", report)
     return report
 
 
-def _record_files(folder: Path) -> list[str]:
+def _record_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """Give the files of records, and what dataset_info.json names but is not there to be read."""
     info = folder / "dataset_info.json"
     if info.is_file():
-        entries = json.loads(info.read_text("utf-8")).values()
-        return [Path(entry["file_name"]).name for entry in entries]
-    return sorted(file.name for file in folder.glob("*.json*") if file.stem not in NO_RECORDS)
+        named, left_out = local_files(info)
+        # several entries may share a file
+        return list(dict.fromkeys(named.values())), left_out
+    found = sorted(file for file in folder.glob("*.json*") if file.stem not in NO_RECORDS)
+    return found, {}
 
 
 # --- pictures ---------------------------------------------------------------------------------
 
 
 def _open_pictures(
-    folder: Path, names: list[str]
-) -> Iterator[tuple[tuple[str, Any], list[Size | str]]]:
-    """Yield (place, record) of all files, each with what its pictures are."""
-    files = [read_placed(folder / name) for name in names]
-    stream = itertools.chain.from_iterable(files)
+    folder: Path, files: list[Path]
+) -> Iterator[tuple[str, Any, list[Picture | str]]]:
+    """Yield place and record of all files, each with what its pictures are."""
+    there = [file for file in files if file.is_file()]
+    stream = itertools.chain.from_iterable(_placed_in(folder, file) for file in there)
     with ThreadPoolExecutor() as pool:
         while block := list(itertools.islice(stream, BLOCK)):
             records = [record for _, record in block]
             seen = pool.map(look_at_pictures, itertools.repeat(folder), records)
-            yield from zip(block, seen, strict=True)
+            for (place, record), pictures in zip(block, seen, strict=True):
+                yield place, record, pictures
 
 
-def look_at_pictures(folder: Path, record: Any) -> list[Size | str]:
-    """Give the size of each picture that a record names, or what is wrong with it in one line."""
-    names = record.get("images") if isinstance(record, dict) else None
-    if not names:
-        return []
-    if not isinstance(names, list):
-        names = [names]
-    return [_size_or_problem(folder, name) for name in names]
+def _placed_in(folder: Path, file: Path) -> Iterator[tuple[str, Any]]:
+    """Yield (place, record) of a file; one in a folder below is named with its folder."""
+    for place, record in read_placed(file):
+        number = place.rpartition(":")[2]
+        yield f"{_name_in(folder, file)}:{number}", record
 
 
-def _size_or_problem(folder: Path, name: Any) -> Size | str:
+def _name_in(folder: Path, file: Path) -> str:
+    return file.relative_to(folder).as_posix()
+
+
+def look_at_pictures(folder: Path, record: Any) -> list[Picture | str]:
+    """Open each picture that a record names, or say what is wrong with it in one line."""
+    return [_look_at(folder, name) for name in pictures_of(record)]
+
+
+def _look_at(folder: Path, name: Any) -> Picture | str:
+    shown = str(name)[:100]
     try:
-        path = folder / name
-        if not path.resolve().is_relative_to(folder):
-            raise ValueError("it lies outside the folder")
-        with Image.open(path) as picture:
-            picture.load()
-            return picture.size
+        file = picture_file(folder, name)
+        # in the way in which the data set of a training decodes it
+        image = datasets.Image().decode_example({"path": str(file), "bytes": None})
     except FileNotFoundError:
-        return f"{name}: it is missing"
+        return f"{shown}: it is missing"
     except Exception as error:  # decoders raise many kinds
-        return f"{name}: {one_line(error)}"
-
-
-# --- tokens -----------------------------------------------------------------------------------
-
-
-class TokenCounter:
-    """Counts the tokens of records as a processor would make them, without preparing each picture.
-
-    A picture's tokens depend on its size alone, so each size is tried once, on an empty picture.
-    """
-
-    def __init__(self, processor: Any):
-        self.processor = processor
-        self._tokens_of_size: dict[Size, int] = {}
-
-    def count(self, turns: list[Turn], sizes: list[Size]) -> int:
-        """Count the tokens of a record with pictures of these sizes."""
-        _, tokens = self._render(turns)
-        return tokens + sum(self._picture_tokens(size) for size in sizes)
-
-    def _render(self, turns: list[Turn]) -> tuple[str, int]:
-        """Give the text that the chat template makes of the turns, and its number of tokens."""
-        messages = messages_with_parts(turns)
-        text = self.processor.apply_chat_template(messages, tokenize=False)
-        tokens = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return text, len(tokens)
-
-    def _picture_tokens(self, size: Size) -> int:
-        """Count the tokens that a picture of this size adds to those of its mark."""
-        if size not in self._tokens_of_size:
-            text, without = self._render([("user", MARK)])
-            picture = Image.new("RGB", size)
-            tokens = self.processor(images=[[picture]], text=[text])["input_ids"][0]
-            self._tokens_of_size[size] = len(tokens) - without
-        return self._tokens_of_size[size]
+        return f"{shown}: {one_line(error)}"
+    if image.width * image.height > MAX_PIXELS:
+        return f"{shown}: {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}"
+    return Picture(file, image.size, image.mode)
 
 
 # --- findings ---------------------------------------------------------------------------------
@@ -172,44 +185,56 @@ class TokenCounter:
 class Findings:
     """What a check found, record by record.
 
-    counter : counts the tokens of a record, if the caller gave a processor.
+    preparer : prepares each record as a training does, if the caller gave a processor.
     records : number of records by file.
+    answers : number of answers to be learned, by file.
     errors : all errors, with place, id, check and problem.
-    tokens : tokens of each sound record, by id.
+    tokens : tokens of each answer of the sound records with all before it, by the id of its row.
     ids : the place where each id was met first.
     groups : the file in which each group was met first.
     """
 
-    counter: TokenCounter | None
+    preparer: Preparer | None
     records: Counter[str] = field(default_factory=Counter)
+    answers: Counter[str] = field(default_factory=Counter)
     errors: list[dict] = field(default_factory=list)
     tokens: dict[str, int] = field(default_factory=dict)
     ids: dict[str, str] = field(default_factory=dict)
     groups: dict[str, str] = field(default_factory=dict)
 
-    def add(self, place: str, record: Any, pictures: list[Size | str]) -> None:
+    def add(self, place: str, record: Any, pictures: list[Picture | str]) -> None:
         """Check one record, whose pictures have been looked at."""
         file = place.rpartition(":")[0]
         self.records[file] += 1
-        known = record if isinstance(record, dict) else {}
-        sample_id = str(known.get("id") or place)
+        sample_id = record_id(record, place)
 
         turns, problems = read_turns(record, len(pictures))
+        problems += self._control_tokens(turns)
         for picture in pictures:
             if isinstance(picture, str):
                 problems.append(Problem("pictures open", picture))
-        problems += self._claims(known, place, file)
+        if isinstance(record, dict):
+            problems += self._claims(record, place, file)
 
-        if self.counter and not problems:
-            self.tokens[sample_id] = self.counter.count(turns, pictures)
-        for check, text in problems:
-            error = {"place": place, "id": sample_id, "check": check, "problem": text}
-            self.errors.append(error)
+        answers = answers_of(sample_id, turns, pictures)
+        self.answers[file] += len(answers)
+        if self.preparer and not problems:
+            problems += self._prepare(self.preparer, answers)
+        self._add_errors(place, sample_id, problems)
+
+    def _control_tokens(self, turns: list) -> list[Problem]:
+        known = self.preparer.control_tokens if self.preparer else None
+        for role, text in turns:
+            token = find_control_token(text, known)
+            if token:
+                problem = f"the {role} says {token}, which a model takes for a command"
+                return [Problem("no control tokens", problem)]
+        return []
 
     def _claims(self, record: dict, place: str, file: str) -> list[Problem]:
         """Find out whether another record has the id, or another file (a split) the group."""
         problems = []
-        if record.get("id"):
+        if record.get("id") not in (None, ""):
             sample_id = str(record["id"])
             owner = self.ids.setdefault(sample_id, place)
             if owner != place:
@@ -221,19 +246,50 @@ class Findings:
                 problems.append(Problem("groups apart", f"group {group} is in {owner} too"))
         return problems
 
-    def report(self, max_length: int | None) -> dict:
+    def _prepare(self, preparer: Preparer, answers: list[Answer]) -> list[Problem]:
+        """Prepare each answer of a record as a training does, and count its tokens."""
+        for answer in answers:
+            try:
+                count = preparer.count_tokens(answer)
+            except Exception as error:  # processors raise many kinds
+                # the same would end each other answer, too
+                return [Problem("processor takes it", one_line(error))]
+            self.tokens[answer.id] = count
+        # the last answer comes with all before it, so it is the longest
+        problem = preparer.problem_of_length(self.tokens[answers[-1].id])
+        return [Problem("answers whole", problem)] if problem else []
+
+    def _add_errors(self, place: str, sample_id: str, problems: list[Problem]) -> None:
+        for check, text in problems:
+            error = {"place": place, "id": sample_id, "check": check, "problem": text}
+            self.errors.append(error)
+
+    def add_missing_files(self, folder: Path, files: list[Path]) -> None:
+        """Note the files that dataset_info.json names and that are not there."""
+        for file in files:
+            if not file.is_file():
+                name = _name_in(folder, file)
+                problem = Problem("readable", "dataset_info.json names this file; it is missing")
+                self._add_errors(name, name, [problem])
+
+    def report(self, left_out: dict[str, str]) -> dict:
         """Sum up, as `check_folder` returns it."""
         report = {
             "ok": not self.errors,
             "records": dict(self.records),
+            "answers": dict(self.answers),
             "table": self._table(),
             "errors": self.errors[:MOST_ERRORS],
+            "left_out": left_out,
         }
-        if self.tokens:
+        if self.preparer and self.tokens:
             lengths = sorted(self.tokens.values())
             middle = lengths[len(lengths) // 2]
             report["tokens"] = {"min": lengths[0], "median": middle, "max": lengths[-1]}
-            report["cut"] = self._longer_than(max_length)
+            report["cut"] = {}
+            for name, count in self.tokens.items():
+                if self.preparer.cuts(count):
+                    report["cut"][name] = count
         return report
 
     def _table(self) -> list[dict]:
@@ -242,11 +298,6 @@ class Findings:
         for error in self.errors:
             first.setdefault(error["check"], f"{error['place']}: {error['problem']}")
         rows = []
-        for check in CHECKS:
+        for check in CHECKS + (WITH_PROCESSOR if self.preparer else ()):
             rows.append({"check": check, "errors": counts[check], "first": first.get(check)})
         return rows
-
-    def _longer_than(self, max_length: int | None) -> dict[str, int]:
-        if not max_length:
-            return {}
-        return {name: count for name, count in self.tokens.items() if count > max_length}

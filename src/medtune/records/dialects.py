@@ -5,11 +5,14 @@ Whatever the dialect, this package thinks of a record as turns: pairs of a role 
 """
 
 import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from medtune.files import one_line
 
 MARK = "<image>"
+# Marks of other data for what this package cannot show to a model.
+OTHER_MARKS = ("<video>", "<audio>")
 SPLITS = ("train", "validation", "test")
 QUESTIONS = (
     "Describe this medical image.",
@@ -64,6 +67,20 @@ class Problem(NamedTuple):
 
     check: str
     text: str
+
+
+def find_mark(text: str) -> str | None:
+    """Give the first mark that a text holds, for a picture or for what cannot be shown.
+
+    Examples
+    --------
+    >>> find_mark("<video>What moves?"), find_mark("A liver.")
+    ('<video>', None)
+    """
+    for mark in (MARK, *OTHER_MARKS):
+        if mark in text:
+            return mark
+    return None
 
 
 def content_parts(text: str) -> list[dict]:
@@ -200,7 +217,28 @@ def read_turns(record: Any, pictures: int) -> tuple[list[Turn], list[Problem]]:
     except (LookupError, TypeError, AttributeError) as error:
         # Anything may stand in a file of JSON; whatever is no record fails in one of these ways.
         return [], [_unreadable(f"{type(error).__name__}: {one_line(error)}")]
-    return turns, _problems_of(turns, pictures)
+    problems = _problems_of(turns, pictures)
+    if isinstance(record, dict) and not problems:
+        named = [key for key in ("videos", "audios", "video", "audio") if record.get(key)]
+        problems += [_not_shown(key) for key in named]
+    return turns, problems
+
+
+def _not_shown(what: str) -> Problem:
+    return Problem("no video", f"it has {what}, and only pictures can be shown: take frames of it")
+
+
+def turns_of_answers(turns: list[Turn]) -> list[list[Turn]]:
+    """Give for each answer of a dialogue all turns up to it, so that each can be learned.
+
+    Examples
+    --------
+    >>> said = [("user", "<image>What?"), ("assistant", "A liver.")]
+    >>> turns_of_answers([*said, ("user", "Where?"), ("assistant", "Right.")])[0] == said
+    True
+    """
+    ends = [number for number, (role, _) in enumerate(turns, 1) if role == "assistant"]
+    return [turns[:end] for end in ends]
 
 
 def _unreadable(reason: str) -> Problem:
@@ -208,20 +246,44 @@ def _unreadable(reason: str) -> Problem:
 
 
 def _turns_of(record: Any) -> list[Turn]:
-    if isinstance(record, list):
-        record = {"messages": record}
-    if "prompt" in record:
-        messages = record["prompt"] + record["completion"]
-    else:
-        messages = record.get("messages")
-    turns = [_turn_of(message) for message in messages or record["conversations"]]
-
-    system = record.get("system")
+    turns = [_turn_of(message) for message in _messages_of(record)]
+    system = record.get("system") if isinstance(record, dict) else None
     if system and turns[0][0] != "system":
         if not isinstance(system, str):
             raise TypeError("the system prompt is not a text")
         turns.insert(0, ("system", system))
     return turns
+
+
+def _messages_of(record: Any) -> list[dict]:
+    """Give the messages of a record, whatever the keys that hold them."""
+    if isinstance(record, list):
+        return record
+    if "prompt" in record:
+        prompt = record["prompt"]
+        completion = record["completion"]
+        if isinstance(prompt, str):
+            return [_message("user", prompt), _message("assistant", completion)]
+        return prompt + completion
+    messages = record.get("messages") or record.get("conversations")
+    if not messages and "instruction" in record:
+        return _alpaca_messages(record)
+    return messages or record["conversations"]
+
+
+def _message(role: str, content: Any) -> dict:
+    return {"role": role, "content": content}
+
+
+def _alpaca_messages(record: dict) -> list[dict]:
+    """Give the messages of a record with the flat keys that LLaMA-Factory reads."""
+    messages = []
+    for question, answer in record.get("history") or ():
+        messages += [_message("user", question), _message("assistant", answer)]
+    question = record["instruction"]
+    if record.get("input"):
+        question += "\n" + record["input"]
+    return [*messages, _message("user", question), _message("assistant", record["output"])]
 
 
 def _turn_of(message: dict) -> Turn:
@@ -230,8 +292,80 @@ def _turn_of(message: dict) -> Turn:
     if isinstance(content, str):
         text = content
     else:
-        text = "".join(MARK if part["type"] == "image" else part["text"] for part in content)
+        text = "".join(_text_of_part(part) for part in content)
     return ROLES.get(role, role), text
+
+
+def _text_of_part(part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") or ""
+    if _is_picture(part):
+        return MARK
+    for other in OTHER_MARKS:
+        # "video", "video_url", "input_audio": the word stands in the name of each
+        if other.strip("<>") in kind:
+            return other
+    return part["text"]
+
+
+def _is_picture(part: dict) -> bool:
+    # Qwen's own examples sometimes leave the type out
+    return part.get("type") in ("image", "image_url") or ("image" in part and "text" not in part)
+
+
+def pictures_of(record: Any) -> list[Any]:
+    """Give what a record says of its pictures, in the order in which they are shown.
+
+    Usually names of files beside the record, in `images` or `image`; others write each picture into
+    the part of the message that shows it. What is no name of a file is for others to judge.
+
+    Examples
+    --------
+    >>> pictures_of({"images": "a.png", "conversations": []})
+    ['a.png']
+    >>> part = {"type": "image", "image": "file://b.png"}
+    >>> pictures_of({"messages": [{"role": "user", "content": [part]}]})
+    ['b.png']
+    """
+    beside = []
+    if isinstance(record, dict):
+        beside = record.get("images") or record.get("image") or []
+    if not isinstance(beside, list):
+        beside = [beside]
+    try:
+        shown = list(_pictures_of_messages(_messages_of(record)))
+    except (LookupError, TypeError, AttributeError):
+        shown = []  # not readable at all, as `read_turns` says
+    if not any(shown):
+        return [_name_of(picture) for picture in beside]
+    rest = iter(beside)
+    pictures = []
+    for picture in shown:
+        pictures.append(picture or next(rest, None))
+    return [_name_of(picture) for picture in [*pictures, *rest]]
+
+
+def _pictures_of_messages(messages: list[dict]) -> Iterator[Any]:
+    """Yield for each place of a picture what its part says of it, or None."""
+    for message in messages:
+        content = message.get("content", message.get("value"))
+        for part in [content] if isinstance(content, str) else content:
+            if isinstance(part, dict) and _is_picture(part):
+                keys = ("image", "image_url", "url", "path")
+                yield next((part[key] for key in keys if part.get(key)), None)
+            else:
+                for _ in range(_text_of_part(part).count(MARK)):
+                    yield None
+
+
+def _name_of(picture: Any) -> Any:
+    """Give the name of a picture's file, out of the forms in which it is written."""
+    if isinstance(picture, dict):
+        picture = picture.get("path") or picture.get("url") or picture
+    if isinstance(picture, str):
+        picture = picture.removeprefix("file://")
+    return picture
 
 
 def _problems_of(turns: list[Turn], pictures: int) -> list[Problem]:
@@ -241,6 +375,9 @@ def _problems_of(turns: list[Turn], pictures: int) -> list[Problem]:
         problems.append(Problem("roles alternate", f"the roles are {found}"))
     if not all(text.replace(MARK, "").strip() for _, text in turns):
         problems.append(Problem("no empty turn", "a question or an answer is empty"))
+    for mark in OTHER_MARKS:
+        if any(mark in text for _, text in turns):
+            problems.append(_not_shown(mark))
     marks = sum(text.count(MARK) for _, text in turns)
     misplaced = any(MARK in text for role, text in turns if role != "user")
     if marks != pictures or misplaced:

@@ -16,7 +16,7 @@ from PIL import Image
 from medtune.captions import detect_language
 from medtune.pairs import picture_bytes, reject_reason, split_of, to_rgb
 
-from .dialects import MARK, SPLITS
+from .dialects import MARK, SPLITS, find_mark
 from .progress import Settings
 from .sources import Block
 
@@ -29,6 +29,8 @@ MAX_PIXELS = 50_000_000
 # More files than this in one folder are slow to list and to copy.
 MANY_ROWS = 100_000
 ROWS_A_FOLDER = 10_000
+# What a text must not hold: NUL, lone surrogates, and the sign for bytes that were no text.
+NOT_IN_TEXT = re.compile(r"[\x00\ud800-\udfff\ufffd]")
 # Stands for a picture that needs no decoding, where `reject_reason` would decode it.
 JUDGED = Image.new("L", (1, 1))
 
@@ -58,7 +60,8 @@ class Pair:
     cells : what the source knows about it, by column.
     split : "train", "validation" or "test".
     caption : the caption in the wanted language.
-    question : the question that was drawn for it.
+    question : what is asked.
+    own_question : whether the source brought the question; otherwise it was drawn.
     file_name : where its picture goes, below the folder `images`.
     picture : the picture.
     """
@@ -68,6 +71,7 @@ class Pair:
     split: str
     caption: str
     question: str
+    own_question: bool
     file_name: str
     picture: Picture
 
@@ -99,16 +103,30 @@ class Judge:
             split = self.splits[number] if self.splits else row.get("split", split_by_name)
             caption = self._caption(row)
             language = detect_language(caption)
+            own = self._own_question(row)
             if isinstance(picture, str):
                 problem = picture
             else:
-                problem = self._problem(number, split, caption, language)
+                problem = self._problem(number, split, caption, language) or _text_problem(own)
             if problem:
                 reject(number, row.get("id"), problem)
                 continue
-            question = self._draw_question(row["id"], language)
+            question = own or self._draw_question(row["id"], language)
             name = self._file_name(number, row["id"], picture.suffix)
-            yield Pair(number, row, split, caption, question, name, picture)
+            yield Pair(number, row, split, caption, question, bool(own), name, picture)
+
+    def _own_question(self, row: dict) -> Any:
+        """Give the question that the source brings, unless the caller has one for all; None: none.
+
+        The marks for pictures go: a record sets its own.
+        """
+        if self.settings.asked_of_all:
+            return None
+        question = row.get("question")
+        if isinstance(question, str):
+            return question.replace(MARK, "").strip() or None
+        # NaN, which tables have where nothing was entered, is the one value that differs from itself
+        return None if question != question else question
 
     def _caption(self, row: dict) -> str:
         chinese = row.get("caption_zh") if self.settings.language == "zh" else None
@@ -120,8 +138,9 @@ class Judge:
             return f"id: row {self.repeated[number]} has it already, with its own picture"
         if split not in SPLITS:
             return f"split: {split!r:.50} is none of {', '.join(SPLITS)}"
-        if MARK in caption:
-            return f"caption: it holds the mark {MARK}"
+        mark = find_mark(caption)
+        if mark:
+            return f"caption: it holds the mark {mark}"
         if self.settings.language == "zh" and language != "zh":
             return "caption: there is none in Chinese"
         return None
@@ -158,6 +177,20 @@ def safe_name(sample_id: str) -> str:
     if re.fullmatch(r"(?!h-[0-9a-f]{32}$)[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", sample_id):
         return sample_id
     return "h-" + hashlib.sha256(sample_id.encode()).hexdigest()[:32]
+
+
+def _text_problem(question: Any) -> str | None:
+    """Say why a question of the source cannot be asked."""
+    if question is None:
+        return None
+    if not isinstance(question, str):
+        return "question: is no text"
+    mark = find_mark(question)
+    if mark:
+        return f"question: it holds the mark {mark}, and only pictures can be shown"
+    if NOT_IN_TEXT.search(question):
+        return "question: holds characters that are not valid Unicode (surrogates, U+FFFD or NUL)"
+    return None
 
 
 def _looks_like_jpeg(cell: Any) -> bool:

@@ -32,6 +32,7 @@ class Settings:
 
     dialect : how records are written, a key of `DIALECTS`.
     questions : each question with its language, "en" or "zh".
+    asked_of_all : whether these are asked of rows, too, that bring a question of their own.
     language : the language of the captions, "en" or "zh".
     system_prompt : said before each question about pictures, if anything.
     share : share of dialogues without pictures in the train split, from 0 to below 1.
@@ -46,6 +47,7 @@ class Settings:
 
     dialect: str
     questions: list[tuple[str, str]]
+    asked_of_all: bool
     language: str
     system_prompt: str | None
     share: float

@@ -7,7 +7,6 @@ run goes on where it stopped is told in `medtune.records.progress`.
 
 import contextlib
 import hashlib
-import itertools
 import json
 import os
 import random
@@ -72,14 +71,15 @@ def convert_pairs(  # noqa: PLR0913 - each is a setting that a user may want to 
     dialect : "prompt-completion" (TRL), "messages" (role, content) or "sharegpt" (conversations
         with from, value).
     questions : one question, or several to draw from by id and seed, such as `QUESTIONS`; it is in
-        the language of the caption if there is one in it.
+        the language of the caption if there is one in it. They are asked of every row. By default a
+        row is asked its own `question`, and one without gets one of ours.
     language : "en" takes `caption`; "zh" takes `caption_zh`, or a Chinese `caption`, and rejects
         pairs that have neither.
     system_prompt : said before each question about pictures.
     text_only : JSON Lines of dialogues without pictures, to be mixed into the train split.
     share : the share of these dialogues in the train split, from 0 to below 1.
-    pictures_per_sample : up to so many neighbouring rows of one `group` make one sample, with all
-        their captions.
+    pictures_per_sample : up to so many neighbouring rows of one `group`, about which the same is
+        asked, make one sample, with all their captions.
     splits : "train", "validation" or "test" for each row. By default the column `split` says it, or
         else the name of the shard.
     jpeg_quality : make pictures that cannot be copied JPEG of this quality, 1 to 95; None makes
@@ -117,6 +117,7 @@ def convert_pairs(  # noqa: PLR0913 - each is a setting that a user may want to 
     settings = Settings(
         dialect=dialect,
         questions=[(text, detect_language(text)) for text in asked],
+        asked_of_all=bool(questions),
         language=language,
         system_prompt=system_prompt,
         share=share,
@@ -196,31 +197,59 @@ def _hash_of_splits(splits: list[str]) -> str | None:
 def _convert_blocks(source: Source, judge: Judge, writer: "Writer", workers: int | None) -> None:
     """Convert all rows that are not done yet, and note the progress after every block."""
     progress = writer.progress
+    gatherer = Gatherer(writer.settings.pictures_per_sample)
     bar = tqdm(total=source.rows, initial=progress.row, unit="pair", delay=3)
     with ThreadPoolExecutor(workers) as pool, bar:
         for block in read_blocks(source.shards, progress.row):
-            pairs = judge.accept(block, pool, writer.reject)
-            for sample in _gather_samples(pairs, writer.settings.pictures_per_sample):
-                writer.write_sample(sample)
-            writer.note(block.numbers.stop)
+            for pair in judge.accept(block, pool, writer.reject):
+                for sample in gatherer.add(pair):
+                    writer.write_sample(sample)
+            # What waits for the next block is not written yet: a killed run must see it again.
+            if not gatherer.waiting:
+                writer.note(block.numbers.stop)
             bar.update(len(block.numbers))
+        for sample in gatherer.finish():
+            writer.write_sample(sample)
+        writer.note(source.rows)
 
 
-def _gather_samples(pairs: Iterator[Pair], pictures: int) -> Iterator[list[Pair]]:
-    """Put neighbouring pairs of one group into samples of at most so many pictures."""
-    if pictures == 1:  # the usual case, in which no pair waits for the next one
-        for pair in pairs:
-            yield [pair]
-        return
-    for _, series in itertools.groupby(pairs, _series_of):
-        while sample := list(itertools.islice(series, pictures)):
-            yield sample
+@dataclass
+class Gatherer:
+    """Puts neighbouring pairs of one group into samples, those with the same question together.
 
+    pictures : how many pictures a sample has at most.
+    series : split and group of the pairs that wait.
+    waiting : the pairs that wait for more of their kind, by their own question.
+    """
 
-def _series_of(pair: Pair) -> tuple:
-    """Give what pairs of one sample have in common; a pair without a group stands alone."""
-    group = pair.cells.get("group")
-    return (pair.split, group) if names_group(group) else (pair.number,)
+    pictures: int
+    series: tuple | None = None
+    waiting: dict[str | None, list[Pair]] = field(default_factory=dict)
+
+    def add(self, pair: Pair) -> list[list[Pair]]:
+        """Take a pair, and give the samples that are complete by now."""
+        group = pair.cells.get("group")
+        if self.pictures == 1 or not names_group(group):
+            return [*self.finish(), [pair]]
+        complete = []
+        series = (pair.split, group)
+        if series != self.series:
+            complete = self.finish()
+            self.series = series
+        # Slices without a question of their own belong together, whatever was drawn for each.
+        key = pair.question if pair.own_question else None
+        sample = self.waiting.setdefault(key, [])
+        sample.append(pair)
+        if len(sample) == self.pictures:
+            complete.append(self.waiting.pop(key))
+        return complete
+
+    def finish(self) -> list[list[Pair]]:
+        """Give the samples that nothing will be added to any more."""
+        rest = list(self.waiting.values())
+        self.waiting = {}
+        self.series = None
+        return rest
 
 
 @dataclass
