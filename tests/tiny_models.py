@@ -87,6 +87,7 @@ TWINS = {
     "qwen3-vl": "Qwen/Qwen3-VL-2B-Instruct",
     "qwen3-vl-moe": "Qwen/Qwen3-VL-30B-A3B-Instruct",
     "gemma-3": "google/gemma-3-4b-it",
+    "smolvlm": "HuggingFaceTB/SmolVLM-256M-Instruct",
 }
 
 

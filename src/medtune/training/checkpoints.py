@@ -47,6 +47,9 @@ SHARED_KEYS = [
 ]
 
 
+# Of ScriptArguments, what changes nothing that is learned.
+OWN_TO_A_START = ("allow_cut_answers",)
+
 # How long a run is. A continuation may be longer.
 LENGTHS = ("max_steps", "num_train_epochs")
 
@@ -59,6 +62,8 @@ def shared_settings(
 ) -> dict[str, Any]:
     """Collect what a run and its continuation must have in common, in the types of JSON."""
     settings = asdict(script_args) | asdict(model_args)
+    for key in OWN_TO_A_START:
+        settings.pop(key)
     for key in SHARED_KEYS:
         settings[key] = getattr(training_args, key)
     # however they are cut: over ranks, over batches of a step

@@ -11,6 +11,7 @@ is wrong. The batch is always one from the trainer's own collator, as
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,14 +48,33 @@ def answer_end(processor: Any) -> str:
     >>> answer_end(Processor())
     '>'
     """
-    question = {"role": "user", "content": [{"type": "text", "text": "?"}]}
-    answer = {"role": "assistant", "content": [{"type": "text", "text": "ANSWER"}]}
-    text = processor.apply_chat_template([question, answer], tokenize=False)
+    dialogue = [_turn("user", "?"), _turn("assistant", "ANSWER")]
+    text = processor.apply_chat_template(dialogue, tokenize=False)
     return text.rpartition("ANSWER")[2]
+
+
+def _turn(role: str, text: str) -> dict[str, Any]:
+    return {"role": role, "content": [{"type": "text", "text": text}]}
+
+
+def _learned_text(processor: Any, answer: str) -> str:
+    """Return what the chat template makes of an answer: the text behind the rendered prompt.
+
+    That is rarely the answer as it is: Gemma's template trims it, and SmolVLM's puts a blank before
+    it.
+    """
+    question = _turn("user", "?")
+    prompt = processor.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
+    dialogue = [question, _turn("assistant", answer)]
+    whole = processor.apply_chat_template(dialogue, tokenize=False)
+    shared = os.path.commonprefix([prompt, whole])
+    return whole[len(shared) :]
 
 
 def check_labels(batch: Mapping[str, Any], processor: Any, answers: list[str]) -> dict[str, Any]:
     """Check that the loss covers exactly the answers: no prompt, no image token, but the end token.
+
+    The answers are compared as the chat template renders them, for it may trim them.
 
     Parameters
     ----------
@@ -81,7 +101,7 @@ def check_labels(batch: Mapping[str, Any], processor: Any, answers: list[str]) -
     ...         return {"input_ids": [ord(letter) for letter in text]}
     ...     def decode(self, ids):
     ...         return "".join(chr(number) for number in ids)
-    ...     def apply_chat_template(self, turns, tokenize):
+    ...     def apply_chat_template(self, turns, tokenize, add_generation_prompt=False):
     ...         return "".join(turn["content"][0]["text"] + "." for turn in turns)
     >>> processor = Letters()
     >>> processor.tokenizer = processor
@@ -107,14 +127,13 @@ def check_labels(batch: Mapping[str, Any], processor: Any, answers: list[str]) -
         raise ValueError(
             "Some labels are not the tokens of the input: the model would learn a shifted text."
         )
-    if bool((labels == _image_token_id(processor)).any()):
+    if holds_image_tokens(batch, processor):
         raise ValueError("Image tokens are among the labels: mask them with -100.")
 
-    tail = answer_end(processor)
     texts = []
     for row, answer in enumerate(answers):
         text = processor.tokenizer.decode(labels[row][counted[row]])
-        _refuse_other_text(row, text, answer, tail, processor.tokenizer)
+        _refuse_other_text(row, text, answer, processor)
         texts.append(text)
     prompt = batch["attention_mask"].bool() & ~counted
     return {
@@ -125,14 +144,27 @@ def check_labels(batch: Mapping[str, Any], processor: Any, answers: list[str]) -
     }
 
 
-def _refuse_other_text(row: int, text: str, answer: str, tail: str, tokenizer: Any) -> None:
+def holds_image_tokens(batch: Mapping[str, Any], processor: Any) -> bool:
+    """Say whether the loss covers tokens that stand for a picture.
+
+    Parameters
+    ----------
+    batch : with its `labels`.
+    processor : of the model, with its `tokenizer`.
+    """
+    return bool((batch["labels"] == _image_token_id(processor)).any())
+
+
+def _refuse_other_text(row: int, text: str, answer: str, processor: Any) -> None:
     """Raise `ValueError` where the labels of a row do not read as the answer and its end."""
+    tokenizer = processor.tokenizer
     # through the tokenizer and back, because some normalise the text
-    tokens = tokenizer(answer + tail, add_special_tokens=False)["input_ids"]
+    tokens = tokenizer(_learned_text(processor, answer), add_special_tokens=False)["input_ids"]
     expected = tokenizer.decode(tokens)
     if text == expected:
         return
     place = _first_difference(text, expected)
+    tail = answer_end(processor)
     raise ValueError(
         f"Row {row}: the labels are not the answer and its end {tail!r}; from character {place} on "
         f"they read {text[place : place + 60]!r} instead of {expected[place : place + 60]!r}."
@@ -162,13 +194,15 @@ def check_image_tokens(batch: Mapping[str, Any], processor: Any) -> dict[str, An
 
     Parameters
     ----------
-    batch : `input_ids` of shape (rows, tokens), and `image_grid_thw` (Qwen) or `pixel_values` of
-        pictures that all have the same number of tokens (Gemma-3).
+    batch : `input_ids` of shape (rows, tokens), and `image_grid_thw` (Qwen), `pixel_values` of
+        pictures that all have the same number of tokens (Gemma-3), or of pieces that have
+        (SmolVLM). A batch without pictures has none of them.
     processor : of the model, with its `tokenizer`.
 
     Returns
     -------
-    dict : the number of "pictures" and the "image_tokens" of each.
+    dict : the number of "pictures", or of the pieces into which they are cut, and the
+        "image_tokens" of each.
 
     Raises
     ------
@@ -204,6 +238,13 @@ def _tokens_of_pictures(batch: Mapping[str, Any], processor: Any) -> list[int]:
         # frames, rows and columns of patches; the merger makes one token of a square of patches
         patches = batch["image_grid_thw"].prod(-1)
         return (patches // processor.image_processor.merge_size**2).tolist()
+    if "pixel_values" not in batch:
+        return []
+    tokens_of_piece = getattr(processor, "image_seq_len", None)
+    if tokens_of_piece:
+        # rows of fewer pieces are filled up with black ones, which the mask leaves out
+        pieces = batch["pixel_attention_mask"].flatten(2).any(-1)
+        return [tokens_of_piece] * int(pieces.sum())
     fixed = getattr(processor, "image_seq_length", None)
     if fixed:
         return [fixed] * len(batch["pixel_values"])

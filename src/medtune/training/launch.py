@@ -21,7 +21,6 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from trl import ModelConfig, SFTConfig
 
-from medtune.files import one_line
 from medtune.models import model_card, save_model
 
 from .checkpoints import (
@@ -32,21 +31,12 @@ from .checkpoints import (
     shared_settings,
     why_finished,
 )
+from .failures import explain
 from .settings import ScriptArguments, parse_arguments, zero_stage
 from .trainer import build_trainer
 
 # What a shell gives for Ctrl-C: a scheduler can tell a run that was stopped from one that failed.
 STOPPED = 130
-
-# What gloo and NCCL say when another rank is gone or cannot be reached: which of these comes first
-# is a matter of milliseconds. torch has no class of its own for the first two.
-LOST_CONNECTION = (
-    "Timed out",
-    "pair closure",
-    "Connection closed",
-    "Connection reset",
-    "NCCL error",
-)
 
 
 def train_model(trainer: Any, script_args: ScriptArguments, model_args: ModelConfig) -> None:
@@ -182,12 +172,9 @@ def main(argv: list[str] | None = None, trainer_class: Callable[..., Any] | None
         trainer = build_trainer(script_args, training_args, model_args, trainer_class=trainer_class)
         train_model(trainer, script_args, model_args)
     except Exception as error:
-        # long enough for any message: the end of a line often says what to do
-        line = one_line(error, limit=10_000)
-        if any(words in line for words in LOST_CONNECTION):
-            line = f"lost the connection to the other ranks, --resume goes on from the last checkpoint ({line})"
+        line, for_users = explain(error)
         rank = os.environ.get("RANK", 0)
         print(f"medtune train: rank {rank}: {line}", file=sys.stderr, flush=True)
-        if not isinstance(error, (ValueError, OSError)):
+        if not for_users:
             raise
         sys.exit(1)

@@ -32,6 +32,7 @@ class ScriptArguments:
     autocast_adapter_dtype : keep the adapters in float32 (not under ZeRO-3).
     fast : the same training in less time, see `medtune.training.speed`.
     cache_features : let a frozen vision tower see each picture only once.
+    allow_cut_answers : train even where `max_length` cuts answers.
     resume : continue from the newest complete checkpoint.
     """
 
@@ -55,6 +56,9 @@ class ScriptArguments:
     )
     cache_features: bool = field(
         default=False, metadata={"help": "A frozen vision tower sees each picture only once."}
+    )
+    allow_cut_answers: bool = field(
+        default=False, metadata={"help": "Train even where max_length cuts answers."}
     )
     resume: bool = field(
         default=False, metadata={"help": "Continue from the newest complete checkpoint."}

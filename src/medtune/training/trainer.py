@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,8 +18,8 @@ from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantiz
 from medtune.models import adapter_targets, load_base, load_processor
 from medtune.records import read_records
 
-from .checks import check_image_tokens, check_labels
 from .features import cache_features
+from .preflight import check_data, name_records
 from .settings import ScriptArguments, zero_stage
 from .speed import pad_lengths, send_bytes, speed_up
 
@@ -46,8 +47,8 @@ def build_trainer(
 
     Raises
     ------
-    ValueError, OSError : in one line: no such data, model or target; labels or image tokens that
-        are wrong.
+    ValueError, OSError : in one line: no such data, model or target; a record that cannot be
+        prepared or would be cut; labels or image tokens that are wrong.
     """
     stage = zero_stage(training_args)
     if stage is not None:
@@ -56,6 +57,10 @@ def build_trainer(
 
         # on a CPU only torch has been told of the other ranks so far
         deepspeed.init_distributed()
+    if training_args.dataloader_num_workers:
+        # A loader process inherits the locks of the tokenizer's threads, but not the threads: where
+        # the variable is true it would wait for them for ever. Alone it is fast enough.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
     train, watched = _read_data(script_args, training_args)
     processor = load_processor(
         model_args.model_name_or_path, max_pixels=script_args.max_pixels or None
@@ -74,8 +79,10 @@ def build_trainer(
     _make_fast(trainer, script_args, own_batches=trainer_class is not None)
     if stage == 3:
         trainer.data_collator = partial(_with_picture, trainer.data_collator, train)
-    if trainer_class is None and trainer.is_world_process_zero():
-        _check_first_batch(trainer)
+    if trainer_class is None:
+        name_records(trainer)
+        if trainer.is_world_process_zero():
+            check_data(trainer, allow_cut_answers=script_args.allow_cut_answers)
     return trainer
 
 
@@ -186,14 +193,3 @@ def _with_picture(
     batch = collate([*rows, spare])
     batch["labels"][len(rows) :] = -100
     return batch
-
-
-def _check_first_batch(trainer: Any) -> None:
-    """Raise `ValueError` if labels or image tokens of the first samples are wrong."""
-    few = min(4, len(trainer.train_dataset))
-    rows = [trainer.train_dataset[number] for number in range(few)]
-    answers = [row["completion"][0]["content"][0]["text"] for row in rows]
-    # collators may change the rows they get
-    batch = trainer.data_collator([dict(row) for row in rows])
-    check_labels(batch, trainer.processing_class, answers)
-    check_image_tokens(batch, trainer.processing_class)

@@ -1,0 +1,321 @@
+"""Looks at the data before the first step, so that no record ends a training hours later.
+
+Of all records only the texts and the sizes of the pictures are read, which takes about a
+millisecond a record; the first few are prepared as a batch. What shows only later is raised with
+the id of its record.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+from PIL import Image
+from trl import apply_chat_template
+
+from medtune.files import one_line
+
+from .checks import check_image_tokens, check_labels, holds_image_tokens
+
+# Rows of the batch that is looked at closely.
+ROWS_IN_DETAIL = 4
+
+# Texts that are turned into tokens at once.
+TEXTS_AT_ONCE = 1000
+
+# A text around a picture may join its tokens otherwise than another. Records that are so close to
+# max_length are counted with their own text and pictures.
+CLOSE = 16
+
+Size = tuple[int, int]  # width and height in pixels
+
+
+@dataclass
+class RecordLength:
+    """How many tokens a record has.
+
+    Attributes
+    ----------
+    name : how messages call the record.
+    row : its place in the data set.
+    prompt : tokens of the question and its pictures.
+    answer : tokens of the answer and its end.
+    """
+
+    name: str
+    row: int
+    prompt: int
+    answer: int
+
+    @property
+    def all(self) -> int:
+        """Tokens of question, pictures and answer."""
+        return self.prompt + self.answer
+
+
+def check_data(trainer: Any, *, allow_cut_answers: bool) -> None:
+    """Look at the records that a trainer will train on and evaluate with.
+
+    Parameters
+    ----------
+    trainer : a `trl.SFTTrainer` on the data sets of `read_records`.
+    allow_cut_answers : whether answers that `max_length` cuts may be learned.
+
+    Raises
+    ------
+    ValueError : names the first record whose picture cannot be prepared, or whose answer would be
+        cut, or the first row whose labels or image tokens are wrong.
+    """
+    processor = trainer.processing_class
+    max_length = trainer.args.max_length
+    cut_rows: set[int] = set()
+    for data in (trainer.eval_dataset, trainer.train_dataset):
+        if not data:
+            continue
+        sizes = _sizes_of_pictures(data)
+        _refuse_odd_sizes(processor, data, sizes)
+        if max_length:
+            cut = _find_cut(processor, data, sizes, max_length)
+            _refuse_cut(cut, len(data), max_length, allowed=allow_cut_answers)
+            # the training data come last: the first batch is theirs
+            cut_rows = {record.row for record in cut}
+    _check_first_batch(trainer, cut_rows)
+
+
+def _name_of(row: dict[str, Any]) -> str:
+    """Say which record a row is, for a message."""
+    return f"record {row['id']!r}" if row.get("id") else "a record without id"
+
+
+# ---- sizes of pictures
+
+
+def _sizes_of_pictures(data: datasets.Dataset) -> list[list[Size]]:
+    """Read the sizes of the pictures of each record from the heads of their files."""
+    undecoded = datasets.List(datasets.Image(decode=False))
+    sizes = []
+    for row in data.select_columns(["id", "images"]).cast_column("images", undecoded):
+        sizes.append([_size_of(picture, _name_of(row)) for picture in row["images"]])
+    return sizes
+
+
+def _size_of(picture: dict[str, Any], name: str) -> Size:
+    """Read the size of a picture from the head of its file."""
+    try:
+        with Image.open(picture["path"]) as opened:
+            return opened.size
+    except Exception as error:  # decoders raise many kinds
+        raise ValueError(
+            f"{name}: a picture cannot be opened ({one_line(error)}): "
+            "`medtune check` lists all such records"
+        ) from error
+
+
+def _refuse_odd_sizes(processor: Any, data: datasets.Dataset, sizes: list[list[Size]]) -> None:
+    """Raise `ValueError` if the processor cannot prepare the oddest pictures of the data.
+
+    Processors refuse pictures that are too narrow or too small: if the narrowest and the smallest
+    pass, so do all others.
+    """
+    row_of: dict[Size, int] = {}
+    for row, pictures in enumerate(sizes):
+        for size in pictures:
+            row_of.setdefault(size, row)
+    if not row_of:
+        return
+    oddest = {
+        max(row_of, key=lambda size: size[0] / size[1]),
+        max(row_of, key=lambda size: size[1] / size[0]),
+        min(row_of, key=lambda size: size[0]),
+        min(row_of, key=lambda size: size[1]),
+    }
+    # in the order of the records, so that the first is named
+    for size in sorted(oddest, key=row_of.__getitem__):
+        try:
+            _tokens_with_picture(processor, size)
+        except Exception as error:  # processors raise many kinds
+            name = _name_of({"id": data["id"][row_of[size]]})
+            raise ValueError(
+                f"{name}: its picture of {size[0]} x {size[1]} pixels cannot be prepared "
+                f"({one_line(error)}): take the record out; "
+                "`medtune check` with --model lists all such records"
+            ) from error
+
+
+def _tokens_with_picture(processor: Any, size: Size) -> int:
+    """Count the tokens that a picture of a size adds to its mark in the text."""
+    content = [{"type": "image"}, {"type": "text", "text": "?"}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+    picture = Image.new("RGB", size)
+    tokens = processor(images=[[picture]], text=[text], add_special_tokens=False)["input_ids"][0]
+    return len(tokens) - len(_tokens_of([text], processor)[0])
+
+
+# ---- lengths
+
+
+def _tokens_of(texts: list[str], processor: Any) -> list[list[int]]:
+    """Turn texts, which hold all special tokens already, into tokens."""
+    return processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+
+def _find_cut(
+    processor: Any, data: datasets.Dataset, sizes: list[list[Size]], max_length: int
+) -> list[RecordLength]:
+    """Find the records that are longer than `max_length`."""
+    cut = []
+    for record in _lengths(processor, data, sizes):
+        if abs(record.all - max_length) <= CLOSE:
+            record = _exact_length(processor, data[record.row], record)
+        if record.all > max_length:
+            cut.append(record)
+    return cut
+
+
+def _lengths(
+    processor: Any, data: datasets.Dataset, sizes: list[list[Size]]
+) -> Iterable[RecordLength]:
+    """Count the tokens of all records; no picture is prepared, of each size an empty one is."""
+    tokens_of_size: dict[Size, int] = {}
+    texts = data.select_columns(["id", "prompt", "completion"])
+    for start in range(0, len(data), TEXTS_AT_ONCE):
+        rows = [texts[row] for row in range(start, min(start + TEXTS_AT_ONCE, len(data)))]
+        rendered = [_rendered(row, processor) for row in rows]
+        prompts = _tokens_of([text["prompt"] for text in rendered], processor)
+        answers = _tokens_of([text["completion"] for text in rendered], processor)
+        for place, row in enumerate(rows):
+            pictures = 0
+            for size in sizes[start + place]:
+                if size not in tokens_of_size:
+                    tokens_of_size[size] = _tokens_with_picture(processor, size)
+                pictures += tokens_of_size[size]
+            prompt = len(prompts[place]) + pictures
+            yield RecordLength(_name_of(row), start + place, prompt, len(answers[place]))
+
+
+def _rendered(row: dict[str, Any], processor: Any) -> dict[str, str]:
+    """Write the texts of a record as TRL's collator does: "prompt" and "completion"."""
+    turns = {"prompt": row["prompt"], "completion": row["completion"]}
+    return apply_chat_template(turns, processor)
+
+
+def _exact_length(processor: Any, row: dict[str, Any], about: RecordLength) -> RecordLength:
+    """Count the tokens of a record with its own text and pictures."""
+    pictures = []
+    for picture in row["images"]:
+        # `cache_features` leaves the files undecoded
+        opened = Image.open(picture["path"]) if isinstance(picture, dict) else picture
+        pictures.append(opened.convert("RGB"))
+    text = _rendered(row, processor)["prompt"]
+    # processors want None, not empty lists, where there is no picture at all
+    shown = [pictures] if pictures else None
+    prepared = processor(images=shown, text=[text], add_special_tokens=False)
+    return RecordLength(about.name, about.row, len(prepared["input_ids"][0]), about.answer)
+
+
+def _refuse_cut(cut: list[RecordLength], total: int, max_length: int, *, allowed: bool) -> None:
+    """Raise `ValueError` where answers would be cut, or nothing would be left of one."""
+    if not cut:
+        return
+    longest = max(record.all for record in cut)
+    what_to_set = f"set max_length=null, or max_length={longest} or more"
+    if allowed:
+        for record in cut:
+            if record.prompt >= max_length:
+                raise ValueError(
+                    f"{record.name}: max_length={max_length} leaves nothing of its answer, "
+                    f"question and pictures have {record.prompt} tokens: {what_to_set}"
+                )
+        print(
+            f"medtune train: {len(cut)} of {total} answers are cut by max_length={max_length}",
+            file=sys.stderr,
+        )
+        return
+    raise ValueError(
+        f"{len(cut)} of {total} answers are cut by max_length={max_length}, the first in "
+        f"{cut[0].name} of {cut[0].all} tokens: {what_to_set}; "
+        "allow_cut_answers=true learns them cut"
+    )
+
+
+# ---- batches
+
+
+def _check_first_batch(trainer: Any, cut_rows: set[int]) -> None:
+    """Raise `ValueError` if labels or image tokens of the first samples are wrong."""
+    whole = []
+    for row in range(len(trainer.train_dataset)):
+        if len(whole) == ROWS_IN_DETAIL:
+            break
+        if row not in cut_rows:
+            whole.append(row)
+    if not whole:
+        return
+    rows = [trainer.train_dataset[row] for row in whole]
+    answers = [_text_of(row["completion"][-1]) for row in rows]
+    # collators may change the rows they get
+    batch = trainer.data_collator([dict(row) for row in rows])
+    check_labels(batch, trainer.processing_class, answers)
+    check_image_tokens(batch, trainer.processing_class)
+
+
+def _text_of(turn: dict[str, Any]) -> str:
+    return "".join(part.get("text") or "" for part in turn["content"])
+
+
+class NamedRecords:
+    """A collator that says which record cannot be prepared.
+
+    Parameters
+    ----------
+    collate : makes a batch of rows.
+    processor : of the model.
+    """
+
+    def __init__(self, collate: Callable[[list[dict]], dict], processor: Any):
+        self.collate = collate
+        self.processor = processor
+
+    def __call__(self, rows: list[dict]) -> dict:
+        """Collate rows; a row with an `id` is named when it cannot be."""
+        try:
+            return self._prepare(rows)
+        # with little memory another try makes it worse
+        except MemoryError:
+            raise
+        except Exception:
+            for row in rows:
+                self._refuse_alone(row)
+            raise
+
+    def _prepare(self, rows: list[dict]) -> dict:
+        without_ids = []
+        for row in rows:
+            # a copy, because collators may change the rows they get
+            without_ids.append({key: value for key, value in row.items() if key != "id"})
+        batch = self.collate(without_ids)
+        if holds_image_tokens(batch, self.processor):
+            raise ValueError("the mark of a picture stands in its answer")
+        check_image_tokens(batch, self.processor)
+        return batch
+
+    def _refuse_alone(self, row: dict) -> None:
+        """Raise `ValueError` if a row cannot be prepared alone, either."""
+        try:
+            self._prepare([row])
+        except Exception as error:  # processors raise many kinds
+            raise ValueError(
+                f"{_name_of(row)} cannot be prepared: {one_line(error)}; "
+                "`medtune check` with --model lists all such records"
+            ) from error
+
+
+def name_records(trainer: Any) -> None:
+    """Let an `SFTTrainer` say which record cannot be prepared."""
+    # TRL takes only the columns out of the data set that its own collator knows
+    trainer._set_signature_columns_if_needed()
+    trainer._signature_columns.append("id")
+    trainer.data_collator = NamedRecords(trainer.data_collator, trainer.processing_class)
