@@ -17,6 +17,7 @@ from shards import CHANGED, KEPT, encode, json_lines, pair, picture, write_shard
 from medtune.pairs import to_rgb
 from medtune.records import check_folder, convert_pairs
 from medtune.records.judge import safe_name
+from medtune.records.strip import strip_metadata
 
 # --- pictures ---------------------------------------------------------------------------------
 
@@ -24,9 +25,12 @@ from medtune.records.judge import safe_name
 @pytest.mark.parametrize("name", KEPT)
 def test_bytes_are_copied(tmp_path, name):
     source = write_shard(tmp_path / "a.parquet", [pair(0, image=KEPT[name])])
-    assert convert_pairs(source, tmp_path / "out")["copied"] == 1
+    summary = convert_pairs(source, tmp_path / "out")
     copy = tmp_path / "out" / "images" / f"id-00000{Path(name).suffix}"
-    assert copy.read_bytes() == KEPT[name]
+    assert copy.read_bytes() == strip_metadata(KEPT[name])
+    has_more = name in ("upright.jpg", "padded.jpg")
+    assert (copy.read_bytes() != KEPT[name]) == has_more
+    assert summary["copied"] == 1 and summary["stripped"] == int(has_more)
 
 
 @pytest.mark.parametrize("name", CHANGED)

@@ -43,6 +43,7 @@ def test_the_default_record_is_what_trl_reads(tmp_path):
         "records": {"train": 2},
         "text_only": 0,
         "copied": 2,
+        "stripped": 0,
         "converted": 0,
         "rejected": 0,
         "reasons": {},

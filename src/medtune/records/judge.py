@@ -19,11 +19,11 @@ from medtune.pairs import picture_bytes, reject_reason, split_of, to_rgb
 from .dialects import MARK, SPLITS, find_mark
 from .progress import Settings
 from .sources import Block
+from .strip import strip_metadata
 
 SUFFIXES = {"JPEG": ".jpg", "PNG": ".png"}
 EXIF_ORIENTATION = 0x0112
 JPEG_START = b"\xff\xd8"
-JPEG_END = b"\xff\xd9"
 # Above so many pixels `reject_reason` suspects a decompression bomb, so it must see the picture.
 MAX_PIXELS = 50_000_000
 # More files than this in one folder are slow to list and to copy.
@@ -42,14 +42,16 @@ Reject = Callable[[int, object, str], None]
 class Picture:
     """A picture as it will be written.
 
-    data : the bytes of the file.
+    data : the bytes of the file, without EXIF, comments and the like.
     suffix : ".jpg" or ".png".
-    copied : whether the bytes are those of the source; otherwise they were made anew.
+    copied : whether the pixels are encoded as in the source; otherwise they were made anew.
+    stripped : whether something was cut off a copied file.
     """
 
     data: bytes
     suffix: str
     copied: bool
+    stripped: bool = False
 
 
 @dataclass(slots=True)
@@ -211,38 +213,52 @@ def judge_picture(row: dict, jpeg_quality: int | None) -> Picture | str:
     >>> judge_picture({"id": "a", "caption": "A liver.", "image": {"bytes": b""}}, None)
     'image: has zero bytes'
     """
-    data = suffix = None
+    data = suffix = clean = None
     whole = False
     # Decoders raise many kinds of errors; `reject_reason` meets the same one and says which.
     with contextlib.suppress(Exception):
         data = picture_bytes(row["image"])
         header = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
-        suffix = _suffix_if_copied(header)
+        suffix = _suffix_if_copied(header, data)
+        if suffix:
+            clean = strip_metadata(data)
         # A JPEG with its end mark is whole, as far as a decoder can tell.
         small = header.width * header.height <= MAX_PIXELS
-        whole = suffix == ".jpg" and data.endswith(JPEG_END) and small
+        whole = suffix == ".jpg" and clean is not None and small
 
     reason = reject_reason(row | {"image": JUDGED} if whole else row)
     if reason:
         return reason
-    if suffix:
-        return Picture(data, suffix, copied=True)
+    if suffix and clean is not None:
+        return Picture(clean, suffix, copied=True, stripped=len(clean) < len(data))
     return _make_anew(data, jpeg_quality)
 
 
-def _suffix_if_copied(header: Image.Image) -> str | None:
+def _suffix_if_copied(header: Image.Image, data: bytes) -> str | None:
     """Give the suffix of a picture that can be copied, because every reader shows it alike."""
     if header.mode not in ("RGB", "L"):
         return None
-    turned = "exif" in header.info and header.getexif().get(EXIF_ORIENTATION, 1) != 1
     animated = getattr(header, "n_frames", 1) != 1
-    if turned or animated:
+    if animated or _is_turned(header, data):
         return None
     return SUFFIXES.get(str(header.format))
 
 
+def _is_turned(header: Image.Image, data: bytes) -> bool:
+    """Say whether EXIF or XMP tell to show the picture turned, which is cut off from a copy."""
+    if header.format == "PNG":
+        # Such chunks may stand behind the pixels: Pillow decodes all of the picture to find them.
+        may_be = any(mark in data for mark in (b"eXIf", b"Raw profile type", b"adobe.xmp"))
+    else:
+        may_be = "exif" in header.info or "xmp" in header.info
+    return may_be and header.getexif().get(EXIF_ORIENTATION, 1) != 1
+
+
 def _make_anew(data: bytes, jpeg_quality: int | None) -> Picture:
     form = "JPEG" if jpeg_quality else "PNG"
+    picture = to_rgb(Image.open(io.BytesIO(data)))
+    # Pillow would write comments, profiles and resolutions of the old file into the new one.
+    picture.info = {}
     buffer = io.BytesIO()
-    to_rgb(Image.open(io.BytesIO(data))).save(buffer, form, quality=jpeg_quality)
+    picture.save(buffer, form, quality=jpeg_quality)
     return Picture(buffer.getvalue(), SUFFIXES[form], copied=False)

@@ -77,7 +77,8 @@ class Progress:
     sizes : bytes that the done rows take in each growing file.
     samples : samples with pictures, by split.
     text_only : dialogues written to the train split.
-    copied : pictures copied byte for byte.
+    copied : pictures copied without being decoded.
+    stripped : those of them that lost EXIF, comments or the like.
     converted : pictures made anew.
     rejected : rows and dialogues left out.
     reasons : the same by the first word of the reason, which is the name of a column.
@@ -88,6 +89,7 @@ class Progress:
     samples: Counter[str] = field(default_factory=Counter)
     text_only: int = 0
     copied: int = 0
+    stripped: int = 0
     converted: int = 0
     rejected: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
@@ -119,6 +121,7 @@ class Progress:
             "records": records,
             "text_only": self.text_only,
             "copied": self.copied,
+            "stripped": self.stripped,
             "converted": self.converted,
             "rejected": self.rejected,
             "reasons": dict(sorted(self.reasons.items())),

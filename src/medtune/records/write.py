@@ -61,7 +61,8 @@ def convert_pairs(  # noqa: PLR0913 - each is a setting that a user may want to 
     """Write pairs as pictures and training records.
 
     The same call goes on with a killed run, and leaves a finished one alone. JPEG and PNG in RGB or
-    grey are copied byte for byte, others become upright RGB PNG. Parquet shards are read directly,
+    grey are copied without being decoded, but for EXIF, comments and the like, which are cut off;
+    others become upright RGB PNG. Parquet shards are read directly,
     with flat memory. The result depends neither on `workers` nor on a restart.
 
     Parameters
@@ -317,6 +318,7 @@ class Writer:
             self.folder.write_picture(pair.file_name, pair.picture.data)
             if pair.picture.copied:
                 self.progress.copied += 1
+                self.progress.stripped += pair.picture.stripped
             else:
                 self.progress.converted += 1
         split = pairs[0].split
