@@ -1,14 +1,21 @@
 """A model says the same after saving, merging and loading, and a failed write loses nothing."""
 
+import json
+import platform
+import re
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
+from PIL import Image
 from tiny_models import family, merged_onto, notebook_cell, one_batch, tiny_folder, tuned
 from transformers import AutoModelForImageTextToText
+from trl import SFTConfig, SFTTrainer
 
 from medtune import models
 
@@ -108,6 +115,153 @@ def test_card_names_base_data_settings_scores_and_limits():
     for text in ("60 X-rays", "| lora_r | 8 |", "| bleu | 0.1235 |", "no medical device"):
         assert text in card
     assert "None were recorded" in models.model_card("a/base", data="d", settings={})
+    assert f"python {platform.python_version()}, medtune " in card
+    for package in ("torch", "transformers", "peft"):
+        assert f"{package} {metadata.version(package)}" in card
+
+
+def test_card_has_the_scores_of_notebook_05():
+    file = Path(__file__).parents[1] / "papermill_runs/reference/tiny-cpu/summary.json"
+    found = json.loads(file.read_text("utf-8"))["notebooks"]["05_evaluate"]
+    card = models.model_card(
+        "a/base", data="d", settings={}, metrics=models.card_scores(found) | {"loss": 0.5}
+    )
+    lines = card.splitlines()
+    words = found["bleu4_words"]
+    (row,) = [line for line in lines if line.startswith("| word BLEU-4 |")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    expected = [words[who] for who in ("base", "tuned", "shuffled", "most_frequent")]
+    assert cells[1:5] == [f"{value:.1f}" for value in expected]
+    assert cells[5].startswith("+") and "[" in cells[5]
+    assert f"{found['n']}" in card and found["intervals"] in card
+    table = [line for line in lines if line.startswith("|")]
+    assert len({line.count("|") for line in table if "BLEU" in line or "loss" in line}) == 1
+    unscored = {"n": 2, "bleu4_words": {"base": None, "tuned": 1.0}}
+    assert models.card_scores(unscored)["word BLEU-4"] == {"tuned": "1.0"}
+
+
+def test_card_asks_what_was_asked_in_training():
+    def card(question):
+        return models.model_card("a/base", data="d", settings={}, question=question, kind="merged")
+
+    asked = "Where is\nthe 'node'?"
+    assert f"question = {asked!r}" in card(asked)
+    both = card(["One?", "Two?", "One?"])
+    assert "- `One?`\n- `Two?`\n" in both and "question = 'One?'" in both
+    many = card([f"Question {number}?" for number in range(9)])
+    assert "9 different questions" in many and "Question 5" not in many
+    assert "Load and ask" not in models.model_card("a/base", data="d", settings={})
+
+
+@pytest.mark.parametrize(
+    ("base", "shown"),
+    [
+        ("Qwen/Qwen3-VL-2B-Instruct", "Qwen/Qwen3-VL-2B-Instruct"),
+        ("/home/dr.mueller/ward 7/base", "base"),
+        ("~/models/base/", "base"),
+        ("../data/tiny-vlm", "tiny-vlm"),
+        ("C:\\Users\\mueller\\base", "base"),
+        ("/c/hub/models--google--gemma-3-4b-it/snapshots/0ab1", "google/gemma-3-4b-it"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["adapter", "merged", None])
+def test_no_local_path_in_a_card(base, shown, kind):
+    settings = {
+        "data": "/srv/ward 7/records",
+        "deepspeed": Path("/srv/ward/zero3.json"),
+        "several": ["/srv/ward/a", 1],
+        "share": "1/2",
+        "report": "a | b\nc",
+    }
+    card = models.model_card(
+        base, data="pairs of /srv/ward/x.csv, 3/4 of them", settings=settings, kind=kind
+    )
+    assert f"base_model: {shown}\n" in card
+    for word in ("ward", "mueller", "srv", "home", "models--"):
+        assert word not in card
+    for text in ("pairs of x.csv, 3/4 of them", "| data | records |", "| deepspeed | zero3.json |"):
+        assert text in card
+    assert "| share | 1/2 |" in card and "| report | a \\| b c |" in card
+
+
+def test_a_folder_below_this_one_is_no_hub_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ward" / "base").mkdir(parents=True)
+    assert "base_model: base\n" in models.model_card("ward/base", data="d", settings={})
+    assert "base_model: other/base\n" in models.model_card("other/base", data="d", settings={})
+
+
+@pytest.mark.parametrize("kind", ["adapter", "merged"])
+def test_the_lines_of_a_card_load_the_model_and_ask_it(adapter, tmp_path, monkeypatch, kind):
+    model, processor = tuned(), models.load_processor(tiny_folder())
+    if kind == "merged":
+        model = merged_onto(tiny_folder(), adapter)
+    card = models.model_card(
+        str(tiny_folder()), data="d", settings={}, question="What is it?", kind=kind
+    )
+    folder = tmp_path / "model"
+    models.save_model(model, processor, folder, card=card)
+    # what a reader of the card does: goes into the folder, with the base and a picture
+    (folder / tiny_folder().name).symlink_to(tiny_folder())
+    Image.new("L", (64, 48)).save(folder / "picture.png")
+    monkeypatch.chdir(folder)
+    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)[1]
+    names = {}
+    exec(code, names)
+    again = models.load_base(folder) if kind == "merged" else None
+    if again is None:
+        again = models.load_tuned(models.load_base(tiny_folder()), folder)
+    tokens = again.generate(**names["inputs"], max_new_tokens=160, do_sample=False)
+    assert torch.equal(tokens, names["tokens"])
+    assert "What is it?" in names["prompt"]
+
+
+def test_saving_forgets_where_the_base_lies(tmp_path):
+    base = shutil.copytree(tiny_folder(), tmp_path / "ward 7" / "base")
+    model = tuned(base=models.load_base(base))
+    model.peft_config["default"].base_model_name_or_path = str(base)
+    processor = models.load_processor(base)
+    models.save_model(model, processor, tmp_path / "adapter", card="c")
+    models.save_model(model.merge_and_unload(), processor, tmp_path / "merged", card="c")
+    for name in ("adapter", "merged"):
+        for file in (tmp_path / name).iterdir():
+            assert b"ward 7" not in file.read_bytes(), file.name
+    models.load_tuned(models.load_base(base), tmp_path / "adapter")
+    kept = tuned()
+    kept.peft_config["default"].base_model_name_or_path = "Qwen/Qwen3-VL-2B-Instruct"
+    models.save_model(kept, processor, tmp_path / "hub", card="c")
+    config = json.loads((tmp_path / "hub" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "Qwen/Qwen3-VL-2B-Instruct"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_training_leaves_no_stub_cards(tmp_path, ours):
+    """TRL and PEFT write theirs where nobody stops them; then ours would have nothing to do."""
+    rows = Dataset.from_list(
+        [
+            {
+                "prompt": [{"role": "user", "content": "What?"}],
+                "completion": [{"role": "assistant", "content": "A liver."}],
+            }
+        ]
+    )
+    args = SFTConfig(
+        output_dir=str(tmp_path),
+        max_steps=1,
+        save_steps=1,
+        report_to="none",
+        bf16=False,
+        use_cpu=True,
+    )
+    processor = models.load_processor(tiny_folder())
+    trainer = SFTTrainer(tuned(), args, train_dataset=rows, processing_class=processor.tokenizer)
+    if ours:
+        models.write_no_stub_cards(trainer)
+    trainer.train()
+    found = sorted(str(file.relative_to(tmp_path)) for file in tmp_path.rglob("README.md"))
+    assert found == ([] if ours else ["README.md", "checkpoint-1/README.md"])
+    assert (tmp_path / "checkpoint-1" / "adapter_model.safetensors").exists()
 
 
 def test_saving_replaces_a_model_but_nothing_else(adapter, tmp_path):

@@ -13,13 +13,21 @@ from .adapters import (
     parameter_groups,
     part_of,
 )
-from .export import compare_logits, model_card, save_model, text_logits
+from .export import (
+    card_scores,
+    compare_logits,
+    model_card,
+    save_model,
+    text_logits,
+    write_no_stub_cards,
+)
 from .load import image_token_id, load_base, load_processor, load_tuned, nf4_config
 
 __all__ = [
     "PARTS",
     "TARGETS",
     "adapter_targets",
+    "card_scores",
     "compare_logits",
     "count_parameters",
     "image_token_id",
@@ -32,4 +40,5 @@ __all__ = [
     "part_of",
     "save_model",
     "text_logits",
+    "write_no_stub_cards",
 ]
