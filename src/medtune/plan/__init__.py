@@ -1,13 +1,18 @@
 """Know before you rent: shape twins of published models, and what training them takes.
 
-`shapes.py` gives the published shapes as facts, `twins.py` makes models of such a shape with random
-weights, `activations.py` says what a token and a patch take, and `memory.py` what a whole training
-takes on a GPU.
+`shapes.py` gives the published shapes as facts, `counts.py` says how many weights they have,
+`activations.py` what a token and a patch take, and `memory.py` what a whole training takes on a
+GPU. These three start at once. `twins.py` makes models of such a shape with random weights, and
+`counting.py` counts on them.
 """
+
+from typing import Any
 
 from .memory import estimate, picture_size, recommend
 from .shapes import model_facts, model_names
-from .twins import build_twin, make_twin, save_processor, twin_config
+
+# What needs torch and Transformers, which take seconds to load: only on demand.
+_TWINS = ("build_twin", "make_twin", "save_processor", "twin_config")
 
 __all__ = [
     "build_twin",
@@ -20,3 +25,12 @@ __all__ = [
     "save_processor",
     "twin_config",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load `twins.py` when one of its functions is asked for."""
+    if name not in _TWINS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import twins
+
+    return getattr(twins, name)

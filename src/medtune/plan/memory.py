@@ -5,18 +5,9 @@ a token and a patch take; here the sums are made, the fullest moment of a step i
 splits what it splits.
 """
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
-
-import peft
-import torch
-from transformers import AutoModelForImageTextToText
-from transformers.quantizers.base import get_keys_to_not_convert
-
-from medtune.models import adapter_targets, part_of
 
 from .activations import (
     BFLOAT16,
@@ -26,11 +17,8 @@ from .activations import (
     language_shape,
     training_activations,
 )
+from .counts import Adapter, Counts, count
 from .shapes import family_facts, model_facts
-from .twins import twin_config
-
-# Half a byte, for every 64 weights a scale of one byte, and for every 256 of these one of float32.
-NF4 = 1 / 2 + 1 / 64 + 4 / 64 / 256
 
 # PyTorch's allocator reserves more than it gives out, and CUDA has memory of its own.
 ALLOCATOR_SLACK = 1.1
@@ -40,32 +28,6 @@ CUDA_CONTEXT = 7e8
 SMOLVLM_TILES = 17
 
 LARGEST_BATCH = 64
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """Which weights an adapter brings."""
-
-    #: words of `medtune.models.TARGETS` joined by +
-    target: str
-    #: rank of the two matrices at each layer
-    rank: int
-    #: layers that are trained as a whole beside it
-    modules_to_save: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What is counted on the model itself, with its adapter."""
-
-    #: bytes of the base model's weights
-    weights: float
-    #: bytes of what is trained
-    trained: int
-    #: number of weights that are trained
-    trained_parameters: int
-    #: parts in which something is trained
-    parts: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -140,51 +102,6 @@ def picture_size(name: str, image_size: int) -> dict[str, int]:
     tokens = round(pixels**0.5 / (2 * patch)) ** 2
     patches = 4 * tokens
     return {"tokens": tokens, "patches": patches, "bytes": patches * 2 * colours * patch**2}
-
-
-@cache
-def _count(name: str, dtype: str, adapter: Adapter | None, *, four_bit: bool) -> Counts:
-    """Count weights, and what is trained of them: of the adapter, or all where there is none."""
-    # A model on the device "meta" has shapes and no storage. What peft warns of (tied weights)
-    # matters only when something is saved.
-    with torch.device("meta"), warnings.catch_warnings(action="ignore"):
-        config = twin_config(name)
-        model = AutoModelForImageTextToText.from_config(config, dtype=getattr(torch, dtype))
-        weights = _bytes_of_weights(model, four_bit=four_bit)
-        if adapter is not None:
-            options = peft.LoraConfig(
-                r=adapter.rank,
-                modules_to_save=list(adapter.modules_to_save) or None,
-                **adapter_targets(model, adapter.target),
-            )
-            model = peft.get_peft_model(model, options)
-    trained = {
-        name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
-    }
-    size = 0
-    for parameter in trained.values():
-        # TRL keeps adapters on 4-bit weights in bfloat16
-        size += parameter.numel() * (BFLOAT16 if four_bit else parameter.element_size())
-    return Counts(
-        weights=weights,
-        trained=size,
-        trained_parameters=sum(parameter.numel() for parameter in trained.values()),
-        parts=frozenset(part_of(name) for name in trained),
-    )
-
-
-def _bytes_of_weights(model: torch.nn.Module, *, four_bit: bool) -> float:
-    """Add up the bytes of a model's weights; in 4 bits, those of its Linear layers are smaller."""
-    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    if not four_bit:
-        return size
-    # bitsandbytes leaves the head as it is
-    left_whole = get_keys_to_not_convert(model)
-    packed = 0
-    for name, module in model.named_modules():
-        if type(module) is torch.nn.Linear and name not in left_whole:
-            packed += module.weight.numel()
-    return size - packed * (BFLOAT16 - NF4)
 
 
 def _top_of_step(name: str, counts: Counts, batch: Batch, training: Training) -> float:
@@ -339,7 +256,7 @@ def estimate(  # noqa: PLR0913 (every option of a plan is a keyword of its own)
     adapter = None
     if method != "full":
         adapter = Adapter(target, lora_r, tuple(modules_to_save))
-    counts = _count(name, dtype, adapter, four_bit=method == "qlora")
+    counts = count(name, dtype, adapter, four_bit=method == "qlora")
     training = Training(
         method=method,
         dtype=dtype,
