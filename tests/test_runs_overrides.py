@@ -71,12 +71,15 @@ def test_a_path_is_taken_from_the_current_folder(root, monkeypatch):
     (root / "mine").mkdir()
     (root / "mine" / "a.parquet").write_text("x")
     (root / "mine" / "sample").mkdir()
+    (root / "mine" / "pictures").mkdir()
+    (root / "mine" / "qlora").mkdir()
     monkeypatch.chdir(root / "mine")
     absolute = str(root / "mine" / "a.parquet")
     for number, (given, taken) in enumerate(
         [
             ("a.parquet", "../mine/a.parquet"),
             ("../mine", "../mine"),
+            ("pictures", "../mine/pictures"),
             ("org/name", "org/name"),  # on the hub
             (absolute, absolute),
             ("sample", "sample"),  # the built-in name wins
@@ -84,6 +87,8 @@ def test_a_path_is_taken_from_the_current_folder(root, monkeypatch):
     ):
         params = overridden(root, {"data": given}, f"new-{number}")
         assert params["01_look"]["data"] == taken
+    # a folder that has the name of a method by chance
+    assert overridden(root, {"method": "qlora"}, "other")["01_look"]["method"] == "qlora"
 
 
 def test_a_long_text_with_a_slash_is_no_path(root):

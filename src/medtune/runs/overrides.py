@@ -11,6 +11,9 @@ from medtune.files import write_whole
 
 from .params import Parameter, RunFile, check_key, check_name, check_value, load_run, merge, resolve
 
+# Parameters that may name a folder.
+FOLDERS = {"data", "image_root", "model_name_or_path", "dicom_folder"}
+
 
 def copy_run(name: str, new_name: str, overrides: dict[str, Any], root: Path) -> None:
     """Write the `params.yaml` of a new run; one that is there already must say the same.
@@ -70,7 +73,7 @@ def _override(  # noqa: PLR0913 (the run is there twice: as it was, and as it be
         # a section of its own would count before shared
         own_values.pop(key, None)
         sections[owner] = own_values
-        new_value = _read_value(value, old.declared[owner][key], where, root)
+        new_value = _read_value(key, value, old.declared[owner][key], where, root)
         sections[home] = {**(sections.get(home) or {}), key: new_value}
 
 
@@ -89,14 +92,16 @@ def _owners(section: str, key: str, run_file: RunFile, where: str) -> list[str]:
     return [notebook for notebook in among if key in declared[notebook]]
 
 
-def _read_value(value: Any, parameter: Parameter, where: str, root: Path) -> Any:
+def _read_value(key: str, value: Any, parameter: Parameter, where: str, root: Path) -> Any:
     """Return an override's value: text in the declared type, a path relative to `notebooks/`."""
     if isinstance(value, str):
         value = _read_text(value, parameter, where)
     if not isinstance(value, str):
         return value
-    # a bare word can be a file, but hardly a folder: 'sample' is a data set
-    if "/" not in value and not os.path.isfile(value):
+    # a bare word can be a file, but a folder of that name may be there by chance: it counts only
+    # where a folder is asked for, and 'sample' is always the data set
+    is_folder = key in FOLDERS and value != "sample" and os.path.isdir(value)
+    if "/" not in value and not os.path.isfile(value) and not is_folder:
         return value
     # os.path says no where pathlib fails, as for a question that is too long for a file's name
     if os.path.exists(value):
