@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from tiny_models import TWINS, tiny_twin
 from tiny_training import make_model, words_of
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from medtune import models, training
 from medtune.records import read_records
@@ -111,8 +113,6 @@ def test_labels_of_another_answer_are_found_in_all_families(tmp_path, family):
 
 def training_collator(processor):
     """TRL's own collator."""
-    from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
-
     return DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)
 
 
@@ -208,8 +208,6 @@ def test_a_batch_that_fails_together_only_keeps_its_error():
         return {"labels": rows[0]["labels"], "input_ids": rows[0]["labels"]}
 
     named = preflight.NamedRecords(collate, models.load_processor(tiny_twin("qwen3-vl")))
-    import torch
-
     rows = [{"id": "a", "labels": torch.zeros(1, 1)}, {"id": "b", "labels": torch.zeros(1, 1)}]
     with pytest.raises(RuntimeError, match="fit together"):
         named(rows)

@@ -48,7 +48,7 @@ SHARED_KEYS = [
 
 
 # Of ScriptArguments, what changes nothing that is learned.
-OWN_TO_A_START = ("allow_cut_answers",)
+OWN_TO_A_START = ("allow_cut_answers", "watchdog_seconds")
 
 # How long a run is. A continuation may be longer.
 LENGTHS = ("max_steps", "num_train_epochs")

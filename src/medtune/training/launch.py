@@ -34,6 +34,7 @@ from .checkpoints import (
 from .failures import explain
 from .settings import ScriptArguments, parse_arguments, zero_stage
 from .trainer import build_trainer
+from .watchdog import watch
 
 # What a shell gives for Ctrl-C: a scheduler can tell a run that was stopped from one that failed.
 STOPPED = 130
@@ -70,7 +71,8 @@ def train_model(trainer: Any, script_args: ScriptArguments, model_args: ModelCon
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, callback.ask_to_stop)
     _take_no_step_too_many(trainer)
-    trainer.train(resume_from_checkpoint=start.checkpoint)
+    with watch(trainer, script_args.watchdog_seconds):
+        trainer.train(resume_from_checkpoint=start.checkpoint)
     if callback.stop:
         raise SystemExit(STOPPED)
     _save(trainer, script_args, model_args, settings)

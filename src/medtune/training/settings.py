@@ -33,6 +33,7 @@ class ScriptArguments:
     fast : the same training in less time, see `medtune.training.speed`.
     cache_features : let a frozen vision tower see each picture only once.
     allow_cut_answers : train even where `max_length` cuts answers.
+    watchdog_seconds : without a step, after which stderr says what is waited for; 0 never says it.
     resume : continue from the newest complete checkpoint.
     """
 
@@ -59,6 +60,10 @@ class ScriptArguments:
     )
     allow_cut_answers: bool = field(
         default=False, metadata={"help": "Train even where max_length cuts answers."}
+    )
+    watchdog_seconds: float = field(
+        default=60.0,
+        metadata={"help": "Say what is waited for after so many seconds without a step; 0: never."},
     )
     resume: bool = field(
         default=False, metadata={"help": "Continue from the newest complete checkpoint."}

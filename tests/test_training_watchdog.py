@@ -1,0 +1,158 @@
+"""A training that hangs says what it waits for, and one whose loader process dies says that."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from tiny_training import make_data, make_model, words_of
+from trl import SFTTrainer
+
+from medtune import training
+from medtune.training import failures, watchdog
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, tiny_vlm) -> Path:
+    """A small random model and records for it."""
+    place = tmp_path_factory.mktemp("watchdog")
+    make_model(place / "base", tiny_vlm, experts=False)
+    make_data(place / "data", {"train": 4})
+    return place
+
+
+def words(place: Path, out: Path, **changes) -> list[str]:
+    settings = {
+        "data": place / "data",
+        "model_name_or_path": place / "base",
+        "output_dir": out,
+        "max_steps": 2,
+        "save_strategy": "no",
+        "per_device_train_batch_size": 2,
+        "logging_steps": 1,
+        "disable_tqdm": True,
+    }
+    return words_of(settings | changes)
+
+
+def trainer_with(before_a_batch):
+    """Make trainers that do something before each batch, in the process that prepares it."""
+
+    def make(**keywords):
+        trainer = SFTTrainer(**keywords)
+        collate = trainer.data_collator
+
+        def collate_later(rows):
+            before_a_batch()
+            return collate(rows)
+
+        trainer.data_collator = collate_later
+        return trainer
+
+    return make
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_that_sleeps_is_told_and_not_killed(place, tmp_path, capsys, workers):
+    options = {"watchdog_seconds": 0.4, "dataloader_num_workers": workers}
+    training.main(words(place, tmp_path / "out", **options), trainer_with(lambda: time.sleep(1.6)))
+    assert (tmp_path / "out" / "model").is_dir(), "it went on"
+    said = capsys.readouterr().err.splitlines()
+    start = next(n for n, line in enumerate(said) if "no step for" in line)
+    assert said[start].startswith("medtune train: rank 0: no step for ")
+    assert "the last was step 0" in said[start]
+    main, *rest = said[start + 1 : start + 4]
+    if workers:
+        assert "main thread: it waits for a batch from the loader processes" in main
+        assert "loader process" in rest[0] and "sleeps, no work" in rest[0]
+        assert "dataloader_num_workers=0" in rest[1]
+    else:
+        assert "main thread: it prepares a batch itself, in " in main
+        assert "test_training_watchdog.py" in main
+    assert sum("no step for" in line for line in said) < 8, "ever more rarely"
+
+
+def test_a_training_that_goes_on_says_nothing(place, tmp_path, capsys):
+    training.main(words(place, tmp_path / "out", watchdog_seconds=30))
+    training.main(
+        words(place, tmp_path / "off", watchdog_seconds=0), trainer_with(lambda: time.sleep(0.3))
+    )
+    assert "no step for" not in capsys.readouterr().err
+
+
+def test_it_watches_no_longer_than_the_training(place, tmp_path):
+    def fail():
+        raise OSError("the disk is broken")
+
+    with pytest.raises(SystemExit):
+        training.main(words(place, tmp_path / "out"), trainer_with(fail))
+    assert not [thread for thread in threading.enumerate() if thread.name == "watchdog"]
+
+
+def test_children_are_told_by_what_they_do():
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    worker = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        # until both have started
+        time.sleep(1)
+        lines = {}
+        for line in watchdog.describe_children():
+            lines[line.split(":")[0].split()[-1]] = line
+        assert "sleeps, no work" in lines[str(sleeper.pid)]
+        assert "works, " in lines[str(worker.pid)]
+        worker.send_signal(signal.SIGSTOP)
+        time.sleep(0.2)
+        stopped = [line for line in watchdog.describe_children() if str(worker.pid) in line]
+        assert "is stopped" in stopped[0]
+    finally:
+        for process in (sleeper, worker):
+            process.kill()
+            process.wait()
+
+
+def test_a_loader_process_that_is_killed_is_one_line(place, tmp_path, capsys):
+    """As the system does it when memory runs out."""
+    with pytest.raises(SystemExit) as end:
+        training.main(
+            words(place, tmp_path / "out", dataloader_num_workers=1),
+            trainer_with(lambda: os.kill(os.getpid(), signal.SIGKILL)),
+        )
+    assert end.value.code == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("medtune train: rank 0: a process that loads data died")
+    assert "dataloader_num_workers=0" in line
+
+
+def test_memory_that_runs_out_is_one_line():
+    # more than there can be
+    with pytest.raises(Exception) as too_much:  # noqa: PT011 - numpy and torch have their own
+        torch.empty(2**62, dtype=torch.int8)
+    line, for_users = failures.explain(too_much.value)
+    assert for_users and line.startswith("memory ran out: set a smaller")
+    with contextlib.suppress(MemoryError):
+        bytearray(2**62)
+        pytest.fail("so much memory")
+    assert failures.explain(MemoryError())[0].startswith("memory ran out")
+    assert failures.explain(RuntimeError("shapes differ")) == ("shapes differ", False)
+
+
+@pytest.mark.slow
+def test_loader_processes_do_not_wait_for_the_tokenizer(place, tmp_path):
+    """With TOKENIZERS_PARALLELISM=true they waited for ever for threads that they do not have."""
+    command = [sys.executable, "-m", "medtune.training"]
+    command += words(place, tmp_path / "out", dataloader_num_workers=2, max_steps=4)
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "true"}
+    with subprocess.Popen(command, env=environment, start_new_session=True) as process:
+        try:
+            assert process.wait(120) == 0
+        finally:
+            for child in psutil.Process().children(recursive=True):
+                child.kill()
+    assert (tmp_path / "out" / "model").is_dir()
