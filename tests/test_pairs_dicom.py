@@ -1,5 +1,6 @@
 """DICOM files made with pydicom, and real ones where they are at hand, against pydicom itself."""
 
+import contextlib
 import io
 import logging
 import subprocess
@@ -11,18 +12,20 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from dicom_files import data_set, saved
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.sequence import Sequence
 from pydicom.uid import (
-    CTImageStorage,
+    UID,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
+    JPEGExtended12Bit,
     JPEGLosslessSV1,
     JPEGLSLossless,
     RLELossless,
@@ -35,48 +38,6 @@ REAL = Path(__file__).parents[2] / "shared" / "real" / "dicom"
 real = pytest.mark.skipif(not REAL.is_dir(), reason="no real DICOM files in ../shared/real/dicom")
 RAMP = np.arange(64 * 48, dtype=np.int16).reshape(64, 48) - 1024  # -1024 .. 2047
 YELLOW = (255, 255, 0)
-
-
-def data_set(array, *, photometric="MONOCHROME2", modality="CT", stored=None, **tags) -> Dataset:
-    """A data set of an array (rows, columns), (frames, rows, columns) or (rows, columns, 3)."""
-    array = np.asarray(array)
-    is_colour = array.ndim == 3 and array.shape[-1] == 3
-    ds = Dataset()
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = CTImageStorage
-    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-    ds.StudyInstanceUID = generate_uid()
-    ds.SeriesInstanceUID = generate_uid()
-    ds.PatientName = "Doe^Jane"
-    ds.PatientID = "PID-4711"
-    ds.Modality = modality
-    if is_colour:
-        ds.Rows, ds.Columns = array.shape[:2]
-        ds.SamplesPerPixel = 3
-        ds.PhotometricInterpretation = "RGB"
-        ds.PlanarConfiguration = 0
-    else:
-        ds.Rows, ds.Columns = array.shape[-2:]
-        ds.SamplesPerPixel = 1
-        ds.PhotometricInterpretation = photometric
-        if array.ndim == 3:
-            ds.NumberOfFrames = len(array)
-    ds.BitsAllocated = array.dtype.itemsize * 8
-    ds.BitsStored = stored or ds.BitsAllocated
-    ds.HighBit = ds.BitsStored - 1
-    ds.PixelRepresentation = int(array.dtype.kind == "i")
-    ds.PixelData = array.tobytes()
-    for tag, value in tags.items():
-        setattr(ds, tag, value)
-    return ds
-
-
-def saved(folder: Path, ds: Dataset, name: str = "a.dcm") -> Path:
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ds.save_as(path, enforce_file_format=True)
-    return path
 
 
 def pixels_of(path, **options) -> np.ndarray:
@@ -169,6 +130,175 @@ def test_a_voi_table_is_read_whatever_its_depth(tmp_path, bits):
     ds.VOILUTSequence = Sequence([item])
     difference = grey(saved(tmp_path, ds)) - (values / 4095.0) ** 2 * 255
     assert np.abs(difference).max() <= 1.5
+
+
+@pytest.mark.parametrize("count", [255, 256, 4096])
+@pytest.mark.parametrize("as_words", [False, True])
+@pytest.mark.parametrize("sequence", ["VOILUTSequence", "ModalityLUTSequence"])
+def test_a_table_of_bytes_that_share_words(tmp_path, count, as_words, sequence):
+    """PS3.3 C.11.2.1.1: two entries of 8 bits stand in a word, the earlier in its lower half."""
+    values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    entries = (np.arange(count) * 255 // (count - 1)).astype(np.uint8)
+    packed = entries.tobytes() + bytes(count % 2)
+    item = Dataset()
+    item.LUTDescriptor = [count, 0, 8]
+    if as_words:
+        item.add_new("LUTData", "US", np.frombuffer(packed, "<u2").tolist())
+    else:
+        item.add_new("LUTData", "OW", packed)
+    ds = data_set(values, modality="CR", stored=12)
+    setattr(ds, sequence, Sequence([item]))
+    if sequence == "ModalityLUTSequence":
+        item.ModalityLUTType = "US"
+        ds.WindowCenter, ds.WindowWidth = 128, 256
+    want = entries[values.clip(0, count - 1)]
+    assert (grey(saved(tmp_path, ds)) == want).all()
+
+
+@pytest.mark.parametrize("used", [8, 10, 12, 14, 16])
+def test_a_table_that_says_16_bits_for_the_size_of_its_words(tmp_path, used):
+    values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    top = 2**used - 1
+    item = Dataset()
+    item.LUTDescriptor = [4096, 0, 16]
+    item.add_new("LUTData", "US", [entry * top // 4095 for entry in range(4096)])
+    ds = data_set(values, modality="CR", stored=12, VOILUTSequence=Sequence([item]))
+    difference = grey(saved(tmp_path, ds)) - (values.astype(int) * top // 4095) / top * 255
+    assert np.abs(difference).max() <= 0.51
+
+
+def test_a_table_that_begins_below_zero(tmp_path):
+    """Also where its start was written as a number without sign."""
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US", [3072, 2**16 - 1024, 12])
+    item.add_new("LUTData", "US", list(range(0, 4096, 4))[:1024] + [4095] * 2048)
+    ds = data_set(RAMP, modality="CR", VOILUTSequence=Sequence([item]))
+    want = np.where(RAMP < 0, (RAMP + 1024) * 4, 4095) / 4095 * 255
+    assert np.abs(grey(saved(tmp_path, ds)) - want).max() <= 0.51
+
+
+def test_values_that_are_no_numbers_are_dark_and_infinite_ones_are_extreme(tmp_path):
+    ramp = np.linspace(-5, 5, 64 * 48).reshape(64, 48).astype(np.float32)
+    values = ramp.copy()
+    values[0] = np.nan
+    values[1] = np.inf
+    values[2] = -np.inf
+    for photometric in ("MONOCHROME2", "MONOCHROME1"):
+        ds = data_set(np.zeros((64, 48), np.int32), modality="NM", photometric=photometric)
+        del ds.PixelData, ds.BitsStored, ds.HighBit, ds.PixelRepresentation
+        ds.FloatPixelData = values.tobytes()
+        ds.WindowCenter, ds.WindowWidth, ds.VOILUTFunction = 0, 8, "LINEAR_EXACT"
+        shown = grey(saved(tmp_path, ds))
+        want = ((ramp / 8 + 0.5) * 255).clip(0, 255)
+        bright, dark = 255, 0
+        if photometric == "MONOCHROME1":
+            want = 255 - want
+            bright, dark = 0, 255
+        assert np.abs(shown[3:] - want[3:]).max() <= 0.51
+        assert (shown[0] == 0).all()
+        assert (shown[1] == bright).all() and (shown[2] == dark).all()
+        del ds.WindowCenter, ds.WindowWidth, ds.VOILUTFunction
+        fitted = grey(saved(tmp_path, ds))[3:].astype(int)
+        assert np.ptp(fitted) == 255
+        assert len(np.unique(fitted)) > 240
+
+
+def test_a_picture_without_any_finite_value_is_black(tmp_path):
+    ds = data_set(np.zeros((64, 48), np.int32), modality="NM", photometric="MONOCHROME1")
+    del ds.PixelData, ds.BitsStored, ds.HighBit, ds.PixelRepresentation
+    ds.FloatPixelData = np.full((64, 48), np.nan, np.float32).tobytes()
+    assert (grey(saved(tmp_path, ds)) == 0).all()
+
+
+def test_tiny_floats_keep_their_contrast(tmp_path):
+    ds = data_set(RAMP, modality="PT", RescaleSlope="1e-7", RescaleIntercept=0)
+    assert len(np.unique(grey(saved(tmp_path, ds)))) > 240
+
+
+@pytest.mark.parametrize("value", ["", None, "NaN"])
+@pytest.mark.parametrize(
+    "tag", ["RescaleSlope", "RescaleIntercept", "VOILUTFunction", "VOILUTSequence"]
+)
+def test_an_empty_tag_has_its_default(tmp_path, tag, value):
+    if tag.startswith("VOI") and value == "NaN":
+        value = "" if tag == "VOILUTFunction" else None
+    ds = data_set(RAMP, WindowCenter=40, WindowWidth=400, RescaleSlope=1, RescaleIntercept=0)
+    want = grey(saved(tmp_path, ds))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        setattr(ds, tag, value or None)
+    assert (grey(saved(tmp_path, ds)) == want).all()
+    if tag in ds:
+        del ds[tag]
+    assert (grey(saved(tmp_path, ds)) == want).all()
+
+
+def test_an_intercept_counts_without_a_slope(tmp_path):
+    ds = data_set(RAMP, WindowCenter=40, WindowWidth=400, RescaleIntercept=-100)
+    want = ((RAMP - 100 - 39.5) / 399 + 0.5) * 255
+    assert np.abs(grey(saved(tmp_path, ds)) - want.clip(0, 255)).max() <= 0.51
+
+
+@pytest.mark.parametrize(
+    ("centre", "width", "window"),
+    [
+        ("", "", "abdomen"),
+        (None, 400, "abdomen"),
+        (40, None, "abdomen"),
+        (40, 0, "abdomen"),
+        (40, "-400", "abdomen"),
+        (["", "40"], ["", "80"], (40, 80)),
+        (["30", "40"], ["", "80"], (40, 80)),
+        (["40", ""], ["80", ""], (40, 80)),
+        (["40", "50"], ["80"], (40, 80)),
+    ],
+)
+def test_the_first_window_that_is_whole_counts(tmp_path, centre, width, window):
+    ds = data_set(RAMP, WindowCenter=centre, WindowWidth=width)
+    path = saved(tmp_path, ds)
+    assert (grey(path) == grey(path, window=window)).all()
+
+
+def test_narrow_windows_of_the_exact_functions(tmp_path):
+    ramp = np.linspace(0, 1, 64 * 48).reshape(64, 48).astype(np.float32)
+    ds = data_set(np.zeros((64, 48), np.int32), modality="PT")
+    del ds.PixelData, ds.BitsStored, ds.HighBit, ds.PixelRepresentation
+    ds.FloatPixelData = ramp.tobytes()
+    ds.WindowCenter, ds.WindowWidth, ds.VOILUTFunction = 0.5, 0.5, "LINEAR_EXACT"
+    want = ((ramp - 0.5) / 0.5 + 0.5) * 255
+    assert np.abs(grey(saved(tmp_path, ds)) - want.clip(0, 255)).max() <= 0.51
+
+
+@pytest.mark.parametrize(
+    "tag",
+    ["PhotometricInterpretation", "SamplesPerPixel", "PixelRepresentation", "BitsStored"],
+)
+@pytest.mark.parametrize("is_empty", [True, False])
+def test_pixel_tags_that_are_missing_or_empty(tmp_path, tag, is_empty):
+    values = RAMP.clip(0).astype(np.uint16)
+    ds = data_set(values, WindowCenter=40, WindowWidth=400)
+    want = grey(saved(tmp_path, ds))
+    if is_empty:
+        setattr(ds, tag, None)
+    else:
+        del ds[tag]
+    assert (grey(saved(tmp_path, ds)) == want).all()
+
+
+def test_colour_pixel_tags_that_are_missing(tmp_path, colours):
+    for tag in ("PhotometricInterpretation", "PlanarConfiguration"):
+        ds = data_set(colours, modality="US")
+        del ds[tag]
+        assert (pixels_of(saved(tmp_path, ds)) == colours).all()
+
+
+def test_padding_written_without_a_sign(tmp_path):
+    values = RAMP.copy()
+    values[:4] = -2000
+    ds = data_set(values, photometric="MONOCHROME1", WindowCenter=40, WindowWidth=400)
+    ds.add_new("PixelPaddingValue", "US", 2**16 - 2000)
+    shown = grey(saved(tmp_path, ds))
+    assert (shown[:4] == shown[4:].min()).all()
 
 
 # --- overlays -------------------------------------------------------------------------------------
@@ -284,6 +414,16 @@ def item_of(**tags) -> Sequence:
     return Sequence([item])
 
 
+def test_a_palette_of_bytes_that_says_16_bits(tmp_path):
+    index = np.arange(64 * 48, dtype=np.uint8).reshape(48, 64)
+    tables = np.random.default_rng(0).integers(0, 256, (3, 256), np.uint16)
+    ds = data_set(index, photometric="PALETTE COLOR", modality="US")
+    for name, table in zip(("Red", "Green", "Blue"), tables, strict=True):
+        setattr(ds, f"{name}PaletteColorLookupTableDescriptor", [256, 0, 16])
+        setattr(ds, f"{name}PaletteColorLookupTableData", table.tobytes())
+    assert (pixels_of(saved(tmp_path, ds)) == tables[:, index].transpose(1, 2, 0)).all()
+
+
 def test_an_enhanced_file_windows_each_frame_by_its_own_group(tmp_path):
     slopes = (1, 3)
     frame_groups = []
@@ -330,15 +470,55 @@ def test_small_floats_keep_their_order(tmp_path):
 
 
 def test_is_dicom(tmp_path):
-    marked = saved(tmp_path, data_set(RAMP), "IM0001")
     unmarked = tmp_path / "README"
     unmarked.write_text("no DICOM")
-    assert pairs.is_dicom(marked)
     assert not pairs.is_dicom(unmarked)
-    # a suffix decides: such a file is not opened
-    for name in ("none.dcm", "none.DICOM", "none.ima"):
-        assert pairs.is_dicom(Path(name))
-    assert not pairs.is_dicom(Path("none.jpg"))
+    # whatever it is called: without an ending, by its UID, even as another picture
+    for name in ("IM0001", "1.2.840.113619.2.55.3.604688119.1", "a.dcm", "a.png", "a.txt"):
+        assert pairs.is_dicom(saved(tmp_path, data_set(RAMP), name))
+    # a picture of another kind that somebody called .dcm
+    Image.new("L", (8, 8)).save(tmp_path / "png.dcm", "PNG")
+    assert not pairs.is_dicom(tmp_path / "png.dcm")
+    # what is no picture at all counts, so that reading it says why it is none
+    for name in ("text.dcm", "text.DICOM", "text.ima"):
+        (tmp_path / name).write_text("no DICOM")
+        assert pairs.is_dicom(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        pairs.is_dicom(tmp_path / "none.dcm")
+
+
+@pytest.mark.parametrize("implicit", [True, False])
+@pytest.mark.parametrize("name", ["IM1", "1.2.3.456", "a.dcm", "a.bin"])
+def test_a_file_without_preamble_and_mark(tmp_path, implicit, name):
+    ds = data_set(RAMP, WindowCenter=40, WindowWidth=400)
+    want = grey(saved(tmp_path, ds))
+    del ds.file_meta
+    path = tmp_path / name
+    ds.save_as(path, implicit_vr=implicit, little_endian=True, enforce_file_format=False)
+    assert path.read_bytes()[128:132] != b"DICM"
+    assert pairs.is_dicom(path)
+    assert (grey(path) == want).all()
+    assert pairs.describe(path, salt="s")["modality"] == "CT"
+    assert pairs.copy_without_patient(path, tmp_path / "copy.dcm")["frames"] == 1
+    assert (grey(tmp_path / "copy.dcm") == want).all()
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    head=st.sampled_from([b"", b"\x08\x00\x05\x00", b"\x02\x00\x00\x00", bytes(128) + b"DICM"]),
+    rest=st.binary(max_size=400),
+    name=st.sampled_from(["x", "x.dcm", "x.1", "x.png"]),
+)
+def test_random_bytes_never_give_anything_but_a_named_error(head, rest, name):
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        path = Path(folder) / name
+        path.write_bytes(head + rest)
+        pairs.is_dicom(path)
+        with pytest.raises(ValueError, match=r"^DICOM file 'x[^\n]*$"):
+            pairs.read_frames(path)
+        with contextlib.suppress(ValueError):
+            pairs.series_files(folder)
 
 
 # --- what goes wrong ------------------------------------------------------------------------------
@@ -376,6 +556,113 @@ def test_each_kind_of_bad_file_has_its_own_line(tmp_path):
     ds = data_set(RAMP)
     ds.Rows = ds.Columns = 65535
     assert "2^28 pixels" in refused(saved(tmp_path, ds, "bomb.dcm"))
+
+
+VIDEO = UID("1.2.840.10008.1.2.4.102")
+HIERARCHICAL_JPEG = UID("1.2.840.10008.1.2.4.59")
+
+
+@pytest.mark.parametrize(
+    ("syntax", "words"),
+    [
+        (VIDEO, "is a video (MPEG-4 AVC/H.264 High Profile / Level 4.1)"),
+        (UID("1.2.840.10008.1.2.4.107"), "is a video (HEVC/H.265"),
+        (HIERARCHICAL_JPEG, "JPEG Extended, Hierarchical (Process 16 and 18), which nothing"),
+        (UID("1.2.3.4.5"), "compressed as something that the standard does not name"),
+        (JPEGExtended12Bit, "is a JPEG of 12 bits"),
+    ],
+)
+def test_a_compression_that_nothing_reads_is_named(tmp_path, syntax, words):
+    ds = data_set(RAMP, stored=12)
+    ds.file_meta.TransferSyntaxUID = syntax
+    ds.PixelData = pydicom.encaps.encapsulate([b"\0\0\0\x18ftypmp42" + bytes(200)])
+    ds["PixelData"].is_undefined_length = True
+    path = tmp_path / "a.dcm"
+    ds.save_as(path, implicit_vr=False, little_endian=True, enforce_file_format=True)
+    message = refused(path)
+    assert words in message
+    assert "damaged" not in message
+    if syntax == JPEGExtended12Bit:
+        assert "pip install pylibjpeg-libjpeg" in message
+
+
+def test_a_compression_newer_than_pydicom_is_named(tmp_path):
+    ds = data_set(RAMP)
+    ds.file_meta.TransferSyntaxUID = UID("1.2.840.10008.1.2.4.100")
+    ds.PixelData = pydicom.encaps.encapsulate([bytes(200)])
+    ds["PixelData"].is_undefined_length = True
+    path = saved(tmp_path, ds)
+    # pydicom does not write what it does not know
+    path.write_bytes(path.read_bytes().replace(b".1.2.4.100", b".1.2.4.110"))
+    assert "is compressed as JPEG XL Lossless, which nothing here can read" in refused(path)
+
+
+KINDS = [
+    ("1.2.840.10008.5.1.4.1.1.88.22", "SR", "structured report"),
+    ("1.2.840.10008.5.1.4.1.1.88.33", "SR", "structured report"),
+    ("1.2.840.10008.5.1.4.1.1.88.67", "SR", "radiation dose report"),
+    ("1.2.840.10008.5.1.4.1.1.88.59", "KO", "key object selection"),
+    ("1.2.840.10008.1.3.10", "CT", "DICOMDIR"),
+    ("1.2.840.10008.5.1.4.1.1.104.1", "DOC", "encapsulated PDF"),
+    ("1.2.840.10008.5.1.4.1.1.104.2", "DOC", "encapsulated document"),
+    ("1.2.840.10008.5.1.4.1.1.11.1", "PR", "presentation state"),
+    ("1.2.840.10008.5.1.4.1.1.481.3", "RTSTRUCT", "RT structure set"),
+    ("1.2.840.10008.5.1.4.1.1.481.5", "RTPLAN", "RT plan"),
+    ("1.2.840.10008.5.1.4.1.1.66.1", "REG", "registration"),
+    ("1.2.840.10008.5.1.4.1.1.66", "MR", "raw data file"),
+    ("1.2.840.10008.5.1.4.1.1.9.1.1", "ECG", "waveform"),
+    ("1.2.840.10008.5.1.4.38.1", "OT", "DICOM file without a picture"),
+    ("1.3.12.2.1107.5.9.1", "SR", "structured report"),
+]
+
+
+@pytest.mark.parametrize(("storage_class", "modality", "kind"), KINDS)
+def test_what_is_no_picture_is_called_by_its_name(tmp_path, storage_class, modality, kind):
+    ds = data_set(RAMP, modality=modality, SOPClassUID=storage_class)
+    del ds.PixelData, ds.Rows, ds.Columns
+    message = refused(saved(tmp_path, ds))
+    assert f" {kind}: it has no pixel data of a picture" in message
+
+
+def test_a_segmentation_is_no_picture(tmp_path):
+    mask = np.zeros((32, 32), np.uint8)
+    ds = data_set(mask, modality="SEG", SOPClassUID="1.2.840.10008.5.1.4.1.1.66.4")
+    assert "is a segmentation" in refused(saved(tmp_path, ds))
+
+
+def test_missing_sizes_and_a_missing_syntax_are_named(tmp_path):
+    ds = data_set(RAMP)
+    del ds.Rows, ds.Columns
+    assert "Rows, Columns missing" in refused(saved(tmp_path, ds))
+    ds = data_set(RAMP[:-1])
+    ds.Rows = 64  # more than there are
+    path = saved(tmp_path, ds)
+    meta = pydicom.dcmread(path)
+    del meta.file_meta.TransferSyntaxUID
+    meta.save_as(path, implicit_vr=False, little_endian=True, enforce_file_format=False)
+    assert "it names no transfer syntax" in refused(path)
+
+
+def test_a_file_that_names_no_syntax_is_read_all_the_same(tmp_path):
+    ds = data_set(RAMP, WindowCenter=40, WindowWidth=400)
+    want = grey(saved(tmp_path, ds))
+    del ds.file_meta.TransferSyntaxUID
+    for implicit in (True, False):
+        path = tmp_path / "none.dcm"
+        ds.save_as(path, implicit_vr=implicit, little_endian=True, enforce_file_format=False)
+        assert (grey(path) == want).all()
+
+
+def test_fewer_frames_than_promised_are_no_silent_loss(tmp_path):
+    ds = data_set(np.stack([RAMP, RAMP]))
+    ds.compress(RLELossless, generate_instance_uid=False)
+    ds.NumberOfFrames = 3
+    assert "3 frames" in refused(saved(tmp_path, ds)) or "cut short" in refused(tmp_path / "a.dcm")
+
+
+@pytest.mark.parametrize("window", [(40, 0), (40, float("nan")), (40,), ("a", "b"), 7, [1, 2, 3]])
+def test_a_window_that_is_none(tmp_path, window):
+    assert "window=" in refused(saved(tmp_path, data_set(RAMP)), window=window)
 
 
 def test_a_window_that_does_not_apply(tmp_path):

@@ -5,7 +5,8 @@ yields the rows of parquet files and tables, `record.py` turns one record, plain
 pairs, `files_of_pictures.py` finds and opens the files that hold pictures, and `arrow.py` makes a
 data set of the rows; `reading.py` holds what these four are told. `pictures.py` judges a single
 pair and makes its picture RGB, `dicom.py` reads DICOM files without their patients; both stand
-alone. `sample.py` draws some of many rows, `salt.py` hashes names of patients and of files.
+alone. `series.py` puts slices into order, `sample.py` draws some of many rows, `salt.py` hashes
+names of patients and of files.
 """
 
 from .dicom import (
@@ -14,13 +15,13 @@ from .dicom import (
     describe,
     is_dicom,
     read_frames,
-    series_files,
 )
 from .load import load_pairs
 from .pictures import picture_bytes, reject_reason, to_rgb
 from .record import names_group
 from .salt import safe_id, user_salt
 from .sample import sample_rows
+from .series import series_files
 from .tables import split_of
 
 __all__ = [

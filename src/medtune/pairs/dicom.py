@@ -27,9 +27,25 @@ from PIL import Image
 from pydicom import dcmread
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.errors import InvalidDicomError
-from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_windowing, iter_pixels
-from pydicom.uid import generate_uid
+from pydicom.pixels import apply_color_lut, apply_windowing, get_decoder, iter_pixels
+from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
+    UID,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    generate_uid,
+)
 
 #: Named CT windows as (centre, width) in Hounsfield units, after Radiopaedia, "Windowing (CT)".
 WINDOWS = {
@@ -45,6 +61,83 @@ WINDOWS = {
 }
 
 SUFFIXES = {".dcm", ".dicom", ".ima"}
+
+# How files of JPEG, PNG, GIF, BMP, TIFF and WebP begin.
+_PICTURE_MARKS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
+# How a data set without the mark begins: group 0002 or 0008, the latter in either order of bytes.
+_FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
+
+# Storage classes that hold no picture of a patient (PS3.4 annex B), by the part of the UID after
+# 1.2.840.10008.5.1.4.1.1, with all that stand below it; None: a picture all the same. The first
+# that fits counts.
+_KINDS_BY_CLASS = {
+    "4.2": "spectroscopy file",
+    "9": "waveform",
+    "11": "presentation state",
+    "66.1": "registration",
+    "66.3": "registration",
+    "66.4": "segmentation",
+    "66.5": "segmentation",
+    "66": "raw data file",
+    "67": "value mapping",
+    "68": "surface scan",
+    "78": "eye measurement",
+    "79.1": "eye measurement",
+    "80.1": "eye measurement",
+    "88.59": "key object selection",
+    "88.67": "radiation dose report",
+    "88.68": "radiation dose report",
+    "88.73": "radiation dose report",
+    "88.76": "radiation dose report",
+    "88": "structured report",
+    "91": "annotation",
+    "104.1": "encapsulated PDF",
+    "104": "encapsulated document",
+    "481.1": None,
+    "481.2": None,
+    "481.23": None,
+    "481.24": None,
+    "481.3": "RT structure set",
+    "481.5": "RT plan",
+    "481.8": "RT plan",
+    "481": "radiotherapy record",
+}
+_STORAGE = "1.2.840.10008.5.1.4.1.1."
+_DICOMDIR = "1.2.840.10008.1.3.10"
+_KINDS_BY_MODALITY = {
+    "KO": "key object selection",
+    "PR": "presentation state",
+    "REG": "registration",
+    "RTPLAN": "RT plan",
+    "RTRECORD": "radiotherapy record",
+    "RTSTRUCT": "RT structure set",
+    "SEG": "segmentation",
+    "SR": "structured report",
+}
+# MPEG-2, MPEG-4, HEVC and SMPTE streams
+_VIDEO = re.compile(r"1\.2\.840\.10008\.1\.2\.(4\.10[0-8](\.1)?|7\.\d+)")
+_PAGE = re.compile(r"dose[ _-]*(report|info|record|sheet|summary|page)|patient protocol", re.I)
+
+# The package that reads a compression; pydicom tries several, this one is the easiest to get.
+_READERS = {
+    JPEGBaseline8Bit: "pillow",
+    JPEGExtended12Bit: "pylibjpeg-libjpeg",
+    JPEGLossless: "python-gdcm",
+    JPEGLosslessSV1: "python-gdcm",
+    JPEGLSLossless: "pyjpegls",
+    JPEGLSNearLossless: "pyjpegls",
+    JPEG2000Lossless: "pylibjpeg-openjpeg",
+    JPEG2000: "pylibjpeg-openjpeg",
+    HTJ2KLossless: "pylibjpeg-openjpeg",
+    HTJ2KLosslessRPCL: "pylibjpeg-openjpeg",
+    HTJ2K: "pylibjpeg-openjpeg",
+}
+# Too new for pydicom's list of names.
+_NEW_COMPRESSIONS = {
+    "1.2.840.10008.1.2.4.110": "JPEG XL Lossless",
+    "1.2.840.10008.1.2.4.111": "JPEG XL JPEG Recompression",
+    "1.2.840.10008.1.2.4.112": "JPEG XL",
+}
 
 # Body parts are passed on by list (PS3.16 annex L): what else stands in that tag may be free text.
 _BODY_PARTS = {
@@ -80,30 +173,55 @@ _YELLOW = (255, 255, 0)
 
 
 def is_dicom(file: str | os.PathLike) -> bool:
-    """Say whether a file is DICOM: by its suffix or, if it has none, by the mark in its content.
+    """Say whether a file is DICOM: by its content, not by its name.
 
-    The standard puts the mark, the four letters DICM, at byte 128.
+    The standard puts a mark, the four letters DICM, at byte 128. Some files lack it: then the first
+    tags tell. A file that is called .dcm and is no picture of another kind counts too, so that
+    reading it says what is wrong with it.
 
     Parameters
     ----------
     file : str or Path
-        A file. It is opened only if its name has no suffix.
+        A file; only its beginning is read.
 
     Returns
     -------
     bool
-        True for .dcm, .dicom and .ima, whatever they hold, and for a marked file without suffix.
+        True for DICOM, whatever the file is called.
+
+    Raises
+    ------
+    OSError
+        No such file, or no permission to read it.
 
     Examples
     --------
-    >>> is_dicom("slice.dcm"), is_dicom("slice.png")
+    >>> from pydicom.data import get_testdata_file
+    >>> is_dicom(get_testdata_file("CT_small.dcm")), is_dicom(__file__)
     (True, False)
     """
     file = Path(file)
-    if file.suffix:
-        return file.suffix.lower() in SUFFIXES
+    head = _head(file)
+    if _is_marked(head):
+        return True
+    if file.suffix.lower() in SUFFIXES:
+        return not head.startswith(_PICTURE_MARKS)
+    if not head.startswith(_FIRST_GROUPS):
+        return False
+    try:
+        with open_dicom(file, stop_before_pixels=True, specific_tags=["SOPClassUID", "Rows"]):
+            return True
+    except ValueError:
+        return False
+
+
+def _head(file: str | os.PathLike) -> bytes:
     with open(file, "rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
+        return stream.read(132)
+
+
+def _is_marked(head: bytes) -> bool:
+    return head[128:] == b"DICM"
 
 
 # --- opening a file without letting anything about the patient out --------------------------------
@@ -127,12 +245,40 @@ def _silent_pydicom() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _open(path: str | os.PathLike, **options: Any) -> Iterator[Dataset]:
-    """Give the data set of a file; whatever goes wrong while it is open becomes one clean line."""
+def open_dicom(path: str | os.PathLike, **options: Any) -> Iterator[Dataset]:
+    """Give the data set of a file; whatever goes wrong while it is open becomes one clean line.
+
+    Parameters
+    ----------
+    path : str or Path
+        A DICOM file, with or without the mark.
+    **options
+        What `pydicom.dcmread` takes, such as `stop_before_pixels=True`.
+
+    Yields
+    ------
+    pydicom.dataset.Dataset
+        With a transfer syntax in its `file_meta`, even where the file names none.
+
+    Raises
+    ------
+    ValueError
+        It is no DICOM file, or what is done with it inside of the `with` block fails: one line that
+        names the file, without patient data.
+    OSError
+        No such file, or no permission to read it.
+
+    Examples
+    --------
+    >>> from pydicom.data import get_testdata_file
+    >>> with open_dicom(get_testdata_file("CT_small.dcm"), stop_before_pixels=True) as ds:
+    ...     ds.Rows
+    128
+    """
     ds = None
     with _silent_pydicom():
         try:
-            ds = dcmread(path, **options)
+            ds = _read(path, options)
             yield ds
         except Exception as error:  # decoders raise whatever they like
             # an errno comes from the system, not from the content: no such file, no permission
@@ -143,25 +289,178 @@ def _open(path: str | os.PathLike, **options: Any) -> Iterator[Dataset]:
             raise ValueError(f"DICOM file {Path(path).name!r} {problem}") from None
 
 
+def _read(path: str | os.PathLike, options: dict[str, Any]) -> Dataset:
+    """Read a data set, with or without the mark, and say how it is encoded if the file does not."""
+    head = _head(path)
+    if not head:
+        raise _Problem("is not DICOM: the file is empty")
+    is_marked = _is_marked(head)
+    try:
+        ds = dcmread(path, force=not is_marked, **options)
+    except Exception:
+        # what is wrong inside of a file that is no DICOM is nobody's business
+        if is_marked:
+            raise
+        ds = Dataset()
+    # without the mark any file can be read as if it were DICOM, and gives tags that nobody wrote
+    if not is_marked and "SOPClassUID" not in ds and "Rows" not in ds:
+        raise _Problem("is not DICOM: it has neither a DICM mark nor the tags of a picture")
+    ds.syntax_is_guessed = not ds.file_meta.get("TransferSyntaxUID")
+    if ds.syntax_is_guessed:
+        ds.file_meta.TransferSyntaxUID = _guessed_syntax(ds)
+    return ds
+
+
+def _guessed_syntax(ds: Dataset) -> UID:
+    """Give the syntax by which pydicom could read the tags of a file that does not name it."""
+    is_implicit, is_little_endian = ds.original_encoding
+    if is_implicit:
+        return ImplicitVRLittleEndian
+    return ExplicitVRLittleEndian if is_little_endian else ExplicitVRBigEndian
+
+
 def _reason(error: Exception, ds: Dataset | None) -> str:
     """Say in our own words why a file, of which perhaps the head was read, is of no use."""
     words = str(error)
     if isinstance(error, _Problem):
         return words
-    if isinstance(error, InvalidDicomError):
-        return "is not DICOM: there is no DICM mark after 128 bytes"
-    # pydicom has no error of its own for a missing decoder, only this sentence
+    # a decoder of some plugin may be there and refuse: pydicom has only this sentence for it
     if ds is not None and "missing" in words and "dependencies" in words:
-        compression = ds.file_meta.TransferSyntaxUID.name
-        return f"is compressed as {compression}: pip install python-gdcm to read it"
+        return _needed_package(ds.file_meta.TransferSyntaxUID)
+    if ds is not None and ds.syntax_is_guessed:
+        assumed = ds.file_meta.TransferSyntaxUID.name
+        return f"is damaged, or no {assumed}, which was assumed: it names no transfer syntax"
     return "is damaged or cut short"
 
 
-def _flat(ds: Dataset, frame: int = 0) -> Dataset:
+def _compression(syntax: UID) -> str:
+    """Give the name of a compression if it is one of the standard: any text can stand there."""
+    if syntax in _NEW_COMPRESSIONS:
+        return _NEW_COMPRESSIONS[syntax]
+    is_known = syntax.is_transfer_syntax and not syntax.is_private and syntax.name != syntax
+    return syntax.name if is_known else "something that the standard does not name"
+
+
+def _needed_package(syntax: UID) -> str:
+    """Say what reads a compression that nothing here reads."""
+    said = f"is compressed as {_compression(syntax)}"
+    if syntax in _READERS:
+        return f"{said}: pip install {_READERS[syntax]} to read it"
+    return f"{said}, which nothing here can read: have it sent uncompressed"
+
+
+# --- what kind of file it is ----------------------------------------------------------------------
+
+
+def kind_of(ds: Dataset) -> str | None:
+    """Say what a DICOM file is that holds no picture of a patient.
+
+    Parameters
+    ----------
+    ds : pydicom.dataset.Dataset
+        An open file, of which the pixels need not be read.
+
+    Returns
+    -------
+    str or None
+        Such as "structured report", "segmentation", "DICOMDIR" or "video"; None for a picture.
+
+    Examples
+    --------
+    >>> from pydicom.data import get_testdata_file
+    >>> kind_of(dcmread(get_testdata_file("rtplan.dcm")))
+    'RT plan'
+    >>> kind_of(dcmread(get_testdata_file("CT_small.dcm")))
+    """
+    storage_class = _storage_class(ds)
+    if storage_class == _DICOMDIR:
+        return "DICOMDIR"
+    below = storage_class.removeprefix(_STORAGE)
+    for beginning, kind in _KINDS_BY_CLASS.items():
+        if below == beginning or below.startswith(f"{beginning}."):
+            if kind:
+                return kind
+            break
+    modality = _text(ds, "Modality")
+    if modality in _KINDS_BY_MODALITY:
+        return _KINDS_BY_MODALITY[modality]
+    if _VIDEO.fullmatch(str(ds.file_meta.get("TransferSyntaxUID", ""))):
+        return "video"
+    # a picture without a size is damaged, but of other classes nothing is missing
+    if "Rows" not in ds and storage_class and "Image" not in UID(storage_class).name:
+        return "DICOM file without a picture"
+    return None
+
+
+def page_kind_of(ds: Dataset) -> str | None:
+    """Say what a picture is that shows no part of a patient: a page of text, a screenshot, a dose.
+
+    Parameters
+    ----------
+    ds : pydicom.dataset.Dataset
+        An open file, of which the pixels need not be read.
+
+    Returns
+    -------
+    str or None
+        Such as "dose report page" or "screenshot"; None for other pictures.
+
+    Examples
+    --------
+    >>> from pydicom.data import get_testdata_file
+    >>> page_kind_of(dcmread(get_testdata_file("rtdose.dcm")))
+    'RT dose'
+    """
+    storage_class = _storage_class(ds)
+    if storage_class == f"{_STORAGE}481.2":
+        return "RT dose"
+    image_type = ds.get("ImageType") or ""
+    kinds = image_type if isinstance(image_type, str) else " ".join(map(str, image_type))
+    # Siemens writes CT_SOM5 PROT, others DOSE_INFO or the like, or they say it in the description
+    if re.search(r"DOSE|\bPROT\b", kinds.upper()) or _PAGE.search(_text(ds, "SeriesDescription")):
+        return "dose report page"
+    modality = _text(ds, "Modality")
+    if modality == "DOC":
+        return "document page"
+    # No scanner makes slices in colour: what is saved of them in colour is a screen, such as the
+    # table of doses. Ultrasound, endoscopy and photographs are in colour by nature.
+    is_capture = storage_class.removeprefix(_STORAGE).split(".")[0] == "7"
+    has_colours = (tag_numbers(ds, "SamplesPerPixel") or [1])[0] > 1
+    if is_capture and has_colours and modality in ("CT", "MR", "PT", "NM"):
+        return "screenshot"
+    return None
+
+
+def _storage_class(ds: Dataset) -> str:
+    in_data = _text(ds, "SOPClassUID")
+    return in_data or str(ds.file_meta.get("MediaStorageSOPClassUID") or "").strip()
+
+
+def shown_tags(ds: Dataset, frame: int = 0) -> Dataset:
     """Copy the describing tags, as a plain file has them at the top, for one frame.
 
     An enhanced file keeps window, rescale, position and spacing in functional groups: one item that
     all frames share and one item for each frame. Here they are lifted to the top.
+
+    Parameters
+    ----------
+    ds : pydicom.dataset.Dataset
+        An open file.
+    frame : int
+        The number of the frame, from 0.
+
+    Returns
+    -------
+    pydicom.dataset.Dataset
+        The groups 0008, 0018, 0020 and 0028 of the file and what was lifted; values are not
+        decoded until somebody asks for them.
+
+    Examples
+    --------
+    >>> from pydicom.data import get_testdata_file
+    >>> flat = shown_tags(dcmread(get_testdata_file("CT_small.dcm")))
+    >>> "Rows" in flat, "PatientName" in flat
+    (True, False)
     """
     describing = {}
     for tag in list(ds.keys()):
@@ -180,16 +479,50 @@ def _flat(ds: Dataset, frame: int = 0) -> Dataset:
     return flat
 
 
-def _numbers(ds: Dataset, tag: str) -> list[float]:
-    """Give the numbers of a tag; none where it is missing or nonsense."""
+def tag_numbers(ds: Dataset, tag: str) -> list[float]:
+    """Give the numbers of a tag.
+
+    Parameters
+    ----------
+    ds : pydicom.dataset.Dataset
+        Any data set.
+    tag : str
+        The keyword of a tag with one value or several.
+
+    Returns
+    -------
+    list of float
+        None at all where the tag is missing, or any of its values is empty, not finite or nonsense.
+
+    Examples
+    --------
+    >>> from pydicom.data import get_testdata_file
+    >>> ds = dcmread(get_testdata_file("CT_small.dcm"))
+    >>> tag_numbers(ds, "PixelSpacing"), tag_numbers(ds, "WindowWidth")
+    ([0.661468, 0.661468], [])
+    """
     try:
         values = np.ravel(ds[tag].value).astype(float)
-    except (
-        Exception
-    ):  # no such tag, text, or bytes that pydicom cannot decode: it raises many kinds
+    # no such tag, text, or bytes that pydicom cannot decode: it raises many kinds
+    except Exception:
         return []
     # an empty tag has the value None, which becomes NaN here
     return values.tolist() if np.isfinite(values).all() else []
+
+
+def _numbers_in_place(ds: Dataset, tag: str) -> list[float]:
+    """Give the numbers of a tag in their places; NaN for one that is empty or nonsense."""
+    try:
+        values = ds[tag].value
+    except Exception:  # see above
+        return []
+    numbers = []
+    for value in [values] if isinstance(values, str | float | int) else values or []:
+        try:
+            numbers.append(float(value))
+        except (TypeError, ValueError):
+            numbers.append(math.nan)
+    return numbers
 
 
 # --- pixels ---------------------------------------------------------------------------------------
@@ -235,11 +568,11 @@ def read_frames(
     >>> image.mode, image.size
     ('RGB', (128, 128))
     """
-    if isinstance(window, str) and window not in WINDOWS:
-        names = ", ".join(WINDOWS)
-        raise ValueError(f"no CT window is called {window!r}: choose one of {names}")
+    _check_window(window)
     frames = []
-    with _open(path) as ds:
+    with open_dicom(path) as ds:
+        _check_kind(ds)
+        _fill_in(ds)
         _check_pixels(ds, window)
         # A retired kind of overlay lies in bits of the pixels that the values do not use. pydicom
         # clears those, so the frames are read a second time as they are stored.
@@ -249,13 +582,16 @@ def read_frames(
         pairs = zip(iter_pixels(ds), raw_frames, strict=False)
         for number, (stored, raw) in enumerate(pairs):
             if _is_grey(ds):
-                grey = _grey(_flat(ds, number), stored, window)
+                grey = _grey(shown_tags(ds, number), stored, window)
                 rgb = np.stack([grey, grey, grey], axis=-1)
             else:
                 rgb = _colour(ds, stored)
             if overlays:
                 rgb[_overlay_mask(ds, raw, number)] = _YELLOW
             frames.append(Image.fromarray(rgb))
+        promised = int(ds.get("NumberOfFrames") or 1)
+        if len(frames) < promised:
+            raise _Problem(f"promises {promised} frames and holds {len(frames)}: it was cut short")
     return frames
 
 
@@ -263,12 +599,77 @@ def _is_grey(ds: Dataset) -> bool:
     return str(ds.PhotometricInterpretation).startswith("MONOCHROME")
 
 
+def _check_window(window: Any) -> None:
+    """Refuse a window that has no sense for any file."""
+    if window is None or window in list(WINDOWS):
+        return
+    if isinstance(window, str):
+        names = ", ".join(WINDOWS)
+        raise ValueError(f"no CT window is called {window!r}: choose one of {names}")
+    try:
+        centre, width = map(float, window)
+        is_good = math.isfinite(centre) and math.isfinite(width) and width >= 1
+    except (TypeError, ValueError):
+        is_good = False
+    if not is_good:
+        raise ValueError(f"window={window!r} is no centre and width, of which the width is from 1")
+
+
+def _check_kind(ds: Dataset) -> None:
+    """Refuse files that hold something else than pictures."""
+    kind = kind_of(ds)
+    if kind == "video":
+        syntax = _compression(ds.file_meta.TransferSyntaxUID)
+        raise _Problem(f"is a video ({syntax}), which is not read: save frames of it as pictures")
+    if kind:
+        article = "an" if kind[0] in "aeiou" else "a"
+        raise _Problem(f"is {article} {kind}: it has no pixel data of a picture")
+
+
+def _fill_in(ds: Dataset) -> None:
+    """Give tags that are missing or empty the value that the standard or the pixels imply.
+
+    pydicom refuses to decode without them.
+    """
+    _set_default(ds, "SamplesPerPixel", 1)
+    is_colour = ds.SamplesPerPixel == 3
+    is_jpeg = ds.file_meta.TransferSyntaxUID in (JPEGBaseline8Bit, JPEGExtended12Bit)
+    coloured = "YBR_FULL_422" if is_jpeg else "RGB"
+    _set_default(ds, "PhotometricInterpretation", coloured if is_colour else "MONOCHROME2")
+    named = _text(ds, "PhotometricInterpretation").upper()
+    # a name that contradicts the number of samples counts less than the number
+    if is_colour and (named.startswith("MONOCHROME") or named == "PALETTE COLOR"):
+        named = coloured
+    elif not is_colour and not named.startswith(("MONOCHROME", "PALETTE")):
+        named = "MONOCHROME2"
+    ds.PhotometricInterpretation = named
+    _set_default(ds, "PlanarConfiguration", 0)
+    _set_default(ds, "PixelRepresentation", 0)
+    if "PixelData" in ds and ds.get("BitsAllocated"):
+        _set_default(ds, "BitsStored", ds.BitsAllocated)
+
+
+def _set_default(ds: Dataset, tag: str, value: Any) -> None:
+    if tag not in ds or ds[tag].value in (None, ""):
+        setattr(ds, tag, value)
+
+
 def _check_pixels(ds: Dataset, window: str | tuple[float, float] | None) -> None:
-    """Refuse a file without pixels, a size that no memory holds, and a window that has no sense."""
+    """Refuse a file without pixels or a decoder for them, a size that no memory holds, and a
+    window that has no sense.
+    """
     if not any(name in ds for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise _Problem("has no pixel data: it holds no picture, or was cut short")
+    # without these nobody knows what the pixels are; the standard has no default
+    needed = ["Rows", "Columns"]
+    if "PixelData" in ds:
+        needed.append("BitsAllocated")
+    missing = [name for name in needed if not ds.get(name)]
+    if missing:
+        raise _Problem(f"does not say how its pixels are stored: {', '.join(missing)} missing")
     if int(ds.Rows) * int(ds.Columns) > _MAX_PIXELS:
         raise _Problem("promises more than 2^28 pixels a frame")
+    _check_decoder(ds)
     if window is None:
         return
     # a named window is in Hounsfield units, which only CT has
@@ -277,24 +678,59 @@ def _check_pixels(ds: Dataset, window: str | tuple[float, float] | None) -> None
         raise _Problem(f"is no CT in grey: the window {window!r} does not apply")
 
 
+def _check_decoder(ds: Dataset) -> None:
+    """Say which package is missing, before pydicom tries what is there and fails."""
+    syntax = ds.file_meta.TransferSyntaxUID
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        raise _Problem(_needed_package(syntax)) from None
+    # Of the plugins that say that they read this syntax only one reads its deeper samples.
+    is_deep_jpeg = syntax == JPEGExtended12Bit and ds.BitsAllocated > 8
+    if is_deep_jpeg and "pylibjpeg" not in decoder.available_plugins:
+        package = _READERS[JPEGExtended12Bit]
+        raise _Problem(
+            f"is a JPEG of 12 bits ({_compression(syntax)}): pip install {package} to read it"
+        )
+    if not decoder.is_available:
+        raise _Problem(_needed_package(syntax))
+
+
 def _grey(flat: Dataset, stored: np.ndarray, window: Any) -> np.ndarray:
     """Turn the stored values of one frame, (rows, columns), into grey levels from 0 to 255.
 
     In the order of the standard: rescale (to Hounsfield units in CT), window or table, inversion.
     Changes `flat`, which is a copy made for this frame.
     """
-    values = apply_modality_lut(stored, flat)
-    padding = _padding_mask(flat, stored)
-    if window is None and flat.get("VOILUTSequence"):
-        grey = _through_table(flat, values)
+    values = _modality_values(flat, stored)
+    padding = _padding_mask(flat, stored) | np.isnan(values)
+    values[np.isnan(values)] = 0  # no value at all: as dark as padding in the end
+    table = _first_table(flat, "VOILUTSequence") if window is None else None
+    if table:
+        grey = table.look_up(values) * 255.0 / (2**table.bits - 1)
     else:
         _set_window(flat, values, padding, window)
         grey = _through_window(flat, values)
     if flat.PhotometricInterpretation == "MONOCHROME1":  # there the smallest value is white
         grey = 255 - grey
     grey = np.round(grey).clip(0, 255).astype(np.uint8)
-    grey[padding] = grey[~padding].min()
+    grey[padding] = 0 if padding.all() else grey[~padding].min()
     return grey
+
+
+def _modality_values(flat: Dataset, stored: np.ndarray) -> np.ndarray:
+    """Turn stored values into those of the modality, as float: by a table, or slope and intercept.
+
+    pydicom's own function reads no table of 8 bits that is packed into words, and nothing where one
+    of slope and intercept is empty.
+    """
+    table = _first_table(flat, "ModalityLUTSequence")
+    if table:
+        return table.look_up(np.nan_to_num(stored)).astype(float)
+    slope = (tag_numbers(flat, "RescaleSlope") or [1.0])[0]
+    intercept = (tag_numbers(flat, "RescaleIntercept") or [0.0])[0]
+    # a slope of 0 would leave nothing of the picture: nobody means that
+    return stored.astype(float) * (slope or 1.0) + intercept
 
 
 def _padding_mask(flat: Dataset, stored: np.ndarray) -> np.ndarray:
@@ -303,55 +739,126 @@ def _padding_mask(flat: Dataset, stored: np.ndarray) -> np.ndarray:
     One value stands for padding, or all values between it and a limit.
     """
     nowhere = np.zeros(stored.shape, bool)
-    ends = _numbers(flat, "PixelPaddingValue") + _numbers(flat, "PixelPaddingRangeLimit")
-    if "PixelPaddingValue" not in flat or not ends:
+    for name in ("PixelPadding", "FloatPixelPadding", "DoubleFloatPixelPadding"):
+        value = tag_numbers(flat, f"{name}Value")
+        if value:
+            ends = value + tag_numbers(flat, f"{name}RangeLimit")
+            break
+    else:
         return nowhere
+    if stored.dtype.kind == "i":
+        # the same bits, if they were written as a number without sign
+        ends = [end - 2**16 if end >= 2**15 and stored.itemsize == 2 else end for end in ends]
     mask = (stored >= min(ends)) & (stored <= max(ends))
     # a picture of nothing but padding is shown as it is: there is no darkest pixel to take
     return nowhere if mask.all() else mask
 
 
-def _through_table(flat: Dataset, values: np.ndarray) -> np.ndarray:
-    """Look values up in the file's VOI table, as float from 0 to 255.
+@dataclass
+class _Table:
+    """A look-up table of the modality or of the VOI.
 
-    pydicom's own function wraps around when a table of 8 bits has more than 256 entries.
+    Attributes
+    ----------
+    entries : numpy.ndarray
+        What each value becomes.
+    start : int
+        The value of the first entry.
+    bits : int
+        How many bits the entries use.
     """
-    data = flat.VOILUTSequence[0].LUTData
-    _, start, bits = flat.VOILUTSequence[0].LUTDescriptor
-    table = np.frombuffer(data, "<u2") if isinstance(data, bytes) else np.atleast_1d(data)
-    # values before the first entry take the first, values after the last take the last
-    index = np.clip(values - float(start), 0, len(table) - 1).astype(int)
-    return table[index] * 255.0 / (2**bits - 1)
+
+    entries: np.ndarray
+    start: int
+    bits: int
+
+    def look_up(self, values: np.ndarray) -> np.ndarray:
+        # values before the first entry take the first, values after the last take the last
+        places = np.rint(np.clip(values - float(self.start), 0, len(self.entries) - 1))
+        return self.entries[places.astype(int)]
+
+
+def _first_table(flat: Dataset, sequence: str) -> _Table | None:
+    """Read the first table of a sequence; None where there is none, or an empty one.
+
+    pydicom's own functions wrap around when a table of 8 bits has more than 256 entries.
+    """
+    if not flat.get(sequence):
+        return None
+    item = flat[sequence].value[0]
+    descriptor = tag_numbers(item, "LUTDescriptor")
+    if len(descriptor) != 3 or "LUTData" not in item or not item.LUTData:
+        return None
+    count, start, bits = map(int, descriptor)
+    if flat.get("PixelRepresentation") == 1 and start >= 2**15:
+        start -= 2**16  # the same bits, if it was written as a number without sign
+    count = count or 2**16  # 65536 does not fit into the tag: it says 0
+    entries, bits = _table_entries(item, count, bits)
+    return _Table(entries, start, bits)
+
+
+def _table_entries(item: Dataset, count: int, bits: int) -> tuple[np.ndarray, int]:
+    """Give the entries of a table and how many bits they really use."""
+    data = item.LUTData
+    if isinstance(data, bytes):
+        is_big_endian = item.original_encoding[1] is False
+        data = data if len(data) % 2 == 0 else data + b"\0"
+        entries = np.frombuffer(data, ">u2" if is_big_endian else "<u2").astype(int)
+    else:
+        entries = np.atleast_1d(data).astype(int) & 0xFFFF
+    # Two entries of 8 bits may share a word, the earlier one in its lower half.
+    if bits <= 8 and count > 1 and len(entries) == (count + 1) // 2:
+        entries = np.stack([entries & 255, entries >> 8], axis=-1).ravel()
+    entries = entries[:count]
+    if bits == 8 and entries.max() > 255 and (entries & 255 == entries >> 8).all():
+        entries = entries & 255  # some write each byte twice
+    used = max(8, int(entries.max()).bit_length())
+    # Many write 16 for the size of a word, whatever the entries use; taken at its word such a table
+    # of 12 bits would give a black picture. Other sizes are believed, unless the entries are larger.
+    if bits == 16 or not 8 <= bits <= 16 or used > bits:
+        bits = used
+    return entries, bits
 
 
 def _set_window(flat: Dataset, values: np.ndarray, padding: np.ndarray, window: Any) -> None:
-    """Write the window to use into `flat`; nothing to do where the file's own is good."""
+    """Write the window to use, and the function that goes with it, into `flat`."""
+    function = "LINEAR"
     if window is None:
-        if _has_window(flat):
-            return
-        is_ct = flat.get("Modality") == "CT"
-        window = WINDOWS["abdomen"] if is_ct else _fitted_window(values[~padding])
+        named = _text(flat, "VOILUTFunction").upper()
+        own_function = named if named in ("LINEAR_EXACT", "SIGMOID") else "LINEAR"
+        window = _own_window(flat, own_function)
+        if window:
+            function = own_function
+        elif flat.get("Modality") == "CT":
+            window = WINDOWS["abdomen"]
+        else:
+            window = _fitted_window(values[~padding])
+            function = "LINEAR_EXACT"
     if isinstance(window, str):
         window = WINDOWS[window]
     flat.WindowCenter, flat.WindowWidth = window
-    # the file's own function belongs to the file's own window
-    flat.VOILUTFunction = "LINEAR"
+    flat.VOILUTFunction = function
 
 
-def _has_window(flat: Dataset) -> bool:
-    centre = _numbers(flat, "WindowCenter")
-    width = _numbers(flat, "WindowWidth")
-    return bool(centre) and bool(width) and width[0] >= 1  # the standard allows no less than 1
+def _own_window(flat: Dataset, function: str) -> tuple[float, float] | None:
+    """Give the first window of the file that has both centre and width."""
+    centres = _numbers_in_place(flat, "WindowCenter")
+    widths = _numbers_in_place(flat, "WindowWidth")
+    for centre, width in zip(centres, widths, strict=False):
+        # the standard allows no less than 1 for the linear function, and more than 0 for others
+        is_wide_enough = width >= 1 if function == "LINEAR" else width > 0
+        if math.isfinite(centre) and math.isfinite(width) and is_wide_enough:
+            return centre, width
+    return None
 
 
 def _fitted_window(values: np.ndarray) -> tuple[float, float]:
     """Give the (centre, width) that spans all but the darkest and the brightest half per cent."""
-    low, high = np.percentile(values, (0.5, 99.5))
-    # The linear function of the standard runs from centre - 0.5 - (width - 1) / 2 to
-    # centre - 0.5 + (width - 1) / 2: with these terms from low to high.
-    centre = (low + high + 1) / 2
-    width = max(high - low + 1, 2)
-    return centre, width
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return 0.0, 1.0
+    low, high = np.percentile(finite, (0.5, 99.5))
+    return (low + high) / 2, (high - low) or 1.0
 
 
 def _through_window(flat: Dataset, values: np.ndarray) -> np.ndarray:
@@ -374,9 +881,20 @@ def _colour(ds: Dataset, stored: np.ndarray) -> np.ndarray:
         inside = stored.clip(start, last)
         stored = apply_color_lut(inside, ds)[..., :3]  # a fourth channel is transparency
         bits = 8 * stored.dtype.itemsize
+        if bits == 16 and _palette_has_bytes(ds):
+            bits = 8
     if bits != 8:
         stored = stored * (255 / (2**bits - 1))
     return stored.astype(np.uint8)
+
+
+def _palette_has_bytes(ds: Dataset) -> bool:
+    """Say whether a palette that says 16 bits, for the size of a word, uses only 8 of them."""
+    for colour in ("Red", "Green", "Blue"):
+        data = ds.get(f"{colour}PaletteColorLookupTableData") or b"\xff\xff"
+        if np.frombuffer(data, np.uint16).max() > 255:
+            return False
+    return True
 
 
 def _overlay_mask(ds: Dataset, raw: np.ndarray, frame: int) -> np.ndarray:
@@ -413,106 +931,6 @@ def _overlay_plane(ds: Dataset, group: int, frame: int, shape: tuple[int, int]) 
     mask = np.zeros(shape, bool)
     mask[rows, columns] = True
     return mask
-
-
-# --- series ---------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Slice:
-    """What decides about the place of a slice in its series.
-
-    Attributes
-    ----------
-    position : float or None
-        Millimetres along the normal of the slice; None where the file does not say it.
-    number : float
-        The instance number; infinite where there is none.
-    path : Path
-        The file.
-    """
-
-    position: float | None
-    number: float
-    path: Path
-
-
-def series_files(folder: str | os.PathLike) -> list[list[Path]]:
-    """Find the DICOM pictures under a folder, one list a series, in the order of the slices.
-
-    Sorted by position along the normal of the slices, without one by instance number, then by name:
-    names and instance numbers often run against the anatomy. A series with several orientations (a
-    scout) is taken apart.
-
-    Parameters
-    ----------
-    folder : str or Path
-        Searched to any depth. Files that are no DICOM pictures are left out, and so are links that
-        leave the folder.
-
-    Returns
-    -------
-    list of list of Path
-        The files of each series, series in the order in which they were found.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is no such folder.
-    ValueError
-        It holds no DICOM pictures.
-
-    Examples
-    --------
-    >>> import shutil, tempfile
-    >>> from pydicom.data import get_testdata_file
-    >>> folder = tempfile.mkdtemp()
-    >>> _ = shutil.copy(get_testdata_file("CT_small.dcm"), folder)
-    >>> [[file.name for file in series] for series in series_files(folder)]
-    [['CT_small.dcm']]
-    """
-    root = Path(folder).resolve()
-    if not root.is_dir():
-        raise FileNotFoundError(f"no folder {folder}")
-    found: dict[tuple, list[_Slice]] = {}
-    for path in sorted(root.rglob("*")):
-        if not path.is_file() or not path.resolve().is_relative_to(root):
-            continue
-        # a ValueError says that this is no DICOM file or a damaged one
-        with contextlib.suppress(ValueError), _open(path, stop_before_pixels=True) as ds:
-            if "Rows" not in ds:
-                continue
-            flat = _flat(ds)
-            # files of one series differ in the last digits of their orientation
-            orientation = np.round(_numbers(flat, "ImageOrientationPatient"), 2).tolist()
-            series = str(ds.get("SeriesInstanceUID") or path.parent)
-            numbers = _numbers(flat, "InstanceNumber")
-            one = _Slice(_position(flat), numbers[0] if numbers else math.inf, path)
-            found.setdefault((series, tuple(orientation)), []).append(one)
-    if not found:
-        raise ValueError(f"no DICOM pictures in {folder}")
-    return [_in_order(slices) for slices in found.values()]
-
-
-def _in_order(slices: list[_Slice]) -> list[Path]:
-    """Sort the slices of a series; positions decide only if all slices have one."""
-    if any(one.position is None for one in slices):
-        slices = sorted(slices, key=lambda one: (one.number, one.path))
-    else:
-        slices = sorted(slices, key=lambda one: (one.position, one.number, one.path))
-    return [one.path for one in slices]
-
-
-def _position(flat: Dataset) -> float | None:
-    """Give the millimetres along the normal of the slice."""
-    place = _numbers(flat, "ImagePositionPatient")
-    orientation = _numbers(flat, "ImageOrientationPatient")
-    if len(place) != 3 or len(orientation) != 6:
-        return None
-    along_rows = orientation[:3]
-    along_columns = orientation[3:]
-    normal = np.cross(along_rows, along_columns)
-    return float(np.dot(normal, place))
 
 
 # --- what may be said about a file ----------------------------------------------------------------
@@ -563,19 +981,19 @@ def describe(path: str | os.PathLike, *, salt: str, group_by: str = "patient") -
         raise ValueError(
             "describe needs a salt that is not empty, and group_by patient, study or series"
         )
-    with _open(path, stop_before_pixels=True) as ds:
-        flat = _flat(ds)
+    with open_dicom(path, stop_before_pixels=True) as ds:
+        flat = shown_tags(ds)
         modality = _text(flat, "Modality")
         body_part = _text(flat, "BodyPartExamined")
-        burned_in = _text(flat, "BurnedInAnnotation")
+        burned_in = _text(flat, "BurnedInAnnotation").upper()
         # X-ray pictures have no spacing in the patient, but one on the detector
-        spacing = _numbers(flat, "PixelSpacing") or _numbers(flat, "ImagerPixelSpacing")
-        thickness = _numbers(flat, "SliceThickness")
+        spacing = tag_numbers(flat, "PixelSpacing") or tag_numbers(flat, "ImagerPixelSpacing")
+        thickness = tag_numbers(flat, "SliceThickness")
         return {
             "modality": modality if re.fullmatch("[A-Z]{2,4}", modality) else None,
             "body_part": body_part if body_part in _BODY_PARTS else None,
-            "rows": int(ds.Rows) if "Rows" in ds else None,
-            "columns": int(ds.Columns) if "Columns" in ds else None,
+            "rows": int(ds.get("Rows") or 0) or None,
+            "columns": int(ds.get("Columns") or 0) or None,
             "frames": int(ds.get("NumberOfFrames") or 1),
             "spacing": spacing if spacing and min(spacing) > 0 else None,
             "slice_thickness": thickness[0] if thickness else None,
@@ -593,10 +1011,20 @@ def _text(ds: Dataset, tag: str) -> str:
 
 def _transfer_syntax(ds: Dataset) -> str | None:
     """Give the name of the compression if it is one of the standard: any text can stand there."""
-    syntax = ds.file_meta.get("TransferSyntaxUID")
-    if syntax and syntax.is_transfer_syntax and not syntax.is_private:
+    syntax = ds.file_meta.TransferSyntaxUID
+    if syntax.is_transfer_syntax and not syntax.is_private:
         return syntax.name
     return None
+
+
+def _position(flat: Dataset) -> float | None:
+    """Give the millimetres along the normal of the slice."""
+    place = tag_numbers(flat, "ImagePositionPatient")
+    orientation = tag_numbers(flat, "ImageOrientationPatient")
+    if len(place) != 3 or len(orientation) != 6:
+        return None
+    normal = np.cross(orientation[:3], orientation[3:])  # along the rows, along the columns
+    return float(np.dot(normal, place))
 
 
 def _hashed(ds: Dataset, tags: list[str], salt: str) -> str | None:
@@ -646,7 +1074,7 @@ def copy_without_patient(path: str | os.PathLike, out: str | os.PathLike) -> dic
     False
     """
     about = describe(path, salt=_PROCESS_SALT)
-    with _open(path) as ds:
+    with open_dicom(path) as ds:
         ds.walk(_drop_unless_kept)
         ds.SeriesInstanceUID = generate_uid(entropy_srcs=[about["series"] or str(path)])
         # The format asks for both UIDs in the head of the file: random ones say nothing. Any text

@@ -1,15 +1,24 @@
 """Find the pictures that lie in a folder, and open each: a plain picture, or the frames of DICOM."""
 
+import functools
 import hashlib
+import hmac
 import io
+import logging
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .dicom import SUFFIXES as DICOM_SUFFIXES
 from .dicom import describe, is_dicom, read_frames
+from .series import counted, natural_key, sort_dicom
 
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+
+# Its warnings stand as plain lines on the screen unless the user's program says otherwise.
+_LOG = logging.getLogger("medtune")
 
 
 @dataclass
@@ -20,22 +29,71 @@ class Picture:
     ----------
     cell : dict
         `bytes` and `path`, one of them None, as `datasets.Image` wants it.
-    made_up_id : str
-        The id for a record that gives none.
+    file : Path
+        The file that it came from.
+    salt : str
+        What the made-up id is hashed with.
     known : dict
-        Columns that the file itself fills, such as the modality of a DICOM file.
+        Columns that the file itself fills: of a DICOM file `modality`, and `burned_in`, which is
+        "YES" or "NO" where the file says whether text was burnt into the pixels, else None.
     patient : str or None
         A hash that stands for the patient of a DICOM file.
     """
 
     cell: dict
-    made_up_id: str
-    known: dict
-    patient: str | None
+    file: Path
+    salt: str
+    known: dict = field(default_factory=dict)
+    patient: str | None = None
+
+    @functools.cached_property
+    def made_up_id(self) -> str:
+        """The id for a record that gives none: a hash of the content, as names can name patients.
+
+        All frames of a DICOM file have the same. The file is read only for those who ask.
+        """
+        kind = "image" if self.cell["bytes"] is None else "dicom"
+        key = hmac.new(self.salt.encode(), digestmod=hashlib.sha256)
+        with open(self.file, "rb") as stream:
+            while block := stream.read(1 << 20):
+                key.update(block)
+        return f"{kind}-{key.hexdigest()[:16]}"
 
 
-def find_pictures(path: Path) -> list[Path]:
-    """List the pictures and DICOM files of a folder and of the folders in it, in order.
+@dataclass
+class FoundFiles:
+    """The files of a folder that hold pictures, and what else lies there; iterates over the first.
+
+    Attributes
+    ----------
+    pictures : list of Path
+        Absolute paths in order.
+    left_out : dict of str to int
+        How many files of each kind were left out, such as "structured report" or "segmentation".
+    """
+
+    pictures: list[Path]
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Path]:
+        return iter(self.pictures)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    @property
+    def notice(self) -> str:
+        """A line that says what was left out, such as "left out: 2 structured reports"; or ""."""
+        return f"left out: {counted(self.left_out)}" if self.left_out else ""
+
+
+def find_pictures(path: Path) -> FoundFiles:
+    """Find the pictures and DICOM files of a folder and of the folders in it, in order.
+
+    DICOM is known by its content, whatever a file is called. Its slices stand in the order of their
+    series and places, see `medtune.pairs.series_files`; all else in the order of names, IM2 before
+    IM10. Reports, segmentations, pages of doses and the like are left out and counted, which a line
+    of the log says. A DICOM file that is damaged is among the pictures: opening it says why.
 
     Parameters
     ----------
@@ -44,44 +102,122 @@ def find_pictures(path: Path) -> list[Path]:
 
     Returns
     -------
-    list of Path
-        Absolute paths.
+    FoundFiles
+        Absolute paths, and how many files of each kind were left out.
 
     Examples
     --------
     >>> import tempfile
-    >>> find_pictures(Path(tempfile.mkdtemp()))
+    >>> list(find_pictures(Path(tempfile.mkdtemp())))
     []
     """
-    files = [path] if path.is_file() else sorted(path.rglob("*"))
-    return [file.absolute() for file in files if file.is_file() and _is_picture(file)]
+    found = _sort_files([path] if path.is_file() else path.rglob("*"))
+    if found.notice:
+        _LOG.warning(found.notice)
+    return found
 
 
-def _is_picture(file: Path) -> bool:
-    # a DICOM file often has no suffix: then its first bytes tell
-    return file.suffix.lower() in PICTURE_SUFFIXES or is_dicom(file)
+def _sort_files(paths: Iterator[Path] | list[Path]) -> FoundFiles:
+    """Tell pictures from other files, and put them into order."""
+    plain: list[Path] = []
+    dicom: list[Path] = []
+    left_out: Counter = Counter()
+    for path in paths:
+        if not path.is_file():
+            continue
+        path = path.absolute()
+        holds_dicom = _holds_dicom(path)
+        if not holds_dicom and path.suffix.lower() not in PICTURE_SUFFIXES:
+            continue
+        if path.name.startswith("."):
+            left_out["hidden file"] += 1  # such as ._IM1.png, which a Mac puts beside IM1.png
+        elif holds_dicom:
+            dicom.append(path)
+        else:
+            plain.append(path)
+    sorted_dicom = sort_dicom(dicom)
+    left_out.update(sorted_dicom.left_out)
+
+    # A series stands where the first of its names would.
+    blocks = [[file] for file in plain + sorted_dicom.unreadable] + sorted_dicom.series
+    blocks.sort(key=lambda block: min(map(natural_key, block)))
+    pictures = [file for block in blocks for file in block]
+    return FoundFiles(pictures, dict(left_out))
+
+
+def _holds_dicom(file: Path) -> bool:
+    try:
+        return is_dicom(file)
+    except OSError:
+        # no permission, or a disk that fails: opening it will say so
+        return file.suffix.lower() in DICOM_SUFFIXES
 
 
 def open_pictures(file: Path, window: Any, salt: str) -> Iterator[Picture]:
-    """Yield a picture, or each frame of a DICOM file or of a folder of them."""
+    """Yield a picture, or each frame of a DICOM file, or all pictures of a folder in order.
+
+    Parameters
+    ----------
+    file : Path
+        A picture, a DICOM file, or a folder of such.
+    window : str, tuple of float or None
+        The window for DICOM files, see `medtune.pairs.read_frames`.
+    salt : str
+        What ids that are made up, and patients' numbers, are hashed with.
+
+    Yields
+    ------
+    Picture
+        A plain picture is not opened, only named.
+
+    Raises
+    ------
+    ValueError
+        A DICOM file that cannot be read, or a folder without pictures: one line.
+    OSError
+        No such file, or no permission to read it.
+
+    Examples
+    --------
+    >>> from pydicom.data import get_testdata_file
+    >>> [slice] = open_pictures(Path(get_testdata_file("CT_small.dcm")), None, salt="a secret")
+    >>> slice.known
+    {'modality': 'CT', 'burned_in': None}
+    """
     if file.is_dir():
-        for part in sorted(file.iterdir()):
-            if is_dicom(part):
-                yield from _dicom_pictures(part, window, salt)
+        yield from _pictures_of_folder(file, window, salt)
     elif is_dicom(file):
         yield from _dicom_pictures(file, window, salt)
     else:
-        cell = {"bytes": None, "path": str(file)}
-        yield Picture(cell, made_up_id=file.stem, known={}, patient=None)
+        yield Picture({"bytes": None, "path": str(file)}, file, salt)
+
+
+def _pictures_of_folder(folder: Path, window: Any, salt: str) -> Iterator[Picture]:
+    """Yield all pictures of a folder that a table names."""
+    root = folder.resolve()
+    # a table comes from elsewhere: it must not reach other files of this machine through a link
+    inside = [path for path in folder.rglob("*") if path.resolve().is_relative_to(root)]
+    found = _sort_files(inside)
+    if not found.pictures:
+        raise ValueError(f"folder {folder.name} holds no pictures")
+    if found.notice:
+        _say_once(f"folders of slices: {found.notice}")
+    for path in found:
+        yield from open_pictures(path, window, salt)
+
+
+@functools.cache
+def _say_once(notice: str) -> None:
+    """Say it for the first of the many folders that a table may name."""
+    _LOG.warning(notice)
 
 
 def _dicom_pictures(file: Path, window: Any, salt: str) -> Iterator[Picture]:
     about = describe(file, salt=salt)
-    # the id is a hash of the content: the name of the file may name the patient
-    made_up_id = "dicom-" + hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    known = {"modality": about["modality"], "burned_in": about["burned_in_annotation"]}
     for frame in read_frames(file, window=window):
         # PNG keeps the grey levels of the window exactly
         buffer = io.BytesIO()
         frame.save(buffer, "PNG")
         cell = {"bytes": buffer.getvalue(), "path": None}
-        yield Picture(cell, made_up_id, {"modality": about["modality"]}, about["group"])
+        yield Picture(cell, file, salt, dict(known), about["group"])
