@@ -150,6 +150,7 @@ def test_trl_trains_on_the_answer_only(tmp_path, dialogues, tiny_vlm, dialect):
         share=0.25,
         pictures_per_sample=2,
         system_prompt="Answer in one sentence.",
+        split_by="none",
     )
     records, processor = read_records(out), load_processor(str(tiny_vlm))
     said = [record for record in json_lines(out / "train.jsonl") if not record["images"]]

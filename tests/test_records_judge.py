@@ -5,6 +5,7 @@ import re
 import zlib
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,9 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from shards import CHANGED, KEPT, encode, json_lines, pair, picture, write_shard
 
-from medtune.pairs import to_rgb
+from medtune.pairs import safe_id, to_rgb
 from medtune.records import check_folder, convert_pairs
 from medtune.records.judge import safe_name
+from medtune.records.reasons import kind_of, public_reason
 from medtune.records.strip import strip_metadata
 
 # --- pictures ---------------------------------------------------------------------------------
@@ -72,8 +74,6 @@ LARGE_PNG = encode(picture(1, size=(256, 256)), "PNG")
 
 # What is changed in a good row, and the reason that must be given for it.
 BAD = {
-    "leaves the folder": ({"id": "../../etc/passwd"}, "^id: "),
-    "slash": ({"id": "a/b"}, "^id: "),
     "long id": ({"id": "x" * 300}, "^id: .*300 characters"),
     "NUL in the id": ({"id": "a\0b"}, "^id: "),
     "no id": ({"id": None}, "^id: "),
@@ -119,7 +119,8 @@ def test_bad_pairs_are_listed_with_their_reason_and_the_rest_goes_on(tmp_path, b
     for number, (name, (_, pattern)) in enumerate(BAD.items(), 1):
         assert re.search(pattern, reasons[number], re.S), f"{name}: {reasons[number]}"
     repeat = len(BAD) + 1
-    assert reasons[repeat] == "id: row 0 has it already, with its own picture"
+    assert reasons[repeat] == "id: row 0 has it already"
+    assert summary["rows"] == summary["pairs"] + summary["rejected"] == len(rows)
     assert summary["rejected"] == len(reasons) == len(BAD) + 1 == sum(summary["reasons"].values())
     assert set(summary["reasons"]) == {"id", "caption", "text", "image"}
     ids = [record["id"] for record in json_lines(out / "train.jsonl")]
@@ -133,9 +134,87 @@ def test_bad_pairs_are_listed_with_their_reason_and_the_rest_goes_on(tmp_path, b
 
 
 def test_strict_stops_at_the_first_bad_pair(tmp_path, bad_rows):
-    with pytest.raises(ValueError, match=r"^row 1, id '../../etc/passwd': id: .*"):
+    with pytest.raises(ValueError, match=r"^row 1, id 'xxx.*': id: .*300 characters"):
         convert_pairs(bad_rows[0], tmp_path / "strict", strict=True)
     assert not (tmp_path / "strict" / "train.jsonl").exists()
+
+
+# --- names ------------------------------------------------------------------------------------
+
+PATHS = ["p10/p1000003/s5041426", "..\\Mueller_Hans\\1", "Mueller_Hans.png", "../../etc/passwd"]
+
+
+def test_ids_that_are_paths_become_hashes(tmp_path):
+    rows = [pair(number, id=name) for number, name in enumerate(PATHS)]
+    source, out = write_shard(tmp_path / "a.parquet", rows), tmp_path / "out"
+    assert convert_pairs(source, out)["rejected"] == 0
+    records = json_lines(out / "train.jsonl")
+    assert [record["id"] for record in records] == [safe_id(name) for name in PATHS]
+    assert all(re.fullmatch("id-[0-9a-f]{16}", record["id"]) for record in records)
+    assert all(record["images"] == [f"images/{record['id']}.jpg"] for record in records)
+    assert check_folder(out)["ok"]
+
+
+def test_what_is_rejected_is_listed_without_names(tmp_path):
+    """A data set is taken as it is: an id that leaves the folder is a reason, and hashed there."""
+    rows = [pair(number, id=name) for number, name in enumerate(["../Mueller_Hans", ".hidden"])]
+    pairs = datasets.Dataset.from_parquet(str(write_shard(tmp_path / "a.parquet", rows)))
+    summary = convert_pairs(pairs, tmp_path / "out")
+    assert summary["reasons"] == {"id": 2} and not summary["records"]
+    entry, hidden = json_lines(tmp_path / "out" / "rejected.jsonl")
+    assert entry["id"] == safe_id("../Mueller_Hans") and entry["row"] == 0
+    assert entry["reason"].startswith("id: would leave a folder")
+    assert hidden["id"] == ".hidden"
+    with pytest.raises(ValueError, match="^row 0, id 'id-.*': id: would leave") as caught:
+        convert_pairs(pairs, tmp_path / "strict", strict=True)
+    assert "Mueller" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("reason", "public", "kind"),
+    [
+        (
+            "captions.csv:3: picture Hans Mueller.png is missing",
+            "captions.csv:3: picture is missing",
+            "image",
+        ),
+        (
+            "c.jsonl:7: picture ../p1/Mueller lies outside the folder (a link or '..'): give it",
+            "c.jsonl:7: picture lies outside the folder (a link or ): give it",
+            "image",
+        ),
+        (
+            "c.csv:2: DICOM file 'Mueller.dcm' is damaged or cut short",
+            "c.csv:2: DICOM file is damaged or cut short",
+            "image",
+        ),
+        (
+            "c.csv:2: [Errno 13] Permission denied: '/home/mueller/1.png'",
+            "c.csv:2: [Errno 13] Permission denied:",
+            "row",
+        ),
+        (
+            "c.json:9: not JSON (Expecting value: line 1 column 1 (char 0))",
+            "c.json:9: not JSON (Expecting value: line 1 column 1 (char 0))",
+            "row",
+        ),
+        ("image: has zero bytes", "image: has zero bytes", "image"),
+        (
+            "image: cannot be decoded (cannot identify image file <_io.BytesIO object at 0x7f4afc>)",
+            "image: cannot be decoded (cannot identify image file)",
+            "image",
+        ),
+        (
+            "image: cannot be decoded ([Errno 2] No such file: 'x/Mueller Hans.png')",
+            "image: cannot be decoded ([Errno 2] No such file: )",
+            "image",
+        ),
+        ("picture https://pacs/mueller?key=1 is missing", "picture is missing", "image"),
+        ("split: 'hold-out' is none of train", "split: 'hold-out' is none of train", "split"),
+    ],
+)
+def test_a_reason_names_no_file_and_no_address(reason, public, kind):
+    assert public_reason(reason) == public and kind_of(public) == kind
 
 
 @settings(max_examples=200, deadline=None)

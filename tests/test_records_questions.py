@@ -116,7 +116,7 @@ def test_two_views_stay_together_where_a_block_of_rows_ends(tmp_path):
     groups = ["first", *(f"g{i // 2}" for i in range(299))]
     rows = [pair(i, group=group) for i, group in enumerate(groups)]
     source, out = write_shard(tmp_path / "a.parquet", rows, row_group_size=7), tmp_path / "out"
-    convert_pairs(source, out, pictures_per_sample=2)
+    convert_pairs(source, out, pictures_per_sample=2, split_by="none")
     pictures = [len(record["images"]) for record in json_lines(out / "train.jsonl")]
     assert pictures == [1, *[2] * 149, 1]
 

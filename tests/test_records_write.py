@@ -40,13 +40,18 @@ def test_the_default_record_is_what_trl_reads(tmp_path):
     assert summary == {
         "dialect": "prompt-completion",
         "rows": 2,
+        "pairs": 2,
+        "rejected": 0,
+        "reasons": {},
         "records": {"train": 2},
         "text_only": 0,
+        "text_only_rejected": 0,
         "copied": 2,
         "stripped": 0,
         "converted": 0,
-        "rejected": 0,
-        "reasons": {},
+        "split_by": "none",
+        "splits_unused": 0,
+        "columns_left_out": [],
     }
     assert summary == json.loads((out / "convert.json").read_text())["summary"]
     written = {path.name for path in out.iterdir()}
@@ -65,7 +70,7 @@ def test_columns_that_start_with_nulls_keep_their_type(tmp_path):
         "image": pa.struct({"bytes": pa.binary(), "path": pa.string()}),
     }
     pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(schema)), tmp_path / "a.parquet")
-    convert_pairs(tmp_path / "a.parquet", tmp_path / "out")
+    convert_pairs(tmp_path / "a.parquet", tmp_path / "out", keep=["note"])
     records = read_records(tmp_path / "out")
     assert records[-1]["roi"] == [0.0, 0.5, 0.5, 1.0] and records[0]["roi"] is None
     assert records.features["note"] == datasets.Value("string")
@@ -78,20 +83,47 @@ def test_values_that_json_lacks_become_null_or_a_reason(tmp_path):
         pair(2, age=4.0, doses=[2.0]),
     ]
     out = tmp_path / "out"
-    summary = convert_pairs(write_shard(tmp_path / "a.parquet", rows), out)
+    source = write_shard(tmp_path / "a.parquet", rows)
+    summary = convert_pairs(source, out, keep=["age", "doses"])
     assert [record["age"] for record in json_lines(out / "train.jsonl")] == [None, 4.0]
     assert summary["reasons"] == {"record": 1}
     assert rejected(out)["id-00001"].startswith("record: Out of range float")
 
 
-def test_columns_whose_type_json_lacks_stay_out(tmp_path):
+def test_columns_whose_type_json_lacks_cannot_be_kept(tmp_path):
     table = pa.Table.from_pylist([pair(0, image={"bytes": pair(0)["image"], "path": None})])
     table = table.append_column("raw", pa.array([b"x"]))
     table = table.append_column("dose", pa.array([1], pa.decimal128(5, 2)))
     table = table.append_column("day", pa.array([0], pa.date32()))
     pq.write_table(table, tmp_path / "a.parquet")
-    convert_pairs(tmp_path / "a.parquet", tmp_path / "out")
+    summary = convert_pairs(tmp_path / "a.parquet", tmp_path / "out")
+    assert summary["columns_left_out"] == ["raw", "dose", "day"]
     assert not {"raw", "dose", "day"} & json_lines(tmp_path / "out" / "train.jsonl")[0].keys()
+    for name in ("raw", "dose", "day"):
+        with pytest.raises(ValueError, match=f"keep={name}: JSON has no value for it"):
+            convert_pairs(tmp_path / "a.parquet", tmp_path / "kept", keep=[name])
+
+
+def test_only_columns_that_are_named_go_into_the_records(tmp_path):
+    told = {"name": "Mueller", "age": 71, "mrn": 5, "StudyDate": "19500102", "plane": "axial"}
+    rows = [
+        pair(i, group=None, structure="liver", slice=i, modality="CT", **told) for i in range(2)
+    ]
+    source, out = write_shard(tmp_path / "a.parquet", rows), tmp_path / "out"
+    summary = convert_pairs(source, out, keep=["plane", "age"])
+    assert summary["columns_left_out"] == ["name", "mrn", "StudyDate"]
+    for record in read_records(out):
+        assert not {"name", "mrn", "StudyDate"} & record.keys()
+        assert record["plane"] == "axial" and record["age"] == 71
+        assert record["structure"] == "liver" and record["modality"] == "CT"
+    written = [file.read_bytes() for file in sorted(out.rglob("*")) if file.is_file()]
+    assert not any(b"Mueller" in content or b"19500102" in content for content in written)
+    with pytest.raises(ValueError, match="keep=weight: the source has no such column, only id"):
+        convert_pairs(source, out, keep=["weight"])
+    with pytest.raises(ValueError, match="keep=caption: a record has something else"):
+        convert_pairs(source, out, keep=["caption"])
+    with pytest.raises(ValueError, match="holds a conversion with other keep"):
+        convert_pairs(source, out)
 
 
 # --- questions and languages ------------------------------------------------------------------
@@ -165,12 +197,13 @@ def test_slices_of_one_series_make_one_sample(tmp_path):
     groups = ["a"] * 5 + ["b"] * 2 + [None] * 2
     rows = []
     for i, group in enumerate(groups):
-        other = {"slice": i, "plane": "axial", "raw": b"x", "about": {"time": "now"}}
+        other = {"slice": i, "plane": "axial", "about": {"time": "now"}}
         rows.append(pair(i, group=group, **other))
     rows[1]["image"] = b""
     rows[3]["caption"] = rows[2]["caption"]
     source, out = write_shard(tmp_path / "a.parquet", rows), tmp_path / "out"
-    convert_pairs(source, out, pictures_per_sample=2, dialect="messages")
+    keep = ["plane", "about"]
+    convert_pairs(source, out, pictures_per_sample=2, dialect="messages", keep=keep)
 
     records = json_lines(out / "train.jsonl")
     ids = [record["id"] for record in records]
@@ -180,7 +213,6 @@ def test_slices_of_one_series_make_one_sample(tmp_path):
     assert question.startswith("<image><image>Describe")
     assert answer == CAPTION.format(0) + "\n" + CAPTION.format(2)
     assert records[1]["messages"][1]["content"] == CAPTION.format(2) + "\n" + CAPTION.format(4)
-    assert "raw" not in records[0], "bytes stay out"
     assert records[0]["about"] == {"time": "now"}, "names do not matter"
     assert records[0]["slice"] is None and records[0]["plane"] == "axial"
     assert records[3]["slice"] == 7

@@ -5,7 +5,7 @@ import hashlib
 import io
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +14,12 @@ from typing import Any
 from PIL import Image
 
 from medtune.captions import detect_language
-from medtune.pairs import picture_bytes, reject_reason, split_of, to_rgb
+from medtune.pairs import names_group, picture_bytes, reject_reason, split_of, to_rgb
 
 from .dialects import MARK, SPLITS, find_mark
 from .progress import Settings
 from .sources import Block
+from .splits import Chosen, split_word
 from .strip import strip_metadata
 
 SUFFIXES = {"JPEG": ".jpg", "PNG": ".png"}
@@ -83,13 +84,13 @@ class Judge:
     """Judges rows, one block after the other.
 
     settings : what the conversion was asked to do.
-    splits : the split of each row, where the caller said it.
+    chosen : the split of each row, and the groups that the caller said.
     repeated : rows whose id is taken: number of the row -> number of the row that has it.
     rows : how many rows the source has; many are spread over several folders.
     """
 
     settings: Settings
-    splits: Sequence[str] | None
+    chosen: Chosen
     repeated: dict[int, int]
     rows: int
 
@@ -100,22 +101,37 @@ class Judge:
         apply = map if all(_looks_like_jpeg(row.get("image")) for row in rows) else pool.map
         pictures = apply(judge_picture, rows, itertools.repeat(self.settings.jpeg_quality))
         split_by_name = split_of(Path(block.shard)) or "train"
+        if self.chosen.groups:
+            self._fill_groups(block.numbers, rows)
 
         for number, row, picture in zip(block.numbers, rows, pictures, strict=True):
-            split = self.splits[number] if self.splits else row.get("split", split_by_name)
+            cell = row.get("split", split_by_name)
+            if self.chosen.splits:
+                cell = self.chosen.splits[number]
+            split = split_word(cell)
             caption = self._caption(row)
             language = detect_language(caption)
             own = self._own_question(row)
             if isinstance(picture, str):
                 problem = picture
             else:
-                problem = self._problem(number, split, caption, language) or _text_problem(own)
-            if problem:
+                problem = self._problem(number, split, cell, caption, language)
+                problem = problem or _text_problem(own)
+            if problem or split is None:
                 reject(number, row.get("id"), problem)
                 continue
             question = own or self._draw_question(row["id"], language)
             name = self._file_name(number, row["id"], picture.suffix)
             yield Pair(number, row, split, caption, question, bool(own), name, picture)
+
+    def _fill_groups(self, numbers: range, rows: list[dict]) -> None:
+        """Give the rows without a group the one that the file of splits says."""
+        for number, row in zip(numbers, rows, strict=True):
+            group = row.get("group")
+            if not names_group(group):
+                group = self.chosen.groups[number]
+            # texts, because those of the file are
+            row["group"] = str(group) if names_group(group) else None
 
     def _own_question(self, row: dict) -> Any:
         """Give the question that the source brings, unless the caller has one for all; None: none.
@@ -134,12 +150,15 @@ class Judge:
         chinese = row.get("caption_zh") if self.settings.language == "zh" else None
         return chinese or row.get("caption") or ""
 
-    def _problem(self, number: int, split: Any, caption: str, language: str) -> str | None:
+    def _problem(
+        self, number: int, split: str | None, cell: Any, caption: str, language: str
+    ) -> str | None:
         """Say what keeps a row out whose picture and texts are fine by themselves."""
         if number in self.repeated:
-            return f"id: row {self.repeated[number]} has it already, with its own picture"
-        if split not in SPLITS:
-            return f"split: {split!r:.50} is none of {', '.join(SPLITS)}"
+            return f"id: row {self.repeated[number]} has it already"
+        if split is None:
+            unknown = f"split: {cell!r:.50} is none of {', '.join(SPLITS)}"
+            return self.chosen.missing or unknown
         mark = find_mark(caption)
         if mark:
             return f"caption: it holds the mark {mark}"

@@ -42,7 +42,9 @@ class Settings:
     columns : which key of a record holds what, for `dataset_info.json`.
     text_only : SHA-256 of the file of dialogues, if there is one.
     source : what tells this source from another or from a changed one.
-    splits : SHA-256 of the splits that the caller gave, if any.
+    splits : SHA-256 of the splits and groups that the caller gave, if any.
+    split_by : "patient", "none", or None, as the caller said.
+    keep : columns that go into the records besides those of the course.
     """
 
     dialect: str
@@ -58,6 +60,8 @@ class Settings:
     text_only: str | None
     source: list
     splits: str | None
+    split_by: str | None
+    keep: list[str]
 
     @property
     def with_history(self) -> bool:
@@ -75,23 +79,27 @@ class Progress:
 
     row : how many rows of the source are done.
     sizes : bytes that the done rows take in each growing file.
+    pairs : rows that stand in the records.
     samples : samples with pictures, by split.
     text_only : dialogues written to the train split.
     copied : pictures copied without being decoded.
     stripped : those of them that lost EXIF, comments or the like.
     converted : pictures made anew.
-    rejected : rows and dialogues left out.
-    reasons : the same by the first word of the reason, which is the name of a column.
+    rejected : rows left out.
+    text_only_rejected : dialogues left out.
+    reasons : both by the first word of the reason, which is the name of a column.
     """
 
     row: int = 0
     sizes: dict[str, int] = field(default_factory=dict)
+    pairs: int = 0
     samples: Counter[str] = field(default_factory=Counter)
     text_only: int = 0
     copied: int = 0
     stripped: int = 0
     converted: int = 0
     rejected: int = 0
+    text_only_rejected: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
 
     @classmethod
@@ -106,25 +114,31 @@ class Progress:
     def written_kinds(self) -> list[str]:
         """Name the files that hold anything."""
         kinds = [split for split in SPLITS if self.samples[split]]
-        if self.rejected:
+        if self.rejected or self.text_only_rejected:
             kinds.append("rejected")
         return kinds
 
     def summary(self, dialect: str, rows: int) -> dict:
-        """Give what `convert_pairs` returns, for a source of so many rows."""
+        """Give what `convert_pairs` returns, for a source of so many rows.
+
+        Every row is a pair or rejected. Several pairs may be one record, and dialogues without
+        pictures are records, too.
+        """
         records = {split: self.samples[split] for split in SPLITS if self.samples[split]}
         if "train" in records:
             records["train"] += self.text_only
         return {
             "dialect": dialect,
             "rows": rows,
+            "pairs": self.pairs,
+            "rejected": self.rejected,
+            "reasons": dict(sorted(self.reasons.items())),
             "records": records,
             "text_only": self.text_only,
+            "text_only_rejected": self.text_only_rejected,
             "copied": self.copied,
             "stripped": self.stripped,
             "converted": self.converted,
-            "rejected": self.rejected,
-            "reasons": dict(sorted(self.reasons.items())),
         }
 
 
@@ -264,7 +278,7 @@ class Folder:
         """Remove the work folder of a finished conversion that was killed before it could."""
         shutil.rmtree(self.work, ignore_errors=True)
 
-    def finish(self, progress: Progress, *, rows: int, features: dict) -> dict:
+    def finish(self, progress: Progress, *, rows: int, features: dict, told: dict) -> dict:
         """Give the files their names, write dataset_info.json and convert.json, return the summary.
 
         Parameters
@@ -272,10 +286,11 @@ class Folder:
         progress : what was done.
         rows : how many rows the source has.
         features : the types of the columns that were copied, for whoever reads the records.
+        told : what else the summary tells.
         """
         for kind in progress.written_kinds():
             os.replace(self.work / f"{kind}.jsonl", self.out / f"{kind}.jsonl")
-        summary = progress.summary(self.job["dialect"], rows)
+        summary = progress.summary(self.job["dialect"], rows) | told
         info = {split: self._dataset_info(split) for split in summary["records"]}
         self._write_json("dataset_info.json", info, indent=2)
         done = {"summary": summary, "job": self.job, "features": features}

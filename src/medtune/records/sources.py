@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medtune.files import one_line
-from medtune.pairs import load_pairs
+from medtune.pairs import load_pairs, safe_id
 
 BLOCK = 64  # rows in memory at a time, and between two notes of the progress
 
@@ -27,6 +27,16 @@ OWN_COLUMNS = {
     *("system", "instruction", "output", "history"),
     *("text", "tools", "chosen", "rejected", "problem"),
 }
+# Columns of the course's own sample, and of the sources that tell the same: they go into the
+# records. What else a table holds (names, ages, numbers of patients) stays out unless it is named.
+COURSE_COLUMNS = {
+    *("group", "question", "roi", "has_box", "shows"),
+    *("slice", "structure", "window", "modality", "fields"),
+}
+# What a source knows about all rows at once is read from these.
+SMALL_COLUMNS = ("id", "group", "split", "problem")
+# Columns that tell the patient; `medtune.pairs.load_pairs` makes them groups that name nobody.
+PATIENT_COLUMNS = {"patient_id", "subject_id", "patientid", "patient"}
 # Types that JSON has no value for, as they look inside the text of a `datasets` feature.
 NO_JSON = re.compile(r"Value\('(large_)?(binary|date|time|duration|decimal)|(Image|Audio|Video)\(")
 
@@ -37,14 +47,17 @@ class Shard:
 
     name : name of the file; empty for a data set.
     rows : how many rows it has; 1 for a file that cannot be opened.
-    ids : the column `id`, as pyarrow arrays.
+    small : those of `SMALL_COLUMNS` that it has, as pyarrow arrays.
+    foreign : whether it is a file as it came from elsewhere: its ids may be paths, and its pictures
+        must not name files of this machine.
     read : gives tables of so many rows, from the first row to the last.
     problem : why the file cannot be opened, if so.
     """
 
     name: str
     rows: int
-    ids: list[pa.Array]
+    small: dict[str, list[pa.Array]]
+    foreign: bool = False
     read: Callable[[int], Iterator[Any]] | None = None
     problem: str | None = None
 
@@ -67,6 +80,41 @@ class Source:
         """How many rows all shards have together."""
         return sum(shard.rows for shard in self.shards)
 
+    def cells(self, column: str) -> list[Any]:
+        """Give one of the small columns for all rows, None where a shard lacks it."""
+        cells: list[Any] = []
+        for shard in self.shards:
+            if column in shard.small:
+                for chunk in shard.small[column]:
+                    cells += _readable(chunk)
+            else:
+                cells += [shard.problem if column == "problem" else None] * shard.rows
+        return cells
+
+    def ids(self) -> list[Any]:
+        """Give the ids of all rows, as they stand in the records."""
+        ids = []
+        for shard in self.shards:
+            for chunk in shard.small["id"]:
+                for name in _readable(chunk):
+                    foreign = shard.foreign and isinstance(name, str)
+                    ids.append(safe_id(name) if foreign else name)
+        return ids
+
+
+def _readable(chunk: pa.Array) -> list[Any]:
+    """Give the values of a column; a text that is not UTF-8, whose row is rejected, as None."""
+    try:
+        return chunk.to_pylist()
+    except UnicodeDecodeError:
+        values: list[Any] = []
+        for value in chunk:
+            try:
+                values.append(value.as_py())
+            except UnicodeDecodeError:
+                values.append(None)
+        return values
+
 
 @dataclass
 class Block:
@@ -76,12 +124,14 @@ class Block:
     numbers : numbers of the rows, counted from 0 over the whole source.
     table : the rows as a pyarrow table or record batch; None if they cannot be read.
     problem : why they cannot be read, if so.
+    foreign : as the shard has it.
     """
 
     shard: str
     numbers: range
     table: Any = None
     problem: str | None = None
+    foreign: bool = False
 
     def rows(self) -> list[dict]:
         """Give the rows as dictionaries; one that cannot be read has only the key `problem`."""
@@ -94,7 +144,19 @@ class Block:
                 rows += self.table.slice(index, 1).to_pylist()
             except UnicodeDecodeError as error:
                 rows.append({"problem": f"text: {one_line(error)}"})
+        if self.foreign:
+            for row in rows:
+                _make_our_own(row)
         return rows
+
+
+def _make_our_own(row: dict) -> None:
+    """Give a row of a foreign file a picture without a path, and an id that is none."""
+    if isinstance(row.get("id"), str):
+        row["id"] = safe_id(row["id"])
+    picture = row.get("image")
+    if isinstance(picture, dict):
+        row["image"] = {"bytes": picture["bytes"], "path": None}
 
 
 # --- open -------------------------------------------------------------------------------------
@@ -114,12 +176,18 @@ def open_source(source: Any) -> Source:
     ------
     ValueError, OSError : the source cannot be opened, or lacks image, id or caption.
     """
-    if isinstance(source, (str, os.PathLike)):
-        opened = _open_parquet(Path(source).expanduser())
+    if not isinstance(source, (str, os.PathLike)):
+        return _open_dataset(source)
+    opened = _open_parquet(Path(source).expanduser())
+    if opened and not find_repeated_ids(opened):
+        return opened
+    try:
+        # It also tells two views of one report, whose id repeats, from rows that are there twice.
+        return _open_dataset(load_pairs(source, strict=False))
+    except ValueError:
         if opened:
-            return opened
-        source = load_pairs(source, strict=False)
-    return _open_dataset(source)
+            return opened  # here a spoilt row is rejected alone, and so is a repeated one
+        raise
 
 
 def _open_parquet(path: Path) -> Source | None:
@@ -132,7 +200,7 @@ def _open_parquet(path: Path) -> Source | None:
         except (OSError, ValueError) as error:
             problem = f"shard: {file.name} is cut off, fetch it again ({one_line(error)})"
             # It counts as one row, so that the file is listed among the rejected.
-            shards.append(Shard(file.name, 1, [pa.array([str(file)])], problem=problem))
+            shards.append(Shard(file.name, 1, {"id": [pa.array([str(file)])]}, problem=problem))
             continue
         shards.append(shard)
         types.append(shard_types)
@@ -159,14 +227,33 @@ def _parquet_files(path: Path) -> list[Path]:
 def _open_shard(file: Path) -> tuple[Shard, dict]:
     # Without pre_buffer, a row group of any size is read page by page.
     parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 16)
-    columns = parquet.read(columns=["id"]).columns
-    ids = [chunk for column in columns for chunk in column.chunks]
     types = dict(datasets.Features.from_arrow_schema(parquet.schema_arrow))
-    return Shard(file.name, parquet.metadata.num_rows, ids, parquet.iter_batches), types
+    small = _small_columns(parquet.read(columns=[name for name in SMALL_COLUMNS if name in types]))
+    rows = parquet.metadata.num_rows
+    return Shard(file.name, rows, small, foreign=True, read=parquet.iter_batches), types
+
+
+def _small_columns(table: pa.Table) -> dict[str, list[pa.Array]]:
+    return {name: table[name].chunks for name in table.column_names}
 
 
 def _has_our_columns(types: dict[str, Any]) -> bool:
-    return "image" in types and types.get("id") == TEXT and types.get("caption") == TEXT
+    """Say whether a file has image, id and caption as we call them, and nothing to be renamed."""
+    texts = types.get("id") == TEXT and types.get("caption") == TEXT
+    for name in types:
+        plain = name.strip().lower()
+        if plain in PATIENT_COLUMNS and "group" not in types:
+            return False
+        # "Split" or "question ": `load_pairs` knows what is meant
+        if plain != name and plain in {*COURSE_COLUMNS, "split", "caption_zh"}:
+            return False
+    return texts and _holds_bytes(types.get("image"))
+
+
+def _holds_bytes(kind: Any) -> bool:
+    """Say whether a column holds the bytes of pictures, and not only names of files."""
+    content = kind.get("bytes") if isinstance(kind, dict) else kind
+    return content in (datasets.Image(), datasets.Value("binary"), datasets.Value("large_binary"))
 
 
 def _file_identity(file: Path) -> list:
@@ -184,8 +271,9 @@ def _open_dataset(pairs: Any) -> Source:
     for name, kind in wanted.items():
         if pairs.features[name] != kind:
             pairs = pairs.cast_column(name, kind)
-    ids = pairs.select_columns("id").with_format("arrow")[:]["id"].chunks
-    shard = Shard("", len(pairs), ids, pairs.with_format("arrow").iter)
+    there = [name for name in SMALL_COLUMNS if name in pairs.column_names]
+    small = _small_columns(pairs.select_columns(there).with_format("arrow")[:])
+    shard = Shard("", len(pairs), small, read=pairs.with_format("arrow").iter)
     return Source([shard], dict(pairs.features), [pairs._fingerprint])
 
 
@@ -214,7 +302,7 @@ def _shard_blocks(shard: Shard, start: int, first: int) -> Iterator[Block]:
             for table in shard.read(BLOCK):
                 end = start + table.num_rows
                 if start >= first:
-                    yield Block(shard.name, range(start, end), table)
+                    yield Block(shard.name, range(start, end), table, foreign=shard.foreign)
                 start = end
         except (OSError, ValueError) as error:
             problem = f"shard: {shard.name} breaks off here ({one_line(error)})"
@@ -236,16 +324,44 @@ def find_repeated_ids(source: Source) -> dict[int, int]:
 
 def _id_hashes(shards: list[Shard]) -> Iterator[int]:
     for shard in shards:
-        for chunk in shard.ids:
+        for chunk in shard.small.get("id", ()):
             # As bytes: an id that is not UTF-8 cannot become a text.
             for value in chunk.cast("binary").to_pylist():
                 yield hash(value)
 
 
-def copied_columns(types: dict[str, Any]) -> list[str]:
-    """Name the columns that go into the records as they are."""
+def copied_columns(types: dict[str, Any], keep: Sequence[str]) -> list[str]:
+    """Name the columns that go into the records as they are.
+
+    Parameters
+    ----------
+    types : the feature of each column of the source.
+    keep : columns that the caller wants besides those of the course.
+
+    Raises
+    ------
+    ValueError : a column to keep is not there, or cannot be kept.
+    """
+    for name in keep:
+        if name not in types:
+            raise ValueError(f"keep={name}: the source has no such column, only {', '.join(types)}")
+        if name in OWN_COLUMNS:
+            raise ValueError(f"keep={name}: a record has something else of this name; rename it")
+        if _lacks_json(types[name]):
+            raise ValueError(f"keep={name}: JSON has no value for it; make it a text or a number")
     names = []
     for name, kind in types.items():
-        if name not in OWN_COLUMNS and not NO_JSON.search(str(kind)):
+        wanted = name in keep or name in COURSE_COLUMNS
+        if wanted and name not in OWN_COLUMNS and not _lacks_json(kind):
             names.append(name)
     return names
+
+
+def _lacks_json(kind: Any) -> bool:
+    return bool(NO_JSON.search(str(kind)))
+
+
+def left_out_columns(types: dict[str, Any], copied: Sequence[str]) -> list[str]:
+    """Name the columns of a source that its records do not have, in any form."""
+    used = {"image", "id", "caption", "caption_zh", "split", "problem", *copied}
+    return [name for name in types if name not in used]

@@ -35,7 +35,17 @@ from .dialects import (
 from .judge import Judge, Pair
 from .progress import KINDS, Folder, Progress, Settings
 from .read import read_placed
-from .sources import Source, copied_columns, find_repeated_ids, open_source, read_blocks
+from .reasons import kind_of, public_id, public_reason
+from .sources import (
+    TEXT,
+    Source,
+    copied_columns,
+    find_repeated_ids,
+    left_out_columns,
+    open_source,
+    read_blocks,
+)
+from .splits import Chosen, choose_splits
 
 DEFAULT_QUESTIONS = (QUESTIONS[0], QUESTIONS[3])  # one in English and one in Chinese
 
@@ -51,7 +61,9 @@ def convert_pairs(  # noqa: PLR0913 - each is a setting that a user may want to 
     text_only: str | os.PathLike | None = None,
     share: float = 0.1,
     pictures_per_sample: int = 1,
-    splits: Sequence[str] | None = None,
+    splits: Sequence[str] | str | os.PathLike | None = None,
+    split_by: str | None = None,
+    keep: Sequence[str] = (),
     jpeg_quality: int | None = None,
     seed: int = 0,
     workers: int | None = None,
@@ -81,8 +93,15 @@ def convert_pairs(  # noqa: PLR0913 - each is a setting that a user may want to 
     share : the share of these dialogues in the train split, from 0 to below 1.
     pictures_per_sample : up to so many neighbouring rows of one `group`, about which the same is
         asked, make one sample, with all their captions.
-    splits : "train", "validation" or "test" for each row. By default the column `split` says it, or
-        else the name of the shard.
+    splits : "train", "validation" or "test" for each row; or a CSV with the columns id, split and
+        perhaps group, as `medtune audit --write FILE` writes it. By default the column `split` says
+        it, or else the name of the shard.
+    split_by : "patient" deals the groups out, 80% of the rows for training and 10% each for
+        validation and test; "none" does not. By default that is done where the group of each row is
+        known and no split.
+    keep : names of columns that go into the records besides those that the course knows (group,
+        question, roi, has_box, shows, slice, structure, window, modality, fields). All others stay
+        out: a table may hold names and ages.
     jpeg_quality : make pictures that cannot be copied JPEG of this quality, 1 to 95; None makes
         them PNG.
     seed : decides which questions are drawn and in which order dialogues come.
@@ -92,8 +111,12 @@ def convert_pairs(  # noqa: PLR0913 - each is a setting that a user may want to 
 
     Returns
     -------
-    dict : the dialect, rows, records of each split, dialogues (text_only), pictures copied and
-        converted, rejected rows, and the reasons by column.
+    dict : the dialect; `rows` of the source, of which each is among the `pairs` that became records
+        or `rejected`, and the `reasons` by kind; `records` of each split (with
+        `pictures_per_sample` a record holds several pairs); dialogues without pictures,
+        `text_only`, and `text_only_rejected`; pictures `copied`, those of them `stripped` of EXIF
+        and the like, and `converted`; `split_by`, where the splits come from: "patient", "given",
+        "source" or "none"; `columns_left_out`, and the `splits_unused` of a CSV.
 
     Raises
     ------
@@ -112,8 +135,13 @@ def convert_pairs(  # noqa: PLR0913 - each is a setting that a user may want to 
     _check_words(dialect, language, asked)
     _check_numbers(share, pictures_per_sample)
     opened = open_source(source)
-    splits = [] if splits is None else list(splits)
-    _check_source(opened, splits, pictures_per_sample)
+    if not opened.rows:
+        raise ValueError("the source holds no pairs")
+    chosen = choose_splits(opened, splits, split_by, seed)
+    if chosen.groups:
+        opened.types["group"] = TEXT
+    _check_groups(opened, pictures_per_sample)
+    columns = copied_columns(opened.types, keep)
 
     settings = Settings(
         dialect=dialect,
@@ -128,7 +156,9 @@ def convert_pairs(  # noqa: PLR0913 - each is a setting that a user may want to 
         columns=dataset_columns(dialect, with_history=bool(system_prompt or text_only)),
         text_only=_hash_of_file(text_only),
         source=opened.identity,
-        splits=_hash_of_splits(splits),
+        splits=_hash_of_splits(chosen),
+        split_by=split_by,
+        keep=sorted(keep),
     )
     folder = Folder(Path(out).expanduser(), settings.as_job())
     with folder.explain_no_room():
@@ -139,8 +169,7 @@ def convert_pairs(  # noqa: PLR0913 - each is a setting that a user may want to 
         progress = Progress.from_notes(notes["progress"]) if notes else Progress()
         folder.begin(progress)
 
-        judge = Judge(settings, splits, find_repeated_ids(opened), opened.rows)
-        columns = copied_columns(opened.types)
+        judge = Judge(settings, chosen, find_repeated_ids(opened), opened.rows)
         writer = Writer(settings, folder, progress, columns, strict)
         with writer.open_files():
             if text_only:
@@ -148,7 +177,12 @@ def convert_pairs(  # noqa: PLR0913 - each is a setting that a user may want to 
             _convert_blocks(opened, judge, writer, workers or os.cpu_count())
 
         types = datasets.Features({name: opened.types[name] for name in columns})
-        return folder.finish(progress, rows=opened.rows, features=types.to_dict())
+        told = {
+            "split_by": chosen.by,
+            "splits_unused": chosen.unused,
+            "columns_left_out": left_out_columns(opened.types, columns),
+        }
+        return folder.finish(progress, rows=opened.rows, features=types.to_dict(), told=told)
 
 
 def _list_questions(questions: str | Sequence[str] | None) -> list[str]:
@@ -172,11 +206,7 @@ def _check_numbers(share: float, pictures_per_sample: int) -> None:
         raise ValueError(f"pictures_per_sample must be 1 or more, not {pictures_per_sample}")
 
 
-def _check_source(source: Source, splits: list[str], pictures_per_sample: int) -> None:
-    if splits and len(splits) != source.rows:
-        raise ValueError(f"{len(splits)} splits for {source.rows} rows")
-    if not source.rows:
-        raise ValueError("the source holds no pairs")
+def _check_groups(source: Source, pictures_per_sample: int) -> None:
     if pictures_per_sample > 1 and "group" not in source.types:
         raise ValueError(
             "pictures_per_sample needs a column `group` that says which pictures belong together"
@@ -189,10 +219,11 @@ def _hash_of_file(file: str | os.PathLike | None) -> str | None:
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
-def _hash_of_splits(splits: list[str]) -> str | None:
-    if not splits:
+def _hash_of_splits(chosen: Chosen) -> str | None:
+    if chosen.by != "given":
         return None
-    return hashlib.sha256("\n".join(map(str, splits)).encode()).hexdigest()
+    told = json.dumps([chosen.splits, chosen.groups])
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def _convert_blocks(source: Source, judge: Judge, writer: "Writer", workers: int | None) -> None:
@@ -285,12 +316,17 @@ class Writer:
 
     def reject(self, number: int | None, sample_id: object, reason: str) -> None:
         """List what is left out, or raise ValueError if the caller wants all pairs to be good."""
+        shown = public_id(sample_id)
+        reason = public_reason(reason, sample_id)
         if self.strict:
-            raise ValueError(f"row {number}, id {str(sample_id)[:100]!r}: {reason}")
-        entry = {"id": sample_id, "row": number, "reason": reason}
+            raise ValueError(f"row {number}, id {str(shown)[:100]!r}: {reason}")
+        entry = {"id": shown, "row": number, "reason": reason}
         self.files["rejected"].write(json.dumps(entry).encode() + b"\n")
-        self.progress.rejected += 1
-        self.progress.reasons[reason.split(":")[0]] += 1
+        self.progress.reasons[kind_of(reason)] += 1
+        if number is None:
+            self.progress.text_only_rejected += 1
+        else:
+            self.progress.rejected += 1
 
     def load_dialogues(self, file: Path) -> None:
         """Read the dialogues without pictures, and put them into an order that the seed decides."""
@@ -321,6 +357,7 @@ class Writer:
                 self.progress.stripped += pair.picture.stripped
             else:
                 self.progress.converted += 1
+        self.progress.pairs += len(pairs)
         split = pairs[0].split
         self.files[split].write(line)
         self.progress.samples[split] += 1
