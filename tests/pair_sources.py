@@ -1,8 +1,11 @@
 """Small sources of pairs for the tests of loading: JPEG files, parquet, tables, and a refusal."""
 
 import csv
+import hashlib
+import hmac
 import io
 import json
+import os
 from pathlib import Path
 
 import datasets
@@ -28,6 +31,18 @@ def jpeg(value: int = 90, size: tuple[int, int] = (24, 16)) -> bytes:
     """A JPEG file of a ramp that begins at a grey value."""
     ramp = np.add.outer(np.arange(size[1]), np.arange(size[0])).astype(np.uint8) + np.uint8(value)
     return encoded(Image.fromarray(ramp).convert("RGB"), "JPEG")
+
+
+def image_id(content: bytes) -> str:
+    """The id that a plain picture gets where the source gives none."""
+    salt = os.environ["MEDTUNE_SALT"].encode()
+    return "image-" + hmac.new(salt, content, hashlib.sha256).hexdigest()[:16]
+
+
+def group_of(patient: str) -> str:
+    """The group that a patient's number becomes."""
+    salt = os.environ["MEDTUNE_SALT"].encode()
+    return "patient-" + hmac.new(salt, patient.encode(), hashlib.sha256).hexdigest()[:12]
 
 
 def write_parquet(path: Path, rows: int = 3, start: int = 0, **columns) -> Path:

@@ -61,11 +61,10 @@ def test_other_names_and_types(tmp_path, streaming):
 
 @pytest.mark.parametrize("options", [{}, {"limit": 9}, {"streaming": True}])
 def test_shards_with_different_columns(tmp_path, options):
-    shared = {"old": ["x"], "older": ["y"]}
-    write_parquet(tmp_path / "a.parquet", 1, group=["g"], **shared)
-    write_parquet(tmp_path / "b.parquet", 1, start=1, report=["r"], **shared)
+    write_parquet(tmp_path / "a.parquet", 1, group=["g"], old=["w"], older=["y"])
+    write_parquet(tmp_path / "b.parquet", 1, start=1, report=["r"], old=["x"], older=["y"])
     rows = list(load_pairs(tmp_path, columns={"id": "old", "caption": "older"}, **options))
-    assert [(row["id"], row["caption"]) for row in rows] == [("x", "y"), ("x", "y")]
+    assert [(row["id"], row["caption"]) for row in rows] == [("w", "y"), ("x", "y")]
     assert [row["group"] for row in rows] == ["g", None]
     assert [row["report"] for row in rows] == [None, "r"]
 
@@ -118,7 +117,7 @@ def test_parquet_without_what_pairs_need(tmp_path):
     no_caption = write_parquet(tmp_path / "b.parquet", caption=None)
     refused(ValueError, "no column caption, only image, id", no_caption)
     no_picture = write_parquet(tmp_path / "c.parquet", image=None, id=None)
-    refused(ValueError, "no column image or id", no_picture)
+    refused(ValueError, "no column image, only caption", no_picture)
     good = write_parquet(tmp_path / "whole.parquet")
     refused(ValueError, "no column nothing", good, columns={"caption": "nothing"})
     no_rows = write_parquet(tmp_path / "d.parquet", 0, image=pa.array([], pa.binary()))
@@ -150,6 +149,7 @@ def test_names_of_files_that_tell_a_split():
         "validation.jsonl": "validation",
         "valid.csv": "validation",
         "val_2.json": "validation",
+        "Dev.csv": "validation",
         "test.jsonl": "test",
         "testing.jsonl": None,
         "captions.csv": None,
@@ -179,7 +179,8 @@ def test_converted_folder_with_its_splits(tmp_path):
     assert splits == {"id-a": "train", "id-b": "validation", "id-c": "test"}
     assert rows[0]["roi"] == [0.1, 0.2, 0.3, 0.4]
     assert load_pairs(folder, split="test")["caption"] == ["caption c"]
-    refused(ValueError, "no pairs of split dev", folder, split="dev")
+    assert load_pairs(folder, split="dev")["id"] == ["id-b"]  # a common word for validation
+    refused(ValueError, "no pairs of split holdout", folder, split="holdout")
 
 
 def test_a_stream_tells_the_splits_too(tmp_path):
@@ -276,7 +277,9 @@ def scans(tmp_path) -> Path:
 def test_dicom_folder(scans):
     refused(ValueError, "4 pictures and no table", scans)
     rows = load_pairs(scans, allow_empty_captions=True)
-    assert rows["group"] == ["dicom-0001", "dicom-0001", "dicom-0002", "dicom-0002"]
+    doe, same, roe, too = rows["group"]
+    assert doe == same != roe == too
+    assert load_pairs(scans, allow_empty_captions=True)["group"] == rows["group"]
     assert len(set(rows["id"])) == 4
     assert [row["image"].mode for row in rows] == ["RGB"] * 4
     assert [row["image"].size for row in rows] == [(12, 16)] * 4

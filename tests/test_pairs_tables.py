@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pair_sources import AS_BYTES, folder_of_pictures, jpeg, refused, write_table
+from pair_sources import (
+    AS_BYTES,
+    folder_of_pictures,
+    group_of,
+    image_id,
+    jpeg,
+    refused,
+    write_table,
+)
 
 from medtune.pairs import load_pairs, reject_reason
 
@@ -45,8 +53,8 @@ def test_table_in_the_wild(pictures):
     table.write_bytes(("\ufeff" + text).encode())
     rows = load_pairs(pictures, columns={"group": "patient"})
     assert rows["caption"] == ["Leber", "zwei\nZeilen; ja"]
-    assert rows["id"] == ["a", "b"]  # made from the picture's name
-    assert rows["group"] == ["p1", "p2"]
+    assert rows["id"] == [image_id(jpeg(0)), image_id(jpeg(40))]  # made from the picture
+    assert rows["group"] == [group_of("p1"), group_of("p2")]
     assert [row["image"].size for row in rows] == [(24, 16)] * 2
 
 
@@ -55,7 +63,7 @@ def test_several_tables(pictures):
     other = write_table(pictures / "other.jsonl", [{"image": "c.jpg", "caption": "Milz"}])
     # metadata and captions are names that say it
     assert load_pairs(pictures)["caption"] == ["Leber"]
-    assert load_pairs(pictures, captions=other)["id"] == ["c"]
+    assert load_pairs(pictures, captions=other)["id"] == [image_id(jpeg(80))]
     table.rename(pictures / "this.csv")
     refused(ValueError, r"several tables \(other.jsonl, this.csv\)", pictures)
 
@@ -74,16 +82,16 @@ def test_values_of_several_kinds_are_kept(pictures):
 
 
 def test_a_column_may_have_any_name(pictures):
-    record = {"image": "a.jpg", "caption": "a", "named": "yes", "patient": "p"}
+    record = {"image": "a.jpg", "caption": "a", "named": "yes", "Ward": "p"}
     write_table(pictures / "t.jsonl", [record])
     row = load_pairs(pictures)[0]
-    assert (row["named"], row["patient"]) == ("yes", "p")
+    assert (row["named"], row["Ward"]) == ("yes", "p")
 
 
 def test_pictures_without_a_table(pictures):
     refused(ValueError, "3 pictures and no table of captions", pictures)
     rows = load_pairs(pictures, allow_empty_captions=True)
-    assert rows["id"] == ["a", "b", "c"]
+    assert rows["id"] == [image_id(jpeg(grey)) for grey in (0, 40, 80)]
     assert rows["caption"] == [""] * 3
     (pictures / "empty").mkdir()
     refused(ValueError, "holds no pairs", pictures / "empty")
@@ -129,7 +137,7 @@ def test_pictures_that_a_table_must_not_name(beside_a_secret, name, kind, patter
     refused(kind, pattern, beside_a_secret)
     # nothing is lost: the bad row says what is wrong with it
     rows = load_pairs(beside_a_secret, strict=False)
-    assert rows["id"] == ["t.jsonl:1", "a"]
+    assert rows["id"] == ["t.jsonl:1", image_id(jpeg(0))]
     assert rows["caption"] == [None, "y"]
     reasons = [reject_reason(row) for row in rows.cast_column("image", AS_BYTES)]
     assert re.search(pattern, reasons[0])
@@ -232,7 +240,8 @@ def test_dialogues_back_into_pairs(tmp_path_factory, dialect, spoken):
     write_table(folder / "t.json", records)
     rows = load_pairs(folder)
     assert list(zip(rows["question"], rows["caption"], strict=True)) == spoken
-    assert rows["id"] == ["a", *(f"a-{number}" for number in range(2, len(spoken) + 1))]
+    first = image_id(jpeg())
+    assert rows["id"] == [first, *(f"{first}-{number}" for number in range(2, len(spoken) + 1))]
     assert set(rows.column_names) == {"image", "id", "caption", "question"}
 
 

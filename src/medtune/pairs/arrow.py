@@ -3,79 +3,27 @@
 import itertools
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import datasets
 import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets.exceptions import DatasetGenerationError
 
 from medtune.files import one_line
 
-from .reading import ALIASES, Reading, our_names
-from .tables import LoosePictures, read_rows
-
-TEXT = datasets.Value("string")
+from .reading import LoosePictures, Reading, Table
+from .shards import SHARD_SUFFIXES, TEXT, shard_features
+from .survey import look_over
+from .tables import read_rows
 
 # So many rows of a table tell a stream which columns there are and of what type.
 FIRST_ROWS = 256
 
 
-def parquet_features(shards: list[Path], reading: Reading) -> datasets.Features:
-    """Find the columns of parquet files, under our names, and their types.
-
-    Only the footers are read: what a shard from a broken download lacks.
-
-    Parameters
-    ----------
-    shards : list of Path
-        Parquet files; their columns may differ, and the first that has one decides its type.
-    reading : Reading
-        How they are to be read.
-
-    Returns
-    -------
-    datasets.Features
-        image, id and caption, and whatever else any of the files has.
-
-    Raises
-    ------
-    ValueError
-        A file is no parquet file or lacks a column, or there are no rows in any.
-    """
-    features: dict = {}
-    rows = 0
-    for shard in shards:
-        try:
-            footer = pq.read_metadata(shard)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"{shard} is cut off or no parquet file, fetch it again ({one_line(error)})"
-            ) from None
-        rows += footer.num_rows
-        schema = footer.schema.to_arrow_schema()
-        names = our_names(schema.names, reading.columns, shard, need=tuple(ALIASES))
-        if reading.split and "split" not in names.values():
-            raise ValueError(
-                f"{shard} has no column split: leave split out, or make one with medtune.audit"
-            )
-        found = {}
-        for theirs, feature in datasets.Features.from_arrow_schema(schema).items():
-            if theirs in names:
-                found[names[theirs]] = feature
-        features = found | features
-    if not rows:
-        raise ValueError(f"{shards[0]} holds no pairs")
-    features |= {"image": datasets.Image(), "id": TEXT, "caption": TEXT}
-    return datasets.Features(features)
-
-
 def make_dataset(  # noqa: PLR0913 - where from, how to read it, and three ways to hand it over
     name: str,
-    tables: list[Path | LoosePictures],
+    tables: list[Table | LoosePictures],
     reading: Reading,
     *,
-    features: datasets.Features | None,
     streaming: bool,
     limit: int | None,
 ) -> datasets.Dataset | datasets.IterableDataset:
@@ -85,12 +33,10 @@ def make_dataset(  # noqa: PLR0913 - where from, how to read it, and three ways 
     ----------
     name : str
         What a message calls the source.
-    tables : list of Path or LoosePictures
+    tables : list of Table or LoosePictures
         What `read_rows` shall read.
     reading : Reading
         How it shall read them.
-    features : datasets.Features or None
-        The columns and their types; None: see what the rows hold.
     streaming : bool
         Give a stream that reads as you go.
     limit : int or None
@@ -99,8 +45,8 @@ def make_dataset(  # noqa: PLR0913 - where from, how to read it, and three ways 
     Returns
     -------
     datasets.Dataset or datasets.IterableDataset
-        A stream if asked for; else a set in memory or, where `features` are known and all rows are
-        wanted, one that lies in the cache on disk.
+        A stream if asked for; else a set in memory or, of shards whose rows are all wanted, one that
+        lies in the cache on disk.
 
     Raises
     ------
@@ -109,6 +55,10 @@ def make_dataset(  # noqa: PLR0913 - where from, how to read it, and three ways 
     """
     # said here, because a worker of a stream gets only some of the tables
     reading = replace(reading, several_tables=len(tables) > 1)
+    survey = look_over(tables, reading)
+    salt = reading.secret() if survey.needs_salt else None
+    reading = replace(reading, repeated=survey.repeated, salt=salt)
+    features = shard_features(tables, reading) if _are_shards(tables) else None
     nothing = f"{name} holds no pairs"
     if reading.split:
         nothing += f" of split {reading.split}"
@@ -134,11 +84,19 @@ def make_dataset(  # noqa: PLR0913 - where from, how to read it, and three ways 
     return datasets.Dataset.from_dict(complete, features=features)
 
 
+def _are_shards(tables: list[Table | LoosePictures]) -> bool:
+    """Say whether the types of all columns are known before the rows are read."""
+    for table in tables:
+        if isinstance(table, LoosePictures) or table.path.suffix.lower() not in SHARD_SUFFIXES:
+            return False
+    return True
+
+
 def _on_disk(
-    tables: list[Path], reading: Reading, features: datasets.Features, nothing: str
+    tables: list[Table], reading: Reading, features: datasets.Features, nothing: str
 ) -> datasets.Dataset:
     """Let `datasets` write the rows to its cache, from where they are mapped into memory."""
-    changed = tuple(file.stat().st_mtime_ns for file in tables)
+    changed = tuple(table.path.stat().st_mtime_ns for table in tables)
     reading = replace(reading, changed=changed)
     arguments = _arguments(tables, reading, features)
     try:
@@ -151,7 +109,7 @@ def _on_disk(
 
 
 def _stream(
-    tables: list[Path | LoosePictures],
+    tables: list[Table | LoosePictures],
     reading: Reading,
     features: datasets.Features,
     limit: int | None,
@@ -164,7 +122,7 @@ def _stream(
 
 
 def _arguments(
-    tables: list[Path | LoosePictures], reading: Reading, features: datasets.Features
+    tables: list[Table | LoosePictures], reading: Reading, features: datasets.Features
 ) -> dict:
     """Give the arguments of `read_rows`; one list among them: `datasets` takes lists for shards."""
     return {"tables": tables, "reading": reading, "keys": tuple(features)}
@@ -200,6 +158,9 @@ def _features_of(columns: dict[str, list], reading: Reading) -> datasets.Feature
     features = {"image": datasets.Image()}
     for key, feature in datasets.Dataset.from_dict(plain).features.items():
         features[key] = TEXT if feature == datasets.Value("null") else feature
+    if reading.repeated:
+        # also where the first rows of a stream stand alone: a later one may be one of two views
+        features.setdefault("group", TEXT)
     if not reading.strict:
         # also where the first rows of a stream are good: a later one may be bad
         features["problem"] = TEXT

@@ -6,7 +6,7 @@ import datasets
 
 from medtune.files import one_line
 
-from .reading import ALIASES, our_names
+from .sets import with_our_columns
 
 # An error can have a long chain of causes: the kind that matters stands among the first.
 _MOST_CAUSES = 9
@@ -20,6 +20,7 @@ def load_from_hub(  # noqa: PLR0913 - each is an option of load_pairs
     streaming: bool,
     limit: int | None,
     columns: dict[str, str],
+    salt: str | None = None,
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Load image, id and caption of a set on the hub.
 
@@ -37,6 +38,8 @@ def load_from_hub(  # noqa: PLR0913 - each is an option of load_pairs
         The first rows only, held in memory unless streaming, without downloading the rest.
     columns : dict of str to str
         Our name -> the set's name.
+    salt : str or None
+        What ids that are made up or are file names, and numbers of patients, are hashed with.
 
     Returns
     -------
@@ -53,7 +56,7 @@ def load_from_hub(  # noqa: PLR0913 - each is an option of load_pairs
         # a set of which only some rows are wanted is streamed too: the rest is not downloaded
         as_stream = streaming or limit is not None
         pairs = datasets.load_dataset(name, config, split=split, streaming=as_stream)
-        pairs = _with_our_columns(pairs, name, columns)
+        pairs = with_our_columns(pairs, name, columns, salt)
         if limit is not None:
             pairs = pairs.take(limit)
         # One row at least, so that a refusal shows here and not in the middle of a run; undecoded,
@@ -66,22 +69,6 @@ def load_from_hub(  # noqa: PLR0913 - each is an option of load_pairs
         raise _explained(name, error) from None
     if not rows:
         raise ValueError(f"{name} holds no pairs")
-    return pairs
-
-
-def _with_our_columns(
-    pairs: datasets.Dataset | datasets.IterableDataset, name: str, columns: dict[str, str]
-) -> datasets.Dataset | datasets.IterableDataset:
-    """Give the columns our names, and image, id and caption their types."""
-    names = our_names(pairs.column_names, columns, name, need=tuple(ALIASES))
-    pairs = pairs.select_columns(list(names))
-    changed = {theirs: ours for theirs, ours in names.items() if theirs != ours}
-    pairs = pairs.rename_columns(changed)
-    text = datasets.Value("string")
-    types = {"image": datasets.Image(), "id": text, "caption": text}
-    for column, feature in types.items():
-        if pairs.features[column] != feature:
-            pairs = pairs.cast_column(column, feature)
     return pairs
 
 

@@ -8,26 +8,22 @@ when you read `row["image"]`; see the bytes themselves with
 
 import os
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import datasets
 
-from .arrow import make_dataset, parquet_features
+from .arrow import make_dataset
+from .columns import split_of_word
 from .dicom import SUFFIXES as DICOM_SUFFIXES
-from .files_of_pictures import find_pictures
+from .find import OTHER_SOURCES, find_loose_pictures, find_shards, find_tables, folder_of_zip
 from .hub import load_from_hub
-from .reading import Reading
-from .tables import SPLITS, TABLE_SUFFIXES, LoosePictures, split_of
+from .reading import Reading, Table
+from .shards import SHARD_SUFFIXES
+from .sources import TABLE_SUFFIXES
+from .tables import split_of
 
-# What medtune itself writes beside training records: no tables of captions.
-NO_TABLES = {
-    "dataset_info.json",
-    "rejected.jsonl",
-    "convert.json",
-    "check.json",
-    "summary.json",
-}
+# Endings of what can only be meant as a file.
+FILE_SUFFIXES = TABLE_SUFFIXES | SHARD_SUFFIXES | DICOM_SUFFIXES | {".zip", *OTHER_SOURCES}
 
 # Owner and name of a set on the hub.
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -47,21 +43,24 @@ def load_pairs(  # noqa: PLR0913 - one function for every source, each with its 
     allow_empty_captions: bool = False,
     salt: str | None = None,
     strict: bool = True,
+    encoding: str | None = None,
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Load pairs from parquet, the hub, tables, dialogues, DICOM files, or a folder of such.
 
     Parameters
     ----------
     source : str or Path
-        "sample" (the built sample set), a hub id such as "UCSC-VLAA/MedTrinity-25M", or the path of
-        a parquet file, of a CSV, TSV, JSON or JSONL of captions or dialogues (messages,
-        conversations, prompt/completion), of a DICOM file, or of a folder: parquet shards, or
-        pictures with one table beside them.
+        "sample" (the built sample set), a hub id such as "UCSC-VLAA/MedTrinity-25M", or a path: of
+        a parquet file, of a CSV, TSV, Excel file, JSON or JSON Lines of captions, questions or
+        dialogues (messages, conversations, prompt/completion), of COCO's or R2Gen's JSON, of a
+        DICOM file, of a ZIP, or of a folder: parquet shards, a set that `datasets` saved, or
+        pictures with one table beside them or in each of its folders train, val and test.
     config : str, optional
         Configuration of a hub set, such as "25M_demo"; it may also stand after a colon in `source`.
     split : str, optional
         The split to keep: by the column `split`, by file names such as `test-00000.parquet` or
-        `test.jsonl`, or by the hub's splits (there the default is "train").
+        `test.jsonl`, or by the hub's splits (there the default is "train"). Of local sources val,
+        valid and dev mean validation.
     streaming : bool
         Return an IterableDataset that reads as you go: memory and disk stay flat.
     limit : int, optional
@@ -70,7 +69,7 @@ def load_pairs(  # noqa: PLR0913 - one function for every source, each with its 
         For DICOM: a CT window, see `medtune.pairs.WINDOWS`, or (centre, width).
     columns : dict of str to str, optional
         Our name -> the source's name, where they differ: `{"caption": "impression"}`. Common names
-        are known.
+        are known, whatever their capitals. Ours are image, id, caption, question, group and split.
     captions : str or Path, optional
         The table of captions, where it is not the only one in the folder.
     image_root : str or Path, optional
@@ -79,12 +78,15 @@ def load_pairs(  # noqa: PLR0913 - one function for every source, each with its 
     allow_empty_captions : bool
         Load pictures or DICOM files that have no table, with the caption "".
     salt : str, optional
-        For DICOM: a secret that makes the hashed patient groups agree between calls (without one,
-        groups are numbered as they come).
+        A secret that ids which are file names, and numbers of patients, are hashed with; by default
+        that of the user, see `medtune.pairs.user_salt`. With the same salt they agree between
+        calls.
     strict : bool
         Raise on the first bad row of a table. If False, it becomes a row whose column `problem`
         says why, which `reject_reason` reports, so that the rest goes on and nothing is lost
         silently.
+    encoding : str, optional
+        How the text of tables is encoded, such as "gb18030"; by default UTF-8.
 
     Returns
     -------
@@ -124,20 +126,41 @@ def load_pairs(  # noqa: PLR0913 - one function for every source, each with its 
             streaming=streaming,
             limit=limit,
             columns=columns,
+            salt=salt,
         )
-    reading = Reading(columns=columns, strict=strict, window=window, salt=salt, split=split)
-    shards = _parquet_files(path)
-    features = None
-    # Parquet holds whole rows of known types, unless the captions are said to stand elsewhere.
-    if shards and not captions:
-        tables, reading = _shards_of_split(shards, reading)
-        features = parquet_features(tables, reading)
+    path = folder_of_zip(path, encoding)
+    # words such as val mean a split that we call otherwise; others are left for the error to name
+    split = split_of_word(split) or split
+    base = (path if path.is_dir() else path.parent).resolve()
+    reading = Reading(
+        columns=columns,
+        strict=strict,
+        window=window,
+        salt=salt,
+        split=split,
+        encoding=encoding,
+        base=base,
+        root=Path(image_root).expanduser().resolve() if image_root else base,
+    )
+    # shards hold whole rows of known types, unless the captions are said to stand elsewhere
+    tables: list = []
+    if captions:
+        tables = _given_table(Path(captions).expanduser())
     else:
-        tables = [Path(captions)] if captions else _find_tables(path)
-        if not tables:
-            tables = [_find_loose_pictures(name, path, allow_empty_captions)]
-        reading = replace(reading, folders=_picture_folders(path, image_root))
-    return make_dataset(name, tables, reading, features=features, streaming=streaming, limit=limit)
+        tables = find_shards(path, split) or find_tables(path)
+    if not tables:
+        tables = [find_loose_pictures(name, path, allow_empty_captions)]
+    return make_dataset(name, tables, reading, streaming=streaming, limit=limit)
+
+
+def _given_table(captions: Path) -> list[Table]:
+    """Give the table that the caller named."""
+    if captions.is_dir():
+        return find_shards(captions, None) or find_tables(captions)
+    if captions.suffix.lower() not in TABLE_SUFFIXES | SHARD_SUFFIXES:
+        known = ", ".join(sorted(TABLE_SUFFIXES | SHARD_SUFFIXES))
+        raise ValueError(f"{captions} is no table of captions: give captions=FILE ({known})")
+    return [Table(captions, split_of(captions))]
 
 
 def _find_sample() -> Path:
@@ -161,64 +184,7 @@ def _hub_id_of(name: str, path: Path) -> tuple[str, str | None]:
     """Take "owner/name:config" apart, or raise if it cannot be meant for the hub."""
     hub_id, _, config = name.partition(":")
     # "data/rows.parquet" has the form of a hub id, but is a path with a slip in it
-    looks_like_a_file = path.suffix in TABLE_SUFFIXES | DICOM_SUFFIXES | {".parquet"}
+    looks_like_a_file = path.suffix.lower() in FILE_SUFFIXES
     if looks_like_a_file or not _HUB_ID.fullmatch(hub_id):
         raise FileNotFoundError(f"no such file or folder: {hub_id}")
     return hub_id, config or None
-
-
-def _parquet_files(path: Path) -> list[Path]:
-    if path.is_dir():
-        return sorted(path.rglob("*.parquet"))
-    return [path] if path.suffix == ".parquet" else []
-
-
-def _shards_of_split(shards: list[Path], reading: Reading) -> tuple[list[Path], Reading]:
-    """Keep the files named after the wanted split; without any, the column `split` must tell."""
-    if not reading.split:
-        return shards, reading
-    named = [file for file in shards if split_of(file) == reading.split]
-    if not named:
-        return shards, reading
-    return named, replace(reading, split=None)
-
-
-def _find_tables(path: Path) -> list[Path]:
-    """Find the tables of a folder: those named after splits, else the one table of captions."""
-    if path.is_file():
-        return [path] if path.suffix in TABLE_SUFFIXES else []
-    files = [file for file in sorted(path.iterdir()) if _may_be_a_table(file)]
-    of_splits = [file for file in files if file.stem in SPLITS]
-    if of_splits:
-        return of_splits
-    well_named = [file for file in files if file.stem in ("captions", "metadata")]
-    files = well_named or files
-    if len(files) > 1:
-        names = ", ".join(file.name for file in files)
-        raise ValueError(f"{path} holds several tables ({names}): give captions=FILE")
-    return files
-
-
-def _may_be_a_table(file: Path) -> bool:
-    is_hidden = file.name.startswith(".")
-    return file.suffix in TABLE_SUFFIXES and file.name not in NO_TABLES and not is_hidden
-
-
-def _find_loose_pictures(name: str, path: Path, allow_empty_captions: bool) -> LoosePictures:
-    """Find pictures and DICOM files that no table names."""
-    found = find_pictures(path)
-    if found and not allow_empty_captions:
-        raise ValueError(
-            f"{name} holds {len(found)} pictures and no table of captions: give captions=FILE.csv "
-            "(columns image, caption) or allow_empty_captions=True"
-        )
-    return LoosePictures(tuple(str(file) for file in found))
-
-
-def _picture_folders(path: Path, image_root: str | os.PathLike | None) -> tuple[Path, ...]:
-    """Give the folders that pictures are looked for in; they must not leave the first."""
-    base = (path if path.is_dir() else path.parent).resolve()
-    root = Path(image_root).expanduser().resolve() if image_root else base
-    # tables name a picture by its path from the root, from the table, or by its bare name
-    folders = dict.fromkeys((root, base, base / "images"))
-    return tuple(folder for folder in folders if folder.is_relative_to(root))

@@ -1,16 +1,42 @@
-"""How a source is to be read, and which of its columns is which of ours."""
+"""How a source is to be read, and the tables that it consists of."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# Our name -> the names that published sets give the same thing, best first.
-ALIASES = {
-    "image": ("image_path", "file_name", "filename", "path", "images"),
-    "id": ("image_id", "uid"),
-    "caption": ("text", "report", "findings", "description"),
-}
+from .salt import user_salt
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file with pairs: a table, a dialogue file, or a shard of parquet or Arrow.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    split : str or None
+        The split that its name, or that of its folder, says.
+    columns : dict of str to str
+        Our name -> the file's name, as a description beside the file says.
+    """
+
+    path: Path
+    split: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LoosePictures:
+    """Pictures that no table names: each becomes a row with the caption "".
+
+    Attributes
+    ----------
+    files : tuple of str
+        Absolute paths of pictures and DICOM files.
+    """
+
+    files: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -29,14 +55,20 @@ class Reading:
     window : str, tuple of float or None
         The window for DICOM files.
     salt : str or None
-        The secret that patients' numbers are hashed with; without one, groups are only numbered.
+        The secret that ids and patients' numbers are hashed with; None where none is needed.
     split : str or None
         Keep the rows of this split only.
-    folders : tuple of Path
-        Where the pictures of a table are looked for; none may lie outside of the first.
+    encoding : str or None
+        How the text of tables is encoded; None for UTF-8.
+    base : Path
+        The folder of the source: names of pictures are relative to it or to their table's folder.
+    root : Path
+        The folder that no picture may lie outside of.
     several_tables : bool
         Whether there is more than one table, so that each row tells the split its table is named
         after.
+    repeated : frozenset of int
+        Hashes of the ids that stand on several rows.
     changed : tuple of int
         When each file was last written, in nanoseconds. Nobody reads it, but it goes into the hash:
         a changed file is not served from the cache.
@@ -47,59 +79,13 @@ class Reading:
     window: Any = None
     salt: str | None = None
     split: str | None = None
-    folders: tuple[Path, ...] = ()
+    encoding: str | None = None
+    base: Path = Path()
+    root: Path = Path()
     several_tables: bool = False
+    repeated: frozenset[int] = frozenset()
     changed: tuple[int, ...] = ()
 
-
-def our_names(
-    available: Iterable[str], columns: dict[str, str], where: object, need: tuple[str, ...] = ()
-) -> dict[str, str]:
-    """Map the source's names to ours: what the caller said first, then `ALIASES`.
-
-    Parameters
-    ----------
-    available : iterable of str
-        The names that the source has, in its order.
-    columns : dict of str to str
-        Our name -> the source's name, as the caller said.
-    where : object
-        What a message calls the source.
-    need : tuple of str
-        Our names that must be among the result.
-
-    Returns
-    -------
-    dict of str to str
-        The source's name -> our name. A column that bears one of our names though the caller gave
-        that name to another is left out.
-
-    Raises
-    ------
-    ValueError
-        A needed name, or one that the caller gave, is not there.
-
-    Examples
-    --------
-    >>> our_names(["uid", "report", "group"], {}, "the table")
-    {'uid': 'id', 'report': 'caption', 'group': 'group'}
-    """
-    available = list(available)
-    names = {name: name for name in available if name not in columns}
-    for ours, theirs in columns.items():
-        names[theirs] = ours
-    for ours, aliases in ALIASES.items():
-        if ours in names.values():
-            continue
-        # an alias serves if it is there and not taken for something else
-        free = [alias for alias in aliases if names.get(alias) == alias]
-        if free:
-            names[free[0]] = ours
-    missing = [theirs for theirs in columns.values() if theirs not in available]
-    missing += [ours for ours in need if ours not in names.values()]
-    if missing:
-        raise ValueError(
-            f"{where} has no column {' or '.join(missing)}, only {', '.join(available)}: "
-            "say which is which, columns={'caption': 'NAME'}"
-        )
-    return names
+    def secret(self) -> str:
+        """Give the salt, that of the user where the caller gave none."""
+        return self.salt or user_salt()

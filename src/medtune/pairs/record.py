@@ -1,38 +1,24 @@
 """Turn one record of a table into pairs: its picture, or each frame of it, with each answer."""
 
+import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .files_of_pictures import Picture, open_pictures
-from .reading import Reading, our_names
-
-# What the dialects of dialogue data call the two who speak; other roles, such as system, are not
-# part of question and answer.
-ROLES = {
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-}
-
-# Columns that hold a dialogue or repeat it: the pair has question and caption instead.
-DIALOGUE_COLUMNS = {
-    "messages",
-    "conversations",
-    "prompt",
-    "completion",
-    "instruction",
-    "output",
-    "history",
-    "system",
-}
+from .columns import ALIASES, our_names, plain_name, split_of_word
+from .dialogues import DIALOGUE_COLUMNS, MARK, Answer, read_answers, turns_of
+from .files_of_pictures import PICTURE_SUFFIXES, open_pictures
+from .locate import Places, find_picture, pictures_in
+from .reading import Reading
+from .salt import keyed_hash, patient_group, safe_id
 
 # Lone surrogates, which JSON can spell ("\ud800") and Arrow cannot hold.
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+# What programs write where there is no text. "None" is not among them: it is an answer too.
+_NO_TEXT = {"nan", "<na>", "nat", "null"}
 
 
 def names_group(cell: Any) -> bool:
@@ -56,22 +42,6 @@ def names_group(cell: Any) -> bool:
 
 
 @dataclass
-class Answer:
-    """What is said about a picture.
-
-    Attributes
-    ----------
-    caption : str
-        The caption or, in a dialogue, the answer.
-    question : str or None
-        What was asked in the dialogue; None where there was no dialogue.
-    """
-
-    caption: str
-    question: str | None
-
-
-@dataclass
 class FoundPair:
     """A pair of a record, before ids are numbered and patients become groups.
 
@@ -79,84 +49,262 @@ class FoundPair:
     ----------
     row : dict
         image, id, caption, and whatever else is known.
-    id_is_given : bool
-        Whether the id is that of the record; else it was made up.
+    given_id : str or None
+        The id that the record has, before it was hashed; None where one was made up.
     patient : str or None
         A hash that stands for the patient of a DICOM file.
     """
 
     row: dict
-    id_is_given: bool
+    given_id: str | None
     patient: str | None
 
+    @property
+    def id_is_given(self) -> bool:
+        """Whether the id is that of the record; else it was made up."""
+        return self.given_id is not None
 
-def record_pairs(record: Any, reading: Reading, salt: str) -> Iterator[FoundPair]:
-    """Yield a pair for each picture and each answer of a record, plain or a dialogue.
 
-    Parameters
+@dataclass
+class RecordReader:
+    """Reads the records of one table.
+
+    Attributes
     ----------
-    record : dict
-        Column -> value; anything else is refused.
     reading : Reading
         How the source is to be read.
-    salt : str
-        What patients' numbers are hashed with.
-
-    Yields
-    ------
-    FoundPair
-        Nothing for a dialogue without a picture.
-
-    Raises
-    ------
-    ValueError, OSError, TypeError, AttributeError
-        The record is bad. The last two come from values of an unexpected kind, such as a number in
-        the place of a turn.
+    places : Places
+        Where the table's pictures lie.
+    columns : dict of str to str
+        Our name -> the table's name, where the caller or a file beside the table said so.
+    is_shard : bool
+        Whether the table is a shard of parquet or Arrow, where a missing picture is an empty cell.
     """
-    if not isinstance(record, dict):
-        raise ValueError(f"a record is a JSON object, not {type(record).__name__}")
-    turns = _turns_of(record)
-    needed = () if turns else ("image", "caption")
-    # one table may hold records of several kinds: a wish that this one cannot fulfil is no error
-    columns = {ours: theirs for ours, theirs in reading.columns.items() if theirs in record}
-    names = our_names(record, columns, "the record", needed)
-    extra = _renamed(record, names)
-    images = extra.pop("image", None)
-    caption = extra.pop("caption", None)
-    given_id = extra.pop("id", None)
-    extra.pop("images", None)  # left where a record has both image and images
-    if turns and not images:
-        return
-    if not isinstance(images, list):
-        images = [images]
-    for image in images:
-        file = _located(image, reading.folders)
-        for picture in open_pictures(file, reading.window, salt):
-            for answer in _answers(turns) if turns else [Answer(caption, None)]:
-                row = _row(picture, answer, given_id, extra)
-                yield FoundPair(row, given_id is not None, picture.patient)
+
+    reading: Reading
+    places: Places
+    columns: dict[str, str]
+    is_shard: bool = False
+    _names: dict[tuple, dict[str, str]] = field(default_factory=dict)
+
+    def pairs_of(self, record: Any) -> Iterator[FoundPair]:
+        """Yield a pair for each picture and each answer of a record, plain or a dialogue.
+
+        Parameters
+        ----------
+        record : dict
+            Column -> value; anything else is refused.
+
+        Yields
+        ------
+        FoundPair
+            At least one, unless the record is a dialogue without a picture.
+
+        Raises
+        ------
+        ValueError, OSError
+            The record is bad: one line that says why.
+        """
+        if not isinstance(record, dict):
+            raise ValueError(f"a record is a JSON object, not {type(record).__name__}")
+        record = self._with_known_dialogue(record)
+        turns = turns_of(record)
+        names = self._names_of(record, is_dialogue=turns is not None)
+        ours = _renamed(record, names)
+        for kind in ("video", "audio"):
+            if record.get(f"{kind}s") or record.get(kind):
+                raise ValueError(f"no {kind}: medtune learns from pictures, take some out of it")
+        cell = ours.pop("image", None)
+        given_id = as_id(ours.pop("id", None))
+        ours.pop("images", None)  # left where a record has both image and images
+        if cell is None and turns is None and "image" not in names.values():
+            cell = self._named_by_id(given_id)
+        caption = ours.pop("caption", None)
+        question = _as_question(ours.pop("question", None))
+        self._read_group(ours, names)
+        _read_split(ours)
+        cells = pictures_in(cell)
+        if turns is None:
+            if not cells:
+                raise ValueError("the record names no picture: its list is empty")
+            # the user's own word, or a question, says that a number is meant as a text
+            may_be_number = "caption" in self.columns or question is not None
+            answers = [Answer(as_caption(caption, may_be_number), question, cells)]
+        else:
+            answers = read_answers(turns, [one for one in cells if _is_something(one)])
+            if not any(answer.pictures for answer in answers):
+                return
+        yield from self._pairs(answers, given_id, ours)
+
+    def _with_known_dialogue(self, record: dict) -> dict:
+        """Call the column of turns by its common name, where a description names another."""
+        theirs = self.columns.get("messages")
+        if theirs in record and theirs not in ("messages", "conversations"):
+            record = dict(record)
+            record["messages"] = record.pop(theirs)
+        return record
+
+    def _names_of(self, record: dict, is_dialogue: bool) -> dict[str, str]:
+        """Map the record's columns to ours; most records have the same columns as the one before."""
+        key = (is_dialogue, *record)
+        if key not in self._names:
+            self._names[key] = self._map_names(record, is_dialogue)
+        return self._names[key]
+
+    def _map_names(self, record: dict, is_dialogue: bool) -> dict[str, str]:
+        available = [name for name in record if isinstance(name, str)]
+        # one table may hold records of several kinds: a wish that this one cannot fulfil is no
+        # error
+        present = {plain_name(name) for name in available}
+        columns = {}
+        for ours, theirs in self.columns.items():
+            if ours != "messages" and plain_name(theirs) in present:
+                columns[ours] = theirs
+        if is_dialogue:
+            return our_names(available, columns, "the record")
+        names = our_names(available, columns, "the record")
+        need = ("caption",) if "id" in names.values() else ("image", "caption")
+        return our_names(available, columns, "the record", need)
+
+    def _named_by_id(self, given_id: str | None) -> str:
+        """Take the id for the name of the picture, which some sets have without its ending."""
+        try:
+            find_picture(given_id, self.places)
+        except (ValueError, OSError):
+            raise ValueError(
+                "the record has no column image, and no picture is called by its id: say which "
+                "column it is, columns={'image': 'NAME'}"
+            ) from None
+        return given_id
+
+    def _read_group(self, ours: dict, names: dict[str, str]) -> None:
+        """Hash the group, unless the table itself calls the column so: then it is no patient's number."""
+        if "group" not in ours:
+            return
+        group = ours["group"]
+        if isinstance(group, str):
+            group = group.strip()
+        if not names_group(group):
+            ours["group"] = None
+            return
+        [theirs] = [name for name, our in names.items() if our == "group"]
+        if plain_name(theirs) != "group":
+            ours["group"] = patient_group(as_id(group), self.reading.secret())
+
+    def _pairs(
+        self, answers: list[Answer], given_id: str | None, ours: dict
+    ) -> Iterator[FoundPair]:
+        # all answers about the first picture come first, then those about the second
+        cells: list[Any] = []
+        for answer in answers:
+            cells += [cell for cell in answer.pictures if cell not in cells]
+        for cell in cells:
+            about = [answer for answer in answers if cell in answer.pictures]
+            for picture in self._open(cell, ours):
+                for answer in about:
+                    row = _row(picture, answer, self._id_of(picture, given_id), ours)
+                    yield FoundPair(row, given_id, picture.patient)
+
+    def _open(self, cell: Any, ours: dict) -> Iterator[Any]:
+        """Open what a cell names or holds: a picture, or the frames of a DICOM file."""
+        if self.is_shard and (not _is_something(cell) or self._is_of_another_machine(cell)):
+            yield HeldPicture(None, self.reading)
+            return
+        try:
+            found = find_picture(cell, self.places)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}{_other_column(ours)}") from None
+        if isinstance(found, bytes):
+            yield HeldPicture(found, self.reading)
+        else:
+            yield from open_pictures(found, self.reading.window, self.reading.secret())
+
+    def _is_of_another_machine(self, cell: Any) -> bool:
+        """Say whether `datasets` noted a whole path with a picture that the shard does not hold.
+
+        It is a path of whoever wrote the shard, and followed only where the caller named a root.
+        """
+        if not isinstance(cell, dict) or cell.get("bytes") is not None:
+            return False
+        path = cell.get("path")
+        return self.reading.root == self.reading.base and bool(path) and Path(path).is_absolute()
+
+    def _id_of(self, picture: Any, given_id: str | None) -> str | None:
+        if given_id is None:
+            return picture.made_up_id
+        return safe_id(given_id, self.reading.salt)
+
+
+@dataclass
+class HeldPicture:
+    """A picture whose bytes stand in the table itself.
+
+    Attributes
+    ----------
+    content : bytes or None
+        The encoded picture; None where the cell is empty.
+    reading : Reading
+        Holds the salt of the made-up id.
+    known : dict
+        Nothing: a plain picture fills no columns.
+    patient : None
+        Nobody: only DICOM files name a patient.
+    """
+
+    content: bytes | None
+    reading: Reading
+    known: dict = field(default_factory=dict)
+    patient: str | None = None
+
+    @property
+    def cell(self) -> dict | None:
+        """What `datasets.Image` wants."""
+        return None if self.content is None else {"bytes": self.content, "path": None}
+
+    @property
+    def made_up_id(self) -> str | None:
+        """The id for a record that gives none."""
+        if self.content is None:
+            return None
+        return "image-" + keyed_hash(self.content, self.reading.secret())[:16]
+
+
+def picture_key(cell: dict | None) -> str:
+    """Give what tells the picture of a row from others: its path, or a hash of its bytes.
+
+    Examples
+    --------
+    >>> picture_key({"bytes": None, "path": "a.png"})
+    'a.png'
+    """
+    if cell is None:
+        return ""
+    if cell["bytes"] is None:
+        return str(cell["path"])
+    return hashlib.blake2b(cell["bytes"], digest_size=16).hexdigest()
 
 
 def _renamed(record: dict, names: dict[str, str]) -> dict:
     """Give the values of a record under our names, without those of a dialogue."""
     renamed = {}
     for theirs, value in record.items():
-        if theirs in names and theirs not in DIALOGUE_COLUMNS:
+        is_ours = names.get(theirs) in ALIASES
+        if theirs in names and (is_ours or theirs not in DIALOGUE_COLUMNS):
             renamed[names[theirs]] = without_surrogates(value)
     return renamed
 
 
-def _row(picture: Picture, answer: Answer, given_id: Any, extra: dict) -> dict:
+def _row(picture: Any, answer: Answer, row_id: str | None, extra: dict) -> dict:
     row = {
         "image": picture.cell,
-        "id": picture.made_up_id if given_id is None else str(given_id),
-        "caption": answer.caption,
+        "id": without_surrogates(row_id),
+        "caption": without_surrogates(answer.caption),
     }
     # what the table says of a picture counts more than what its file says
     row |= picture.known
     row |= extra
     if answer.question is not None:
-        row["question"] = answer.question
+        row["question"] = without_surrogates(answer.question)
     return row
 
 
@@ -171,60 +319,96 @@ def without_surrogates(value: Any) -> Any:
     return _SURROGATE.sub("\ufffd", value) if isinstance(value, str) else value
 
 
-# --- dialogues ------------------------------------------------------------------------------------
+# --- cells ----------------------------------------------------------------------------------------
 
 
-def _turns_of(record: dict) -> list[dict] | None:
-    """Give the turns of a dialogue in any of the dialects, or None for a plain record."""
-    if "completion" not in record:
-        return record.get("messages") or record.get("conversations")
-    turns = []
-    # what stands in prompt and completion counts even if there are messages too
-    for role, column in (("user", "prompt"), ("assistant", "completion")):
-        said = record.get(column)
-        # a list of messages, or plain text
-        turns += said if isinstance(said, list) else [{"role": role, "content": said}]
-    return turns
+def _is_something(cell: Any) -> bool:
+    """Say whether a cell names or holds a picture at all."""
+    if isinstance(cell, dict):
+        return any(value is not None for value in cell.values())
+    return names_group(cell)
 
 
-def _answers(turns: list[dict]) -> Iterator[Answer]:
-    """Yield each answer of a dialogue with what was asked since the answer before."""
-    question: list[str] = []
-    for turn in turns:
-        role = ROLES.get(turn.get("role") or turn.get("from"))
-        said = _text_of(turn)
-        if role == "assistant":
-            yield Answer(said, "\n".join(question))
-            question = []
-        elif role == "user":
-            question.append(said)
+def as_id(cell: Any) -> str | None:
+    """Give an id or a number as text; None where there is none.
 
-
-def _text_of(turn: dict) -> str:
-    """Give the words of a turn, without the marks for pictures."""
-    said = turn.get("content") or turn.get("value") or ""
-    if not isinstance(said, str):  # a list of parts, of which pictures have no text
-        said = " ".join(part.get("text") or "" for part in said)
-    return without_surrogates(said.replace("<image>", "").strip())
-
-
-# --- pictures -------------------------------------------------------------------------------------
-
-
-def _located(name: Any, folders: tuple[Path, ...]) -> Path:
-    """Find a picture that a table names, inside the first folder and nowhere else.
-
-    A table comes from elsewhere: it must not reach other files of this machine, by '..' or a link.
+    Examples
+    --------
+    >>> as_id(7), as_id(7.0), as_id("s1"), as_id(float("nan")), as_id(" ")
+    ('7', '7', 's1', None, None)
     """
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise ValueError(f"{name!r} is no picture name")
-    root = folders[0]
-    paths = [(folder / name).resolve() for folder in folders]
-    if not all(path.is_relative_to(root) for path in paths):
-        raise ValueError(
-            f"picture {name} lies outside the folder (a link or '..'): give image_root=FOLDER"
-        )
-    for path in paths:
-        if path.exists():
-            return path
-    raise FileNotFoundError(f"picture {name} is missing")
+    if not names_group(cell) or (isinstance(cell, str) and not cell.strip()):
+        return None
+    # a column of numbers in which some are missing holds fractions
+    if isinstance(cell, float) and cell.is_integer():
+        cell = int(cell)
+    return str(cell)
+
+
+def as_caption(cell: Any, may_be_number: bool) -> str | None:
+    """Give a caption as text; None where nothing was entered.
+
+    Parameters
+    ----------
+    cell : any value
+        What the table has.
+    may_be_number : bool
+        Whether a number is an answer, such as to "How many?".
+
+    Returns
+    -------
+    str or None
+        The text; None for an empty cell, NaN, and the word for it.
+
+    Raises
+    ------
+    ValueError
+        The cell holds something else than text.
+
+    Examples
+    --------
+    >>> as_caption("A liver.", False), as_caption(2, True), as_caption(float("nan"), True)
+    ('A liver.', '2', None)
+    """
+    if cell is None or cell != cell:
+        return None
+    if isinstance(cell, str):
+        return None if cell.strip().lower() in _NO_TEXT else cell
+    if may_be_number and isinstance(cell, int | float) and not isinstance(cell, bool):
+        return as_id(cell)
+    raise ValueError(
+        f"the caption is {type(cell).__name__}, no text: is it the right column? "
+        "columns={'caption': 'NAME'}"
+    )
+
+
+def _as_question(cell: Any) -> str | None:
+    """Give a question as text, without marks for pictures; None where nothing is asked."""
+    if not names_group(cell):
+        return None
+    if not isinstance(cell, str):
+        raise ValueError(f"the question is {type(cell).__name__}, no text")
+    text = cell.replace(MARK, "").strip()
+    return text if text and text.lower() not in _NO_TEXT else None
+
+
+def _read_split(ours: dict) -> None:
+    """Give the split by the name that we have for it."""
+    split = ours.get("split")
+    if "split" not in ours:
+        return
+    if not names_group(split) or (isinstance(split, str) and not split.strip()):
+        ours["split"] = None
+        return
+    known = split_of_word(split)
+    if known is None:
+        raise ValueError(f"split {str(split)!r:.40} is not known: use train, validation or test")
+    ours["split"] = known
+
+
+def _other_column(ours: dict) -> str:
+    """Name another column whose values look like names of pictures."""
+    for name, value in ours.items():
+        if isinstance(value, str) and Path(value.strip()).suffix.lower() in PICTURE_SUFFIXES:
+            return f" (are they in another column? columns={{'image': {name!r}}})"
+    return ""

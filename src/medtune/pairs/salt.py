@@ -136,10 +136,20 @@ def safe_id(name: str, salt: str | None = None) -> str:
     >>> safe_id("p10/p1000003/s5041426", salt="a secret")
     'id-aef7fdc5ebcfc7fa'
     """
-    is_path = "/" in name or "\\" in name
-    if not is_path and not _FILE_NAME.search(name.strip()):
+    if not is_unsafe(name):
         return name
     return "id-" + keyed_hash(name, salt or user_salt())[:16]
+
+
+def is_unsafe(name: str) -> bool:
+    """Say whether an id is a path or the name of a file.
+
+    Examples
+    --------
+    >>> is_unsafe("p10/s1"), is_unsafe("Doe.png"), is_unsafe("s1")
+    (True, True, False)
+    """
+    return "/" in name or "\\" in name or bool(_FILE_NAME.search(name.strip()))
 
 
 def patient_group(patient: str, salt: str) -> str:
