@@ -49,7 +49,9 @@ def save_feedback(
     (folder / "images").mkdir(exist_ok=True)
     names = [_save_picture(folder, picture) for picture in pictures]
     group = hashlib.sha256(str(names).encode()).hexdigest()[:16]
-    row = {"id": key, "image": names, "caption": caption, "group": group, **said}
+    row = {"id": key, "image": names, "caption": caption, "group": group}
+    # what is saved to be learned must not be dealt out: convert would do so where groups are known
+    row |= {"split": "train", **said}
     file = folder / "feedback.jsonl"
     # the file is written anew: of two pages that do so at once, one would lose its vote
     with filelock.FileLock(folder / ".lock"):

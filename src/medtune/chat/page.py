@@ -453,7 +453,8 @@ class Page:
             model=side,
             rating=rating,
         )
-        return TEXT["kept"][language].format(file)
+        # not the whole path: a visitor from elsewhere need not know the folders of this machine
+        return TEXT["kept"][language].format(f"{file.parent.name}/{file.name}")
 
     def vote(self, event: gr.LikeData, language: int, visit: Visit) -> str:
         """Save a thumb up with the answer, or a thumb down without a caption."""
