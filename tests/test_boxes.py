@@ -87,6 +87,14 @@ def test_several_boxes_come_largest_first():
     assert np.allclose(found, [(0.4, 0.4, 0.9, 0.8), (0.1, 0.1, 0.3, 0.3)], atol=1 / 300)
 
 
+@pytest.mark.parametrize("line", [2, 3, 5])
+def test_the_width_of_a_line_is_told(line):
+    image = boxes.draw_box(picture(2, 300, 200), (0.2, 0.25, 0.7, 0.8), width=line)
+    (outline,) = boxes.find_outlines(as_jpeg(image, 85))
+    assert abs(outline.width - line) <= 1
+    assert outline.box == boxes.find_box(as_jpeg(image, 85))
+
+
 SHARES = st.tuples(*[st.floats(0, 1)] * 4)
 
 
@@ -164,3 +172,58 @@ def test_a_small_probe_tells_erased_from_never_drawn(record_property):
     record_property("auroc", auroc)
     print(f"erased against never drawn: AUROC {auroc:.3f}")
     assert auroc > 0.9
+
+
+def band_features(image, box):
+    """What a probe sees along the upper edge of a box: grey, and how green it is."""
+    pixels = np.asarray(image.convert("RGB")).astype(float)
+    top = int(box[1] * image.height)
+    left = int(box[0] * image.width) + 4
+    right = int(box[2] * image.width) - 4
+    band = pixels[top - 4 : top + 10, left:right]
+    green = band[..., 1] - band[..., 0]
+    return [*boxes.edge_differences(image, box), *green.mean(1), *green.std(1)]
+
+
+@pytest.mark.parametrize("quality", [None, 85])
+def test_beside_decoys_a_probe_cannot_tell_which_line_was_there(record_property, quality):
+    """Without decoys it always can; the pictures are PNG, and JPEG as most published ones are."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    features = {0: [], 1: []}
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        places = []
+        for row in rng.permutation([20, 140]):
+            x = rng.integers(10, 140)
+            y = row + rng.integers(0, 20)
+            places.append((x / 256, y / 256, (x + 90) / 256, (y + 80) / 256))
+        true, decoy = places
+        image = boxes.draw_box(picture(seed, 256, 256), true)
+        if quality:
+            image = as_jpeg(image, quality)
+        for count, shown in features.items():
+            erased = boxes.erase_box(image, true, decoys=[decoy][:count])
+            assert boxes.find_box(erased) is None
+            shown.append(band_features(erased, true))
+            shown.append(band_features(erased, decoy))
+    labels = [1, 0] * 100
+    aurocs = {}
+    for count, shown in features.items():
+        probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
+        probe.fit(shown[:100], labels[:100])
+        aurocs[count] = roc_auc_score(labels[100:], probe.decision_function(shown[100:]))
+    record_property("aurocs", aurocs)
+    print(f"true line against another place: {aurocs[0]:.3f}, against a decoy: {aurocs[1]:.3f}")
+    assert aurocs[0] > 0.9
+    # a decoy in a JPEG was compressed once, the line twice: a little of that can be seen
+    assert 0.3 < aurocs[1] < 0.8
+
+
+def test_a_decoy_must_fit_its_line():
+    image = boxes.draw_box(picture(5, 128, 128), (0.2, 0.2, 0.8, 0.8))
+    with pytest.raises(ValueError, match="does not fit a box"):
+        boxes.erase_box(image, (0.2, 0.2, 0.8, 0.8), decoys=[(0.5, 0.5, 0.52, 0.52)])

@@ -6,12 +6,13 @@ looks at it closely; `trace.py` measures what an outline leaves in the pixels, e
 """
 
 from .draw import area_share, draw_box, erase_box, iou, place_of
-from .find import find_box, find_boxes
+from .find import Outline, find_box, find_boxes, find_outlines
 from .rate import rate_boxes
 from .trace import edge_differences
 from .views import box_in_view, crop_box, view_around
 
 __all__ = [
+    "Outline",
     "area_share",
     "box_in_view",
     "crop_box",
@@ -20,6 +21,7 @@ __all__ = [
     "erase_box",
     "find_box",
     "find_boxes",
+    "find_outlines",
     "iou",
     "place_of",
     "rate_boxes",

@@ -5,6 +5,7 @@ Needs numpy, pillow and opencv-python-headless.
 A box is (x0, y0, x1, y1): its outer edges as shares of width and height, 0..1.
 """
 
+import io
 from collections.abc import Sequence
 
 import cv2
@@ -65,13 +66,20 @@ def draw_box(
     return copy
 
 
-def erase_box(image: Image.Image, box: Sequence[float], *, width: int = 3) -> Image.Image:
+def erase_box(
+    image: Image.Image,
+    box: Sequence[float],
+    *,
+    width: int = 3,
+    decoys: Sequence[Sequence[float]] = (),
+) -> Image.Image:
     """Copy a picture and paint over the drawn outline of a box from its surroundings.
 
     This hides a box from the eye, not from a model: the smooth band that is left is a trace, and a
     linear probe on pixels around the edges still tells erased from never drawn
     (`tests/test_boxes.py` reports its AUROC). To train without a drawn box, use pictures that never
-    had one.
+    had one; where there are none, `decoys` leave the same trace elsewhere, so that the trace no
+    longer says which box was there.
 
     Parameters
     ----------
@@ -81,6 +89,10 @@ def erase_box(image: Image.Image, box: Sequence[float], *, width: int = 3) -> Im
         (x0, y0, x1, y1) as shares of width and height, 0..1.
     width : int, default 3
         Thickness of the drawn line in pixels.
+    decoys : sequence of boxes
+        Boxes of which outlines are drawn like this one, and erased with it. Of a JPEG, as Pillow
+        opened it, they are compressed like the rest in between. Best are the boxes of other
+        pictures: then neither place nor size tells which one is true.
 
     Returns
     -------
@@ -90,7 +102,7 @@ def erase_box(image: Image.Image, box: Sequence[float], *, width: int = 3) -> Im
     Raises
     ------
     ValueError
-        If the box leaves the picture or is empty.
+        If a box leaves the picture or is empty, or a decoy is thinner than its line.
 
     Examples
     --------
@@ -100,6 +112,51 @@ def erase_box(image: Image.Image, box: Sequence[float], *, width: int = 3) -> Im
     >>> erase_box(picture, (0.25, 0.1, 0.5, 0.6)).getpixel((50, 10))
     (128, 128, 128)
     """
+    drawn = image.convert("RGB")
+    if decoys:
+        drawn = _draw_alike(image, box, decoys, width)
+    mask = np.zeros((image.height, image.width), np.uint8)
+    for outline in (box, *decoys):
+        mask |= _mask_outline(image, outline, width)
+    pixels = np.asarray(drawn)
+    if _is_grey(pixels[mask == 0]):
+        # all colour here comes from lines, and JPEG spreads it farther than a mask can reach
+        pixels = np.asarray(drawn.convert("L").convert("RGB"))
+    painted = cv2.inpaint(pixels, mask, 3, cv2.INPAINT_TELEA)
+    return Image.fromarray(painted)
+
+
+def _is_grey(pixels: np.ndarray) -> bool:
+    """Tell whether pixels, (n, 3), are grey but for a few."""
+    if not len(pixels):
+        return False
+    return bool(np.percentile(np.ptp(pixels, axis=1), 90) < 8)
+
+
+def _draw_alike(
+    image: Image.Image, box: Sequence[float], decoys: Sequence[Sequence[float]], width: int
+) -> Image.Image:
+    """Draw decoys in the colour of an outline that is there, and compress them as it was."""
+    x0, y0, x1, y1 = _in_pixels(image, box)
+    pixels = np.asarray(image.convert("RGB"))
+    upper_side = pixels[y0 : y0 + width, x0:x1].reshape(-1, 3)
+    lower_side = pixels[y1 - width : y1, x0:x1].reshape(-1, 3)
+    colour = np.median(np.concatenate([upper_side, lower_side]), axis=0).astype(int)
+    drawn = image.convert("RGB")
+    for decoy in decoys:
+        drawn = draw_box(drawn, decoy, width=width, color=tuple(colour.tolist()))
+    # only what comes fresh from a file of this kind has these tables
+    tables = getattr(image, "quantization", None)
+    if image.format != "JPEG" or not tables:
+        return drawn
+    file = io.BytesIO()
+    # a line of one colour is the same in 4:2:0, which nearly all JPEG files are
+    drawn.save(file, "JPEG", qtables=tables, subsampling="4:2:0")
+    return Image.open(file).convert("RGB")
+
+
+def _mask_outline(image: Image.Image, box: Sequence[float], width: int) -> np.ndarray:
+    """Mark the outline of a box, and what JPEG spreads of it, with 255 in (height, width)."""
     x0, y0, x1, y1 = _in_pixels(image, box)
     # JPEG spreads the colour of a line by up to 2 pixels
     spread = 2
@@ -108,8 +165,7 @@ def erase_box(image: Image.Image, box: Sequence[float], *, width: int = 3) -> Im
     # the inside stays as it is; an end below 0 would count from the other side of the picture
     inset = width + spread
     mask[y0 + inset : max(y1 - inset, 0), x0 + inset : max(x1 - inset, 0)] = 0
-    painted = cv2.inpaint(np.asarray(image.convert("RGB")), mask, 3, cv2.INPAINT_TELEA)
-    return Image.fromarray(painted)
+    return mask
 
 
 def _in_pixels(image: Image.Image, box: Sequence[float]) -> tuple[int, int, int, int]:

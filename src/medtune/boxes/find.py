@@ -45,6 +45,22 @@ _SWAP_XY = [1, 0, 3, 2]
 _Box = tuple[int, int, int, int]
 
 
+@dataclass(frozen=True)
+class Outline:
+    """A rectangle that is drawn in a picture.
+
+    Parameters
+    ----------
+    box : tuple of float
+        (x0, y0, x1, y1), outer edges, as shares of width and height, 0..1.
+    width : int
+        Thickness of the line in pixels; it goes inward from the outer edges.
+    """
+
+    box: tuple[float, float, float, float]
+    width: int
+
+
 @dataclass
 class _Frame:
     """A rectangle that was found."""
@@ -114,6 +130,30 @@ def find_boxes(
     >>> find_boxes(image)
     [(0.25, 0.1, 0.5, 0.6)]
     """
+    return [outline.box for outline in find_outlines(image)]
+
+
+def find_outlines(image: Image.Image | np.ndarray) -> list[Outline]:
+    """Find the same as `find_boxes`, and say how thick each line is.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image or numpy.ndarray
+        Any mode, or uint8 of shape (height, width, 3).
+
+    Returns
+    -------
+    list of Outline
+        Box and thickness of each, the largest first.
+
+    Examples
+    --------
+    >>> from PIL import Image, ImageDraw
+    >>> image = Image.new("RGB", (200, 100), "gray")
+    >>> ImageDraw.Draw(image).rectangle((50, 10, 99, 59), outline=(0, 255, 0), width=3)
+    >>> find_outlines(image)
+    [Outline(box=(0.25, 0.1, 0.5, 0.6), width=3)]
+    """
     planes = _colour_planes(image)
     greenness = planes[..., 1:].min(-1)
     high, wide = greenness.shape
@@ -123,11 +163,12 @@ def find_boxes(
     if np.ptp(greenness) < 5:
         return []
     frames = _frames_near(_guess_boxes(greenness), planes)
-    boxes = []
+    outlines = []
     for frame in _fewest_that_draw_all(_without_echoes(frames)):
         x0, y0, x1, y1 = frame.box
-        boxes.append((x0 / wide, y0 / high, x1 / wide, y1 / high))
-    return boxes
+        box = (x0 / wide, y0 / high, x1 / wide, y1 / high)
+        outlines.append(Outline(box, frame.width))
+    return outlines
 
 
 def _colour_planes(image: Image.Image | np.ndarray) -> np.ndarray:

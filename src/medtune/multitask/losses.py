@@ -56,17 +56,22 @@ def has_match(matches: Tensor) -> Tensor:
     return matches >= 0
 
 
-def judge_text(logits: Tensor, targets: Tensor) -> Judged:
+def judge_text(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Judged:
     """Cross-entropy and accuracy of tokens.
 
     Parameters
     ----------
     logits : (rows, tokens, words of the vocabulary).
     targets : (rows, tokens), ids of the tokens to predict; -100 for none.
+    weights : (rows, tokens), of each token in the loss; by default all are 1.
     """
     # float32: a sum over a vocabulary of 150,000 words is too coarse in bfloat16
     flat = logits.float().flatten(0, 1)
-    loss = cross_entropy(flat, targets.flatten(), reduction="sum")
+    if weights is None:
+        loss = cross_entropy(flat, targets.flatten(), reduction="sum")
+    else:
+        each = cross_entropy(flat, targets.flatten(), reduction="none")
+        loss = (each * weights.flatten()).sum()
     right = logits.argmax(-1) == targets
     return Judged(loss, right.sum())
 

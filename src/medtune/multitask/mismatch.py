@@ -1,18 +1,18 @@
 """Wrong pairs to test the match head with: a statement, and a picture of which it cannot be true."""
 
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 
 
 def wrong_pairs(
-    structures: Sequence[str], shows: Sequence[Collection[str]], *, seed: int = 0
+    structures: Sequence[Hashable], shows: Sequence[Collection[Hashable]], *, seed: int = 0
 ) -> list[tuple[int, int]]:
     """Choose for each record another one whose picture does not show what the record is about.
 
     Parameters
     ----------
-    structures : the structure that each record is about.
-    shows : all structures to be seen in the picture of each record.
+    structures : the structure that each record is about; where none is named, its `finding_of`.
+    shows : all of the same to be seen in the picture of each record.
     seed : decides which of the pictures that fit is taken.
 
     Returns

@@ -159,6 +159,7 @@ class MultiTaskModel(nn.Module):
         boxes: Tensor | None = None,
         matches: Tensor | None = None,
         regions: Tensor | None = None,
+        token_weights: Tensor | None = None,
         items: Tensor | None = None,
         parts: int = 1,
         **inputs: Tensor,
@@ -172,6 +173,8 @@ class MultiTaskModel(nn.Module):
         matches : (rows,), 1, 0, or -1 for none.
         regions : (rows, 4), where the match head looks; without them, or where they are NaN, it
             looks into the predicted box.
+        token_weights : (rows, tokens), weights of the labels in the loss of the text; by default
+            all are 1.
         items : (3,), the counts of a whole step, by which the losses are divided; by default those
             of the batch.
         parts : number of batches of the step: gradients add up to those of one large batch.
@@ -196,8 +199,9 @@ class MultiTaskModel(nn.Module):
 
         located = has_box(boxes)
         paired = has_match(matches)
+        weights = None if token_weights is None else token_weights[:, 1:][:, kept]
         judged = [
-            judge_text(output.logits, labels[:, 1:][:, kept]),
+            judge_text(output.logits, labels[:, 1:][:, kept], weights),
             judge_boxes(predicted[located], boxes[located]),
             judge_matches(match_logits[paired], matches[paired].float(), self.settings.miss_weight),
         ]

@@ -5,6 +5,7 @@ statement is marked token by token, because the heads of the model look at one o
 """
 
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,17 @@ NO_MATCH = -1
 # A character for private use, which no text of a record has. It stands for statement and answer
 # while the chat template is rendered.
 MARK = "\ue000"
+
+# What is asked where no structure is named: the published prompt of R3, whose pictures were all
+# ultrasound images. The line break is published, too.
+REGION_QUESTION = (
+    "Describe the abnormality in the {modality} image.\nFocus on the region of interest."
+)
+# Stands for a modality that neither the record nor its answer names.
+UNKNOWN_MODALITY = "medical"
+
+# Between two sentences; a full stop ends one only before a space, as in "3.2 cm. No mass."
+_SENTENCE_ENDS = re.compile(r"(?<=[。！；;\n])|(?<=[.!?？])(?=\s)")
 
 # What a record is about: the structure, and its findings in alphabetical order.
 Finding = tuple[str, tuple[str, ...]]
@@ -71,6 +83,73 @@ def finding_of(row: Mapping[str, Any]) -> Finding:
     if findings:
         return "", findings
     return answer, findings
+
+
+def question_of(
+    row: Mapping[str, Any], question: str = "", region_question: str = REGION_QUESTION
+) -> str:
+    """Say what is asked about a record.
+
+    Parameters
+    ----------
+    row : a record.
+    question : asked instead of the record's own; ``{structure}`` and ``{modality}`` in it become
+        what the record is about, by its columns or, without them, by its answer.
+    region_question : asked instead where `question` wants a structure and none is named: it speaks
+        of the region of interest.
+
+    Returns
+    -------
+    str : the question.
+
+    Examples
+    --------
+    >>> row = {"structure": "liver", "modality": "CT"}
+    >>> row["completion"] = [{"content": [{"type": "text", "text": "A cyst."}]}]
+    >>> question_of(row, "Where is the {structure}?")
+    'Where is the liver?'
+    >>> question_of(row | {"structure": None}, "Where is the {structure}?")
+    'Describe the abnormality in the CT image.\\nFocus on the region of interest.'
+    """
+    if not question:
+        return row["prompt"][-1]["content"][-1]["text"]
+    caption = parse_caption(_answer_of(row))
+    structure = row.get("structure") or caption.structure
+    if "{structure}" in question and not structure:
+        question = region_question
+    modality = row.get("modality") or caption.modality or UNKNOWN_MODALITY
+    return question.replace("{structure}", structure or "").replace("{modality}", modality)
+
+
+def diagnosis_spans(answer: str, target_diag: str | None = None) -> list[tuple[int, int]]:
+    """Find the words of an answer that name the disease.
+
+    Parameters
+    ----------
+    answer : the text.
+    target_diag : the words that carry the diagnosis, if they are known; by default what
+        `medtune.captions` reads. They need not stand together in the answer.
+
+    Returns
+    -------
+    list of (int, int) : first character of each stretch, and the one behind it; empty where the
+        words do not stand in the answer.
+
+    Examples
+    --------
+    >>> diagnosis_spans("A CT scan. A cyst is seen.")
+    [(11, 26)]
+    """
+    for words in (target_diag, parse_caption(answer).target_diag):
+        pieces = [words] if words and words in answer else _SENTENCE_ENDS.split(words or "")
+        spans = []
+        for piece in pieces:
+            start = answer.find(piece.strip())
+            if piece.strip() and start >= 0:
+                spans.append((start, start + len(piece.strip())))
+        if spans:
+            return spans
+    return []
 
 
 def check_box(box: Sequence[float] | None, name: str = "a row") -> list[float] | None:
@@ -154,6 +233,8 @@ class Sample:
     answer : what is to be learned; "" for nothing. Beside a statement it is left out: behind its
         own statement an answer would be copied.
     target : what the heads learn; None where nothing is learned.
+    stressed : stretches of the answer, in characters, whose tokens weigh more in the loss.
+    stress : how many times as much as the others.
     """
 
     image: Image.Image
@@ -161,6 +242,8 @@ class Sample:
     statement: str = ""
     answer: str = ""
     target: Target | None = None
+    stressed: Sequence[tuple[int, int]] = ()
+    stress: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -213,6 +296,8 @@ def encode(processor: Any, samples: Sequence[Sample]) -> dict[str, torch.Tensor]
     dict : what the processor makes of it, and, of shape (rows, tokens), `labels`, -100 but for an
         answer and its end, and `token_kinds`, which tells the heads what belongs to prompt, picture
         and statement. With targets also `regions` and `boxes`, (rows, 4), and `matches`, (rows,).
+        If a sample stresses words, also `token_weights`, (rows, tokens), whose mean over the tokens
+        that a row learns is 1.
     """
     rendered = [_render(processor, sample) for sample in samples]
     batch = dict(
@@ -242,12 +327,38 @@ def encode(processor: Any, samples: Sequence[Sample]) -> dict[str, torch.Tensor]
     batch["labels"] = ids.masked_fill(~in_answer | (mask == 0), IGNORED)
     batch["token_kinds"] = kinds * mask
 
+    if any(sample.stress != 1 and sample.stressed for sample in samples):
+        # where a token begins and ends in its answer, in characters
+        from_answer = _column([one.answer for one in rendered])
+        begins = from_answer - to_the_end
+        batch["token_weights"] = _weigh_tokens(
+            samples, batch["labels"] != IGNORED, begins, begins + ends - starts
+        )
+
     targets = [sample.target for sample in samples if sample.target is not None]
     if targets:
         batch["regions"] = torch.tensor([target.region for target in targets])
         batch["boxes"] = torch.tensor([target.box for target in targets])
         batch["matches"] = torch.tensor([target.match for target in targets])
     return batch
+
+
+def _weigh_tokens(
+    samples: Sequence[Sample], learned: torch.Tensor, begins: torch.Tensor, ends: torch.Tensor
+) -> torch.Tensor:
+    """Weigh the tokens of answers: more where words are stressed, 1 on average in each row.
+
+    So a row counts as much as before, and the stressed words get a larger share of it.
+    """
+    weights = torch.ones(learned.shape)
+    for row, sample in enumerate(samples):
+        for first, behind in sample.stressed:
+            inside = (begins[row] < behind) & (ends[row] > first)
+            weights[row, inside] = sample.stress
+    weights = weights * learned
+    means = weights.sum(1, keepdim=True) / learned.sum(1, keepdim=True).clamp(min=1)
+    # a row that learns nothing has a mean of 0
+    return weights / means.clamp(min=1e-6)
 
 
 def _column(numbers: Sequence[int]) -> torch.Tensor:
@@ -268,13 +379,14 @@ class MultiTaskCollator:
     Parameters
     ----------
     processor : of the base model.
-    question : asked instead of a record's own; ``{structure}`` in it becomes the name of the
-        record's structure.
+    question, region_question : asked instead of a record's own, see `question_of`.
     negative_ratio : chance of a record to get a statement and a wrong picture.
     verify_ratio : chance of a record to get a statement and its own picture. Each record is drawn
         for itself, so both ratios are exact in expectation for any batch size.
     predicted_ratio : chance that the match head looks into the box that is predicted, as it does at
         inference, and not into the true one.
+    diagnosis_weight : how many times as much the words of an answer that name the disease weigh in
+        the loss of the text; see `diagnosis_spans`. The weight of a whole answer stays.
     hard_negatives : take wrong pictures of the same structure with another finding, where there are
         any.
     pool : records to take wrong pictures from; by default those of the batch. A record that finds
@@ -284,15 +396,17 @@ class MultiTaskCollator:
 
     Raises
     ------
-    ValueError : a ratio below 0, or both above 1 together; in a batch, a record with several
-        pictures or an impossible box.
+    ValueError : a ratio below 0, or both above 1 together; a weight that is not above 0; in a
+        batch, a record with several pictures or an impossible box.
     """
 
     processor: Any
     question: str = ""
+    region_question: str = REGION_QUESTION
     negative_ratio: float = 0.3
     verify_ratio: float = 0.3
     predicted_ratio: float = 0.5
+    diagnosis_weight: float = 1.0
     hard_negatives: bool = False
     pool: Any = ()
     seed: int = 0
@@ -304,6 +418,8 @@ class MultiTaskCollator:
             raise ValueError(
                 "negative_ratio and verify_ratio must not be below 0, nor above 1 together"
             )
+        if self.diagnosis_weight <= 0:
+            raise ValueError(f"diagnosis_weight={self.diagnosis_weight}: must be above 0")
         light = self.pool
         if hasattr(light, "remove_columns"):  # a data set would decode each picture
             light = light.remove_columns("images")
@@ -335,19 +451,18 @@ class MultiTaskCollator:
             box=box if box and wrong is None else nothing,
             match=int(wrong is None) if verify else NO_MATCH,
         )
+        spans = []
+        if not verify and self.diagnosis_weight != 1:
+            spans = diagnosis_spans(answer, row.get("target_diag"))
         return Sample(
             image=shown["images"][0],
-            question=self._question(row),
+            question=question_of(row, self.question, self.region_question),
             statement=statement_of(answer) if verify else "",
             answer="" if verify else answer,
             target=target,
+            stressed=spans,
+            stress=self.diagnosis_weight,
         )
-
-    def _question(self, row: Mapping[str, Any]) -> str:
-        if not self.question:
-            return row["prompt"][-1]["content"][-1]["text"]
-        structure, _ = finding_of(row)
-        return self.question.replace("{structure}", structure)
 
     def _wrong(
         self, row: Mapping[str, Any], batch: Sequence[Mapping[str, Any]], rng: random.Random
