@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from multitask_twins import FAMILIES, make_records, record, tuned, twins_below
+from multitask_twins import FAMILIES, answer_of, make_records, record, tuned, twins_below
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -178,6 +178,68 @@ def test_the_log_variances_weigh_as_kendall_says(twin, records):
     model.settings.weighting = "fixed"
     model.settings.weights = [0.0, 2.0, 0.0]
     assert model(**batch).loss.item() == pytest.approx(2 * means[1].item(), rel=1e-5)
+
+
+def text_loss_by_hand(model, batch, weights):
+    """The mean cross-entropy of each answer token, weighed, token by token."""
+    names = ("regions", "boxes", "matches", "token_kinds", "labels", "token_weights")
+    inputs = {name: tensor for name, tensor in batch.items() if name not in names}
+    with torch.no_grad():
+        chances = model.base(**inputs, use_cache=False).logits.float().log_softmax(-1)
+    total = 0
+    for row, labels in enumerate(batch["labels"]):
+        for place in range(1, len(labels)):
+            if labels[place] != -100:
+                surprise = -chances[row, place - 1, labels[place]].item()
+                total += weights[row][place].item() * surprise
+    return total
+
+
+def test_the_words_that_name_the_disease_get_a_larger_share(twin):
+    """Against the sum over tokens, written out; the words are the sentence of the finding."""
+    processor, model = tuned(twin("qwen3-vl"))
+    model.eval()
+    rows = [record(0, finding="a mass of 12 mm"), record(1)]
+    place = "The region lies in the upper left of the image. "
+    for row in rows:
+        answer = row["completion"][0]["content"][0]
+        answer["text"] = place + answer["text"]
+    settings = {"negative_ratio": 0.0, "verify_ratio": 0.0}
+    plain = MultiTaskCollator(processor, **settings)(rows)
+    batch = MultiTaskCollator(processor, diagnosis_weight=3.0, **settings)(rows)
+
+    weights = batch["token_weights"]
+    learned = batch["labels"] != -100
+    for row in range(2):
+        of_row = weights[row][learned[row]]
+        assert of_row.mean().item() == pytest.approx(1, rel=1e-5), "an answer weighs as before"
+        low, high = sorted(set(of_row.tolist()))[0], of_row.max().item()
+        assert high / low == pytest.approx(3, rel=1e-5)
+        heavy = batch["input_ids"][row][learned[row] & (weights[row] > 1)]
+        said = processor.tokenizer.decode(heavy)
+        assert "upper left" not in said
+        # a token may begin with the blank in front of the sentence
+        assert said.strip() == answer_of(rows[row]).removeprefix(place).split(". ")[-1].strip()
+
+    losses, counts, metrics = model(**batch).tally
+    assert losses[0].item() == pytest.approx(text_loss_by_hand(model, batch, weights), rel=1e-4)
+    of_plain = model(**plain).tally
+    assert counts[0] == of_plain[1, 0] == learned.sum(), "tokens are counted as before"
+    assert metrics[0] == of_plain[2, 0]
+    assert losses[0] != of_plain[0, 0]
+
+
+def test_a_weight_of_one_is_the_loss_of_before(twin, records):
+    processor, model = tuned(twin("qwen3-vl"))
+    model.eval()
+    before = MultiTaskCollator(processor, seed=1)(records)
+    after = MultiTaskCollator(processor, seed=1, diagnosis_weight=1.0)(records)
+    assert before.keys() == after.keys()
+    assert "token_weights" not in after
+    loss = model(**before).loss
+    assert torch.equal(loss, model(**after).loss)
+    ones = torch.ones(before["labels"].shape)
+    assert model(**before, token_weights=ones).loss.item() == pytest.approx(loss.item(), rel=1e-6)
 
 
 def test_the_box_loss_is_smooth_l1_plus_giou(twin):

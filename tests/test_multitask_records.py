@@ -24,6 +24,7 @@ from medtune.multitask import (
     MultiTaskCollator,
     Sample,
     check_box,
+    diagnosis_spans,
     encode,
     finding_of,
 )
@@ -119,6 +120,44 @@ def test_a_question_may_name_the_structure(twin, records):
     batch = MultiTaskCollator(processor, question="Find the {structure}!")(records[:2])
     assert "Find the liver!" in decode(processor, batch, 0, PROMPT)
     assert "Find the spleen!" in decode(processor, batch, 1, PROMPT)
+
+
+def test_without_a_name_the_region_of_interest_is_asked_for(twin):
+    """The published prompt, with its line break; the answer never gets into the question."""
+    processor = models.load_processor(twin("qwen3-vl"))
+    rows = [record(0), record(1)]
+    for row in rows:
+        row["structure"] = None
+        row["completion"][0]["content"][0]["text"] = "Something is bright in the ultrasound image."
+    rows[1]["completion"][0]["content"][0]["text"] = "Something is bright."
+    batch = MultiTaskCollator(processor, question="Find the {structure}!")(rows)
+    asked = [decode(processor, batch, number, PROMPT) for number in range(2)]
+    published = (
+        "Describe the abnormality in the ultrasound image.\nFocus on the region of interest."
+    )
+    assert published in asked[0]
+    assert "in the medical image.\nFocus on" in asked[1]
+    assert "bright" not in asked[0] + asked[1]
+    own = "Where is it?"
+    for question in ("", own):
+        collator = MultiTaskCollator(processor, question=question, region_question="What?")
+        text = decode(processor, collator(rows), 0, PROMPT)
+        assert (own if question else "Where is the liver?") in text
+
+
+def test_the_words_of_a_diagnosis_are_found_in_the_answer():
+    answer = "A CT scan.\nA cyst is seen. It is axial. A mass of 3.2 cm is near."
+    spans = diagnosis_spans(answer)
+    assert [answer[first:behind] for first, behind in spans] == [
+        "A cyst is seen.",
+        "A mass of 3.2 cm is near.",
+    ]
+    (span,) = diagnosis_spans(answer, "It is axial.")
+    assert answer[slice(*span)] == "It is axial."
+    assert diagnosis_spans(answer, "words of another text") == spans, "then rules read them"
+    assert diagnosis_spans("A CT scan.") == []
+    zh = "图像为CT。其内见一囊肿。"
+    assert [zh[first:behind] for first, behind in diagnosis_spans(zh)] == ["其内见一囊肿。"]
 
 
 # ---- what becomes of a record
@@ -256,6 +295,8 @@ def test_several_pictures_and_impossible_ratios_are_refused(twin, records):
         MultiTaskCollator(models.load_processor(twin("qwen3-vl")), negative_ratio=0)(records[:1])
     with pytest.raises(ValueError, match="nor above 1 together"):
         MultiTaskCollator(None, negative_ratio=0.8, verify_ratio=0.4)
+    with pytest.raises(ValueError, match="diagnosis_weight=0: must be above 0"):
+        MultiTaskCollator(None, diagnosis_weight=0)
     with pytest.raises(ValueError, match="weighting is uncertainty or fixed"):
         tuned(twin("qwen3-vl"), weighting="gradnorm")
     with pytest.raises(ValueError, match="there are weighting, weights, miss_weight, width"):
