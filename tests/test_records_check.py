@@ -109,3 +109,12 @@ def test_what_cannot_be_checked_is_said(tmp_path):
     (tmp_path / "train.jsonl").write_text("{}")
     with pytest.raises(ValueError, match="give a processor"):
         check_folder(tmp_path, max_length=100)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "A liver."}]
+    (tmp_path / "train.jsonl").write_text(json.dumps({"messages": said}))
+    (tmp_path / "check.json").mkdir()  # in the place of the report
+    with pytest.raises(OSError, match="cannot write .*check.json .*: make room") as caught:
+        check_folder(tmp_path)
+    assert "\n" not in str(caught.value)

@@ -88,6 +88,7 @@ def check_folder(
     Raises
     ------
     ValueError : the folder holds no records, or `max_length` comes without a processor.
+    OSError : the report cannot be written.
 
     Examples
     --------
@@ -115,7 +116,13 @@ def check_folder(
             bar.update()
     findings.add_missing_files(folder, files)
     report = findings.report(left_out)
-    write_json(folder / "check.json", report)
+    try:
+        write_json(folder / "check.json", report)
+    except OSError as error:
+        hint = (
+            f"cannot write {folder / 'check.json'} ({error.strerror}): make room, or check a copy"
+        )
+        raise OSError(error.errno, hint) from None
     return report
 
 

@@ -3,11 +3,14 @@
 The processor comes from whoever calls.
 """
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import datasets
+
+from medtune.files import one_line
 
 from .dialects import MARK, OTHER_MARKS, messages_with_parts
 
@@ -102,7 +105,8 @@ class Preparer:
         self.processor = processor
         self.max_length = max_length
         self.control_tokens = control_tokens_of(processor)
-        self._tokens_of_pictures: dict[tuple, int | Exception] = {}
+        # what the pictures of a record add, or why they cannot be prepared, by size and mode
+        self._tokens_of_pictures: dict[tuple, int | str] = {}
 
     def count_tokens(self, answer: Said) -> int:
         """Count the tokens of an answer with all that comes before it.
@@ -121,10 +125,8 @@ class Preparer:
         apply = self.processor.apply_chat_template
         prompt = apply(messages[:-1], tokenize=False, add_generation_prompt=True)
         whole = apply(messages, tokenize=False)
-        # some templates write in front of an answer what the prompt alone does not have
-        common = 0
-        while common < min(len(prompt), len(whole)) and prompt[common] == whole[common]:
-            common += 1
+        # some templates end a prompt with what they do not write in front of an answer
+        common = len(os.path.commonprefix([prompt, whole]))
         return whole[:common], whole[common:]
 
     def _count_text(self, text: str) -> int:
@@ -143,10 +145,11 @@ class Preparer:
             try:
                 self._tokens_of_pictures[kinds] = self._prepare(pictures, prompt)
             except Exception as error:  # processors raise many kinds
-                self._tokens_of_pictures[kinds] = error
+                # in words: the error itself would keep the pixels in memory
+                self._tokens_of_pictures[kinds] = one_line(error)
         found = self._tokens_of_pictures[kinds]
-        if isinstance(found, Exception):
-            raise found
+        if isinstance(found, str):
+            raise ValueError(found)
         return found
 
     def _prepare(self, pictures: Sequence[Shown], prompt: str) -> int:
