@@ -45,10 +45,6 @@ class Endpoint:
         options = {"base_url": self.url, "model": "m", "retries": 1, **options}
         return captions.extract_with_llm(texts, **options)
 
-    def translate(self, texts, **options):
-        options = {"base_url": self.url, "model": "m", "retries": 1, **options}
-        return captions.translate(texts, **options)
-
 
 def answer_by_rules(text, number):
     """Answer as a perfect model would."""
@@ -221,42 +217,14 @@ def test_texts_that_json_cannot_carry(endpoint, tmp_path):
     assert endpoint.ask(["a mass \ud800 \x00"], cache_dir=tmp_path)[0].finding == "mass"
 
 
-TWINS = {"A 14 mm cyst in the left kidney.": "左肾可见14毫米囊肿。", "No mass.": "未见肿块。"}
-
-
-def test_translate(endpoint, tmp_path):
-    endpoint.reply = lambda text, number: TWINS[text]
-    assert endpoint.translate(list(TWINS), cache_dir=tmp_path) == list(TWINS.values())
-    assert endpoint.translate(list(TWINS), cache_dir=tmp_path) == list(TWINS.values())
-    assert len(endpoint.requests) == 2
-    endpoint.reply = lambda text, number: {v: k for k, v in TWINS.items()}[text]
-    assert endpoint.translate(list(TWINS.values()), to="en") == list(TWINS)
-
-
-@pytest.mark.parametrize(
-    "wrong", ["A 14 mm cyst in the left kidney.", "左肾可见囊肿。", "右肾可见14毫米囊肿。", ""]
-)
-def test_wrong_translations_are_refused(endpoint, wrong):
-    text = next(iter(TWINS))
-    endpoint.reply = lambda _, number: wrong if number == 1 else TWINS[text]
-    assert endpoint.translate([text]) == [TWINS[text]]
-    assert len(endpoint.requests) == 2
-
-
 @pytest.mark.parametrize(
     "options", [{}, {"base_url": "http://x"}, {"model": "m"}, {"base_url": "x:1", "model": "m"}]
 )
-@pytest.mark.parametrize("ask", [captions.translate, captions.extract_with_llm])
-def test_nothing_is_asked_when_no_endpoint_is_configured(ask, options):
+def test_nothing_is_asked_when_no_endpoint_is_configured(options):
     with pytest.raises(
         ValueError, match="^no LLM endpoint is configured: pass base_url.* and model$"
     ):
-        ask(["A mass."], **options)
-
-
-def test_unknown_language():
-    with pytest.raises(ValueError, match="cannot translate to 'fr': choose en or zh"):
-        captions.translate(["A mass."], to="fr", base_url="http://x/v1", model="m")
+        captions.extract_with_llm(["A mass."], **options)
 
 
 def test_missing_package(monkeypatch):

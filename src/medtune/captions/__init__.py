@@ -1,19 +1,28 @@
 """Fields, entities, negation and language of medical captions, English and Chinese.
 
 `rules.py` reads captions by patterns and by the words of `terms.toml`; `llm.py` asks a language
-model to read or translate them, and only one that the caller names.
+model to read them, and only one that the caller names. `translation.py` translates a set with a
+local model that `endpoint.py` speaks with; `differences.py` finds what a translation changed, with
+the numbers of `quantities.py`.
 """
 
-from .llm import extract_with_llm, translate
+from .differences import Difference, check_translation, check_translations
+from .llm import extract_with_llm
 from .rules import PLACES, TERMS, Caption, detect_language, entities, parse_caption
+from .translation import add_translations, read_translations, translate_captions
 
 __all__ = [
     "PLACES",
     "TERMS",
     "Caption",
+    "Difference",
+    "add_translations",
+    "check_translation",
+    "check_translations",
     "detect_language",
     "entities",
     "extract_with_llm",
     "parse_caption",
-    "translate",
+    "read_translations",
+    "translate_captions",
 ]

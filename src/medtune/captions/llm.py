@@ -1,4 +1,4 @@
-"""Read or translate captions with an LLM behind an OpenAI-compatible endpoint, such as Ollama's.
+"""Read captions with an LLM behind an OpenAI-compatible endpoint, such as Ollama's.
 
 Only the endpoint that the caller names is asked: captions leave this machine if its URL does. What
 it answers is checked; an answer that is refused is asked for again, with the reason.
@@ -7,7 +7,6 @@ it answers is checked; an answer that is refused is asked for again, with the re
 import contextlib
 import hashlib
 import json
-import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -20,8 +19,6 @@ from tqdm import tqdm
 from medtune.files import one_line, write_json
 
 from .rules import PLACES, Caption, detect_language, entities
-
-_LANGUAGES = {"en": "English", "zh": "Chinese (简体中文)"}
 
 _EXTRACT = (
     "Read the medical caption and answer with one JSON object of the schema. Use only what it says,"
@@ -41,8 +38,6 @@ _FIELDS = (
 
 # Fields whose words are put into those of the rules, so that "a haematoma" is "hemorrhage".
 _FIELDS_IN_OUR_WORDS = ("modality", "structure", "finding", "level", "view", "density")
-
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 _CAPTION = TypeAdapter(Caption)
 
@@ -103,53 +98,6 @@ def extract_with_llm(texts: Sequence[str], **endpoint: Any) -> list[Caption | No
     return _ask_all(texts, task, _Endpoint(**endpoint))
 
 
-def translate(texts: Sequence[str], to: str = "zh", **endpoint: Any) -> list[str | None]:
-    """Translate captions to English or Chinese with an LLM; its answers are checked.
-
-    An answer in the wrong language, without a number of the text, or with left and right swapped is
-    refused.
-
-    Parameters
-    ----------
-    texts : sequence of str
-        Captions; equal ones are asked once.
-    to : str, default "zh"
-        "en" or "zh".
-    **endpoint
-        As for `extract_with_llm`: `base_url`, `model` and the others.
-
-    Returns
-    -------
-    list of str or None
-        One translation for each text, in the same order.
-
-    Raises
-    ------
-    ValueError
-        If the language is neither, no endpoint is configured, or an answer stays wrong.
-    OSError, ImportError
-        As for `extract_with_llm`.
-
-    Examples
-    --------
-    >>> translate(["A cyst in the left kidney."], to="fr")
-    Traceback (most recent call last):
-    ValueError: cannot translate to 'fr': choose en or zh
-    """
-    if to not in _LANGUAGES:
-        raise ValueError(f"cannot translate to {to!r}: choose en or zh")
-
-    def read(text: str, answer: str) -> str:
-        in_language = detect_language(answer) == to
-        lost_numbers = set(_NUMBER.findall(text)) - set(_NUMBER.findall(answer))
-        if not in_language or lost_numbers or _sides_swapped(text, answer):
-            raise ValueError(f"answer in {_LANGUAGES[to]}, keep every number and every side")
-        return answer.strip()
-
-    instruction = f"Translate the caption into {_LANGUAGES[to]}. Answer with nothing else."
-    return _ask_all(texts, _Task(instruction, read, {}), _Endpoint(**endpoint))
-
-
 # ------------------------------------------------------------ what is asked and how it is read
 
 
@@ -179,19 +127,6 @@ def _read_caption(text: str, answer: str) -> Caption:
         if len(ours) == 1:
             changes[name] = ours[0]
     return replace(caption, **changes)
-
-
-def _sides_swapped(text: str, answer: str) -> bool:
-    """Tell whether a text names one side of the patient, and its translation only the other."""
-    before = _sides(text)
-    after = _sides(answer)
-    return (before == {"left"} and after == {"right"}) or (
-        before == {"right"} and after == {"left"}
-    )
-
-
-def _sides(text: str) -> set[str]:
-    return {value for kind, value, _ in entities(text) if kind == "side"}
 
 
 # ------------------------------------------------------------ asking
