@@ -20,6 +20,10 @@ from medtune.pairs import load_pairs
 AS_BYTES = datasets.Image(decode=False)
 
 
+# What programs write where there is no text: no captions.
+NO_TEXT = {"nan", "<na>", "nat", "null"}
+
+
 def encoded(image: Image.Image, kind: str, **options) -> bytes:
     """The bytes of a picture file."""
     buffer = io.BytesIO()

@@ -130,12 +130,17 @@ def our_names(
     names = {}
     for theirs in available:
         stripped = str(theirs).strip("\ufeff \t\r\n")
-        ours = taken.get(theirs, stripped)
+        ours = taken.get(theirs, _not_reserved(stripped))
         # a second column of the same name, or one whose name went to another, is left out
         is_free = theirs in taken or plain_name(stripped) not in ALIASES
         if stripped and is_free and ours not in names.values():
             names[theirs] = ours
     return names
+
+
+def _not_reserved(name: str) -> str:
+    """Give another name to a column that would make each row look rejected."""
+    return "source_problem" if plain_name(name) == "problem" else name
 
 
 def _taken(available: list[str], columns: dict[str, str]) -> tuple[dict[str, str], list[str]]:

@@ -106,7 +106,11 @@ def read_delimited(
     # newline="": a line end inside of a quoted caption stays what it is
     with open_text(table, encoding, newline="") as text:
         lines = _Lines(iter(text))
-        form = _form_of(_text_head(lines), table)
+        head = _text_head(lines)
+        form = _form_of(head, table)
+        if re.fullmatch(r"sep=.", head.strip()):  # so Excel tells itself the delimiter
+            lines.next()
+            form = _Form(head.strip()[-1])
         heading = _next_row(lines, form)
         if heading is None:
             return

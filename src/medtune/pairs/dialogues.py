@@ -109,8 +109,10 @@ def turns_of(record: dict) -> list | None:
         return (
             _history(record) + _said_by("user", question) + _said_by("assistant", record["output"])
         )
-    if record.get("response") is not None and record.get("history"):
-        asked = _said_by("user", record.get("query"))
+    query = record.get("query")
+    names_picture = isinstance(query, str) and bool(_NAMED_IN_TEXT.search(query))
+    if record.get("response") is not None and (record.get("history") or names_picture):
+        asked = _said_by("user", query)
         return _history(record) + asked + _said_by("assistant", record["response"])
     return None
 
@@ -173,6 +175,8 @@ def read_answers(raw_turns: list, pictures: list[Any]) -> list[Answer]:
     [Answer(caption='The liver.', question='Which organ?', pictures=['a.png'])]
     """
     turns = [_turn(raw) for raw in raw_turns]
+    if not any(turn.role == "assistant" for turn in turns):
+        raise ValueError("the dialogue has no answer: nobody speaks as assistant or gpt")
     _hand_out(turns, pictures)
     answers = []
     asked: list[str] = []
@@ -188,8 +192,6 @@ def read_answers(raw_turns: list, pictures: list[Any]) -> list[Answer]:
         latest = latest + turn.pictures
         if turn.role == "user" and turn.text:
             asked.append(turn.text)
-    if not answers:
-        raise ValueError("the dialogue has no answer: nobody speaks as assistant or gpt")
     return answers
 
 
@@ -238,28 +240,35 @@ def _turn(raw: Any) -> Turn:
 
 def _read_part(part: Any, turn: Turn) -> str:
     """Give the words of a part, and put its pictures and marks into the turn."""
-    if part is None:
-        return ""
+    if isinstance(part, dict):
+        return _read_object(part, turn)
     if isinstance(part, str):
         return _read_text(part, turn)
-    if not isinstance(part, dict):
-        raise ValueError(f"a turn's content is text or parts, not {type(part).__name__}")
+    # NaN, which differs from itself, is nothing
+    if part is None or part != part:
+        return ""
+    if isinstance(part, int | float) and not isinstance(part, bool):
+        return f"{part:g}"  # the answer to "How many?"
+    raise ValueError(f"a turn's content is text or parts, not {type(part).__name__}")
+
+
+def _read_object(part: dict, turn: Turn) -> str:
+    """Read a part that says its type, or shows it by its keys."""
     kind = str(part.get("type") or "").lower()
     for other in ("video", "audio"):
         if other in kind or any(part.get(key) is not None for key in (other, f"{other}_url")):
             raise ValueError(f"no {other}: medtune learns from pictures, take some out of it")
-    if "image" in kind or (not kind and part.get("text") is None):
+    text = part.get("text")
+    if "image" in kind or (not kind and text is None):
         picture = _picture_of_part(part)
         if picture is None:
             turn.marks += 1
         else:
             turn.pictures.append(picture)
         return ""
-    if part.get("text") is None:
+    if not isinstance(text, str):
         raise ValueError(f"a part of the type {kind[:30]!r} is neither text nor picture")
-    if not isinstance(part["text"], str):
-        raise ValueError(f"the text of a part is {type(part['text']).__name__}, no text")
-    return _read_text(part["text"], turn)
+    return _read_text(text, turn)
 
 
 def _picture_of_part(part: dict) -> Any:

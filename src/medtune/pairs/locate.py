@@ -20,10 +20,13 @@ from urllib.parse import unquote
 
 from .files_of_pictures import PICTURE_SUFFIXES
 
+# Names of pictures are often relative to one of these folders.
+PICTURE_FOLDERS = ("images", "image", "imgs", "img", "pictures")
+
 # A link with one of these names beside the table is its owner's way to keep pictures on another
 # disk; links of other names, and links to single files, may not leave the folder.
 LINKED_FOLDERS = (
-    "images", "image", "imgs", "img", "pictures", "photos", "files", "png", "jpg", "dicom",
+    *PICTURE_FOLDERS, "photos", "files", "png", "jpg", "dicom",
     "train", "val", "valid", "validation", "test",
 )  # fmt: skip
 
@@ -95,7 +98,9 @@ class Places:
         return any(resolved.is_relative_to(root) for root in self.roots)
 
 
-def places_of(table_folder: Path, base: Path, root: Path) -> Places:
+def places_of(
+    table_folder: Path, base: Path, root: Path, called_like: tuple[str, ...] = ()
+) -> Places:
     """Give the places of a table's pictures.
 
     Parameters
@@ -106,26 +111,32 @@ def places_of(table_folder: Path, base: Path, root: Path) -> Places:
         The folder of the source.
     root : Path
         The folder that pictures may not lie outside of.
+    called_like : tuple of str
+        Names of folders beside the table that are its own, such as "train" for train_captions.csv.
 
     Returns
     -------
     Places
-        Names of pictures are relative to the root, to either folder, or to a folder `images` there.
+        Names of pictures are relative to the root, to either folder, or to a folder of pictures
+        there, such as `images`.
     """
     starts = [table_folder, root, base]
     if root != base:  # the caller named it
         starts.insert(0, root)
-    folders = []
-    for start in starts:
-        folders += [start, start / "images"]
-    kept = [folder for folder in dict.fromkeys(folders) if folder.is_relative_to(root)]
-    roots = [root]
-    for folder in dict.fromkeys((table_folder, base)):
+    folders: dict[Path, None] = {}
+    roots = {root: None}
+    for start in dict.fromkeys(starts):
+        if not start.is_relative_to(root):
+            continue
+        folders[start] = None
+        for name in (*called_like, *PICTURE_FOLDERS):
+            if (start / name).is_dir():
+                folders[start / name] = None
         for name in LINKED_FOLDERS:
-            link = folder / name
-            if link.is_symlink() and link.is_dir() and folder.is_relative_to(root):
-                roots.append(link.resolve())
-    return Places(tuple(kept), tuple(dict.fromkeys(roots)))
+            link = start / name
+            if link.is_symlink() and link.is_dir():
+                roots[link.resolve()] = None
+    return Places(tuple(folders), tuple(roots))
 
 
 # --- cells ----------------------------------------------------------------------------------------
@@ -254,7 +265,9 @@ def _find_file(name: str, places: Places) -> Path:
             f"picture {shown_name(name)} is missing: the table has whole paths of another machine; "
             "write names relative to the table"
         )
-    raise FileNotFoundError(f"picture {shown_name(name)} is missing")
+    raise FileNotFoundError(
+        f"picture {shown_name(name)} is missing: if pictures lie elsewhere, give image_root=FOLDER"
+    )
 
 
 def _suffix_of(name: str) -> str:

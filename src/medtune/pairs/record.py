@@ -213,7 +213,7 @@ class RecordReader:
         try:
             found = find_picture(cell, self.places)
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"{error}{_other_column(ours)}") from None
+            raise FileNotFoundError(_with_advice(str(error), ours)) from None
         if isinstance(found, bytes):
             yield HeldPicture(found, self.reading)
         else:
@@ -406,9 +406,10 @@ def _read_split(ours: dict) -> None:
     ours["split"] = known
 
 
-def _other_column(ours: dict) -> str:
-    """Name another column whose values look like names of pictures."""
+def _with_advice(message: str, ours: dict) -> str:
+    """Name another column where its values look like names of pictures."""
     for name, value in ours.items():
         if isinstance(value, str) and Path(value.strip()).suffix.lower() in PICTURE_SUFFIXES:
-            return f" (are they in another column? columns={{'image': {name!r}}})"
-    return ""
+            missing = message.split(":")[0]
+            return f"{missing}: is it in another column? columns={{'image': {name!r}}}"
+    return message

@@ -130,13 +130,14 @@ def _rows_of(table: Table | LoosePictures, reading: Reading, given: _Given) -> I
 
 def _reader_of(table: Table | LoosePictures, reading: Reading) -> RecordReader:
     if isinstance(table, LoosePictures):
-        folder, columns, is_shard = reading.base, {}, False
-    else:
-        folder = table.path.resolve().parent
-        columns = table.columns | reading.columns
-        is_shard = table.path.suffix in SHARD_SUFFIXES
-    places = places_of(folder, reading.base, reading.root)
-    return RecordReader(reading, places, columns, is_shard)
+        return RecordReader(reading, places_of(reading.base, reading.base, reading.root), {})
+    file = table.path
+    # train_captions.csv stands beside train/ or train_images/
+    first_word = re.split(r"[-_.]", file.name)[0]
+    own_folders = (file.stem, first_word, f"{first_word}_images")
+    places = places_of(file.resolve().parent, reading.base, reading.root, own_folders)
+    is_shard = file.suffix.lower() in SHARD_SUFFIXES
+    return RecordReader(reading, places, table.columns | reading.columns, is_shard)
 
 
 def _problem(where: str, reason: str) -> dict:
