@@ -288,6 +288,9 @@ def test_feedback_becomes_training_data(tmp_path):
         file = chat.save_feedback(
             tmp_path / "feedback", key, shown, caption=caption, rating=rating, **told
         )
+    # of a version that called it so; the next word on any answer mends it
+    file.write_text(file.read_text("utf-8").replace('"model_answer"', '"answer"'), "utf-8")
+    chat.save_feedback(tmp_path / "feedback", "b", pictures[1:2], caption="", rating="down", **told)
     summary = convert_pairs(file, tmp_path / "out")
     assert summary["records"] == {"train": 3} and summary["reasons"] == {"caption": 1}
     assert check_folder(tmp_path / "out")["ok"]

@@ -26,8 +26,8 @@ def save_feedback(
         `pictures_per_sample`.
     caption : what a model should learn to answer. Empty after a thumb down: convert rejects such a
         row, and counts it.
-    **said : further columns, such as question, answer, model, and rating ("up", "down",
-        "corrected").
+    **said : further columns, such as question, answer (what the model said; the column is called
+        `model_answer`), model, and rating ("up", "down", "corrected").
 
     Raises
     ------
@@ -56,9 +56,17 @@ def save_feedback(
     # the file is written anew: of two pages that do so at once, one would lose its vote
     with filelock.FileLock(folder / ".lock"):
         rows = [old for old in _rows(file) if old["id"] != key]
-        lines = [_line(one) for one in [*rows, row]]
+        lines = [_line(_with_clear_names(one)) for one in [*rows, row]]
         write_whole(file, "".join(lines))
     return file
+
+
+def _with_clear_names(row: dict) -> dict:
+    """A row in which only the caption can be what shall be learned.
+
+    Beside a question, a column `answer` could be that as well, and convert would refuse to guess.
+    """
+    return {"model_answer" if key == "answer" else key: value for key, value in row.items()}
 
 
 def _line(row: dict) -> str:
