@@ -57,6 +57,27 @@ def test_what_cannot_be_read_cannot_be_cleared():
         audit.audit_split(broken, ["a", "b", "c"], ["train", "train", "test"])
 
 
+def test_pictures_as_files_and_bad_rows_are_named(tmp_path):
+    for number in range(3):
+        scan(number).save(tmp_path / f"{number}.png")
+    (tmp_path / "2.png").write_text("no picture")
+    lines = [f"{number}.png,s{number},Finding {number}." for number in range(4)]
+    (tmp_path / "captions.csv").write_text("\n".join(["image,id,caption", *lines]))
+    pairs = load_pairs(tmp_path, strict=False)
+    groups = audit.assign_groups(pairs)
+    assert len(set(groups)) == 4
+    splits = ["train", "test", "train", "test"]
+    report = audit.audit_split(pairs, groups, splits, raise_on_leak=False)
+    assert report["unreadable"] == 2
+    # the id of a row that is missing its picture is where it stands in the table
+    assert report["unreadable_ids"][0] == "s2"
+    assert report["rows"] == {"train": 2, "test": 2}
+    with pytest.raises(ValueError, match=r"2 pictures .*\(first: row 2, id s2, file 2\.png\)"):
+        audit.audit_split(pairs, groups, splits)
+    sound = pairs.select([0, 1])
+    assert audit.audit_split(sound, groups[:2], splits[:2])["unreadable_ids"] == []
+
+
 @pytest.mark.slow
 def test_audit_of_the_sample(sample_path):
     """The blocks' gaps hold: no slice near a block is a near-duplicate of one beyond the gap."""

@@ -1,7 +1,11 @@
 """Groups, and splits that cut none of them."""
 
+import csv
+import os
 import random
+import tempfile
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -32,6 +36,19 @@ def test_assign_groups():
         audit.assign_groups(dataset, id_pattern="p[12]")
     with pytest.raises(ValueError, match="no regular expression"):
         audit.assign_groups(dataset, id_pattern="(")
+    # a parenthesis that may be left out names nobody where it is
+    for pattern in (r"^(p[12])?", r"^(p[12]|)"):
+        with pytest.raises(ValueError, match=r"matches 'p3_a', but finds no group"):
+            audit.assign_groups(dataset, id_pattern=pattern)
+
+
+def test_rows_that_are_bad_need_no_id_that_fits():
+    dataset = make_dataset(
+        [scan(0), scan(1), b"broken"],
+        id=["p1_a", "p2_a", "table.csv:4"],
+        problem=[None, None, "table.csv:4: picture x.png is missing"],
+    )
+    assert audit.assign_groups(dataset, id_pattern=r"^(p\d)_") == ["p1", "p2", "row-2"]
 
 
 def test_clusters_when_nothing_is_known():
@@ -47,6 +64,55 @@ def test_clusters_when_nothing_is_known():
     splits = audit.split_by_group(groups, shares=(2, 1, 1))
     assert audit.audit_split(dataset, groups, splits)["groups_crossing"] == 0
 
+
+# --- keeping a split ------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.text(st.characters(exclude_categories=("C",)), min_size=1).filter(str.strip),
+            st.sampled_from([*SPLITS, None]),
+            st.text("ab,\"\n;' 脾", max_size=5),
+        ),
+        unique_by=lambda row: row[0],
+        max_size=8,
+    )
+)
+@settings(max_examples=50, deadline=None)
+def test_a_kept_split_is_read_back(rows):
+    columns = list(zip(*rows, strict=True)) or [(), (), ()]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "splits.csv")
+        audit.write_splits(file, *columns)
+        with open(file, encoding="utf-8", newline="") as text:
+            read = [(row["id"], row["split"], row["group"]) for row in csv.DictReader(text)]
+    assert read == [(name, split or "", group) for name, split, group in rows]
+
+
+def test_a_split_is_kept_whole_or_not_at_all(tmp_path, monkeypatch):
+    file = tmp_path / "splits.csv"
+    audit.write_splits(file, ["a", "b", "a"], ["train", "test", "train"], ["p", "q", "p"])
+    before = file.read_text("utf-8")
+    assert before == "id,split,group\na,train,p\nb,test,q\n"
+    with pytest.raises(ValueError, match="3 ids, 2 splits and 3 groups"):
+        audit.write_splits(file, ["a", "b", "c"], ["train", "test"], ["p", "q", "r"])
+    with pytest.raises(ValueError, match="row 1 has no id"):
+        audit.write_splits(file, ["a", None], ["train", "test"], ["p", "q"])
+    with pytest.raises(ValueError, match="the id 'a' stands in two splits"):
+        audit.write_splits(file, ["a", "a"], ["train", "test"], ["p", "p"])
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.raises(OSError):
+        audit.write_splits(file, ["c"], ["train"], ["p"])
+    assert file.read_text("utf-8") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["splits.csv"]
+
+
+# --- dealing out ----------------------------------------------------------------------------------
 
 SHARES = [(0.8, 0.1, 0.1), (0.8, 0.2), (1, 1, 1), (0.5, 0, 0.5), (0.9, 0.05, 0.05), (1,)]
 

@@ -2,22 +2,27 @@
 
 `near` hashes pictures and finds close hashes, `fingerprints` reads each picture of a data set once,
 `duplicates` lists what is there twice, `groups` says which pictures belong together, `splits` deals
-groups out, `leaks` counts what crosses a split, and `closest` shows what looks most alike across
-it. `near` and `splits` stand alone.
+groups out, `leaks` counts what crosses a split, `closest` shows what looks most alike across it,
+and `keep` writes a split down. `burned_in` warns of text in the pixels. `near` and `splits` stand
+alone.
 """
 
+from .burned_in import BurnedIn, burned_in_text
 from .closest import closest_across
 from .duplicates import duplicate_captions, exact_duplicates, near_duplicates
 from .fingerprints import Fingerprints, fingerprint
 from .groups import assign_groups
+from .keep import write_splits
 from .leaks import audit_split
 from .near import near_pairs, picture_hash
 from .splits import split_by_group
 
 __all__ = [
+    "BurnedIn",
     "Fingerprints",
     "assign_groups",
     "audit_split",
+    "burned_in_text",
     "closest_across",
     "duplicate_captions",
     "exact_duplicates",
@@ -26,4 +31,5 @@ __all__ = [
     "near_pairs",
     "picture_hash",
     "split_by_group",
+    "write_splits",
 ]

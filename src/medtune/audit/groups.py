@@ -27,7 +27,8 @@ def assign_groups(
     column : column that names the patient or series (default: `group`, where the data have it, as
         DICOM series do); a row without a value is a group of its own.
     id_pattern : regular expression; its first parenthesis in the `id` is the group, such as
-        r"^(patient\d+)_", or without a parenthesis all that it matches.
+        r"^(patient\d+)_", or without a parenthesis all that it matches. A row that is known to be
+        bad, by its `problem`, has an id that was made up: it is a group of its own.
     pairs : near-duplicate pairs; groups that they connect become one. With neither column nor
         pattern the groups are the clusters of near-duplicates, which are looked for when `pairs` is
         not given.
@@ -55,7 +56,7 @@ def assign_groups(
     if column:
         names = _names_of_column(dataset, column)
     elif id_pattern:
-        names = _names_of_ids(list(dataset["id"]), id_pattern)
+        names = _names_of_ids(_ids_of_good_rows(dataset), id_pattern, len(dataset))
     else:
         names = [f"cluster-{row:05d}" for row in range(len(dataset))]
         if pairs is None:
@@ -73,17 +74,40 @@ def _names_of_column(dataset: Any, column: str) -> list[str]:
     return names
 
 
-def _names_of_ids(ids: list[str | None], id_pattern: str) -> list[str]:
+def _ids_of_good_rows(dataset: Any) -> dict[int, str]:
+    """Give the ids, by row, of those rows of which the loader noted no problem."""
+    problems = [None] * len(dataset)
+    if "problem" in dataset.column_names:
+        problems = dataset["problem"]
+    ids = {}
+    for row, (name, problem) in enumerate(zip(dataset["id"], problems, strict=True)):
+        if not problem:
+            ids[row] = "" if name is None else str(name)
+    return ids
+
+
+def _names_of_ids(ids: dict[int, str], id_pattern: str, rows: int) -> list[str]:
     try:
         pattern = re.compile(id_pattern)
     except re.error as error:
         raise ValueError(f"id_pattern {id_pattern!r} is no regular expression: {error}") from None
-    matches = [pattern.search(name or "") for name in ids]
-    if None in matches:
-        missed = matches.count(None)
-        first = ids[matches.index(None)]
-        raise ValueError(
-            f"id_pattern {id_pattern!r} does not match {missed} of {len(ids)} ids, first {first!r}"
-        )
     part = 1 if pattern.groups else 0
-    return [match[part] for match in matches]
+    names = [f"row-{row}" for row in range(rows)]
+    missed = []
+    for row, name in ids.items():
+        match = pattern.search(name)
+        if match is None:
+            missed.append(name)
+        elif not match[part]:  # a parenthesis that may be left out, or may hold nothing
+            raise ValueError(
+                f"id_pattern {id_pattern!r} matches {name!r}, but finds no group in it: its "
+                "parenthesis must hold something in every id"
+            )
+        else:
+            names[row] = match[part]
+    if missed:
+        raise ValueError(
+            f"id_pattern {id_pattern!r} does not match {len(missed)} of {len(ids)} ids, "
+            f"first {missed[0]!r}"
+        )
+    return names

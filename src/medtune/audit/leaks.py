@@ -4,10 +4,11 @@ import random
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .duplicates import equal_rows, near_duplicates, plain_captions
-from .fingerprints import Fingerprints, fingerprint
+from .fingerprints import Fingerprints, fingerprint, picture_cells
 from .near import MAX_DISTANCE
 
 Pair = tuple[int, int, int]
@@ -86,7 +87,8 @@ def audit_split(  # noqa: PLR0913 - three columns of the data, and four choices 
 
     Returns
     -------
-    dict : the sizes of the splits (`rows` and `groups`); `unreadable` pictures and all
+    dict : the sizes of the splits (`rows` and `groups`); `unreadable` pictures and their
+        `unreadable_ids`, among them rows that are bad for another reason; all
         `near_duplicates` within `max_distance`; `groups_crossing`, `near_duplicates_crossing`,
         `exact_duplicates_crossing` (all must be 0); `captions_crossing`, captions that stand on
         both sides (no fault, but a warning about scores); `held_out_leaked`, the share of rows
@@ -125,7 +127,7 @@ def audit_split(  # noqa: PLR0913 - three columns of the data, and four choices 
     )
     crossings = _find_crossings(splits, likeness)
     if raise_on_leak:
-        _refuse_unreadable(marks.unreadable)
+        _refuse_unreadable(dataset, marks.unreadable)
         _refuse_leaks(crossings)
 
     by_chance = _find_crossings(_shuffled(splits, seed), likeness)
@@ -133,6 +135,7 @@ def audit_split(  # noqa: PLR0913 - three columns of the data, and four choices 
         "rows": dict(Counter(split or "unassigned" for split in splits)),
         "groups": _groups_per_split(groups, splits),
         "unreadable": len(marks.unreadable),
+        "unreadable_ids": _ids_of(dataset, marks.unreadable),
         "near_duplicates": len(likeness.near),
         "max_distance": max_distance,
         **crossings.counts(),
@@ -141,12 +144,28 @@ def audit_split(  # noqa: PLR0913 - three columns of the data, and four choices 
     }
 
 
-def _refuse_unreadable(rows: list[int]) -> None:
-    if rows:
-        raise ValueError(
-            f"{len(rows)} pictures cannot be read, so they cannot be cleared (first: row "
-            f"{rows[0]}): take them out, see medtune.pairs.reject_reason"
-        )
+def _ids_of(dataset: Any, rows: list[int]) -> list[str]:
+    """Give the ids of some rows; of a set without ids their numbers."""
+    if "id" not in dataset.column_names:
+        return [f"row {row}" for row in rows]
+    ids = dataset["id"]  # one column: no picture is decoded
+    return [str(ids[row]) for row in rows]
+
+
+def _refuse_unreadable(dataset: Any, rows: list[int]) -> None:
+    if not rows:
+        return
+    first = f"row {rows[0]}"
+    if "id" in dataset.column_names:
+        first += f", id {dataset['id'][rows[0]]}"
+    [cell] = picture_cells(dataset.select(rows[:1]))
+    file = cell.get("path") if isinstance(cell, dict) else None
+    if file:
+        first += f", file {Path(file).name}"
+    raise ValueError(
+        f"{len(rows)} pictures cannot be read, so they cannot be cleared (first: {first}): take "
+        "them out, see medtune.pairs.reject_reason"
+    )
 
 
 def _refuse_leaks(crossings: _Crossings) -> None:
