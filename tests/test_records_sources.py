@@ -1,15 +1,19 @@
 """What can be converted: shards, broken ones too, data sets, folders with a table."""
 
+import base64
 import io
+import json
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from shards import CHANGED, KEPT, encode, json_lines, pair, picture, tree, write_shard
 
-from medtune.pairs import load_pairs
-from medtune.records import convert_pairs
+from medtune.pairs import load_pairs, safe_id
+from medtune.records import check_folder, convert_pairs
 
 
 def test_a_data_set_and_its_file_give_the_same(tmp_path):
@@ -34,7 +38,9 @@ def test_pictures_in_files_and_other_columns_are_loaded(tmp_path):
     summary = convert_pairs(folder, out)
     assert summary["records"] == {"train": 1} and summary["rejected"] == 1
     assert convert_pairs(folder, out) == summary, "the same source is known again"
-    assert (out / "images" / "a.png").read_bytes() == (folder / "a.png").read_bytes()
+    (copy,) = (out / "images").iterdir()
+    assert copy.read_bytes() == (folder / "a.png").read_bytes()
+    assert copy.name != "a.png", "names of files may name patients"
     row = {"image": encode(picture(0)), "image_id": "x", "caption": "A liver.", "cui": ["C1"]}
     write_shard(tmp_path / "other.parquet", [row])
     convert_pairs(tmp_path / "other.parquet", tmp_path / "other")
@@ -62,6 +68,106 @@ def test_only_pairs_are_converted(tmp_path):
     with pytest.raises(ValueError, match="holds no pairs"):
         convert_pairs(pairs.select([]), out)
     assert not out.exists()
+
+
+# --- sources of others ------------------------------------------------------------------------
+
+
+def _two_views(folder: Path) -> Path:
+    """Three reports with two films each, whose id repeats."""
+    lines = ["uid,filename,projection,findings\n"]
+    for number in range(3):
+        for view in ("frontal", "lateral"):
+            picture(2 * number + (view == "lateral")).save(folder / f"{number}_{view}.png")
+            lines.append(f"{number},{number}_{view}.png,{view},Report number {number}.\n")
+    (folder / "reports.csv").write_text("".join(lines))
+    return folder / "reports.csv"
+
+
+def test_two_views_of_one_report(tmp_path):
+    source = _two_views(tmp_path)
+    apart = convert_pairs(source, tmp_path / "apart")
+    assert apart["pairs"] == 6 and apart["split_by"] == "patient"
+    for split in apart["records"]:
+        assert len(json_lines(tmp_path / "apart" / f"{split}.jsonl")) == 2, "a report stays whole"
+    options = {"pictures_per_sample": 2, "split_by": "none"}
+    joined = convert_pairs(source, tmp_path / "joined", **options)
+    assert joined["pairs"] == 6 and joined["records"] == {"train": 3}
+    records = json_lines(tmp_path / "joined" / "train.jsonl")
+    assert [record["output"] for record in records] == [f"Report number {i}." for i in range(3)]
+    assert [len(record["images"]) for record in records] == [2, 2, 2]
+    assert check_folder(tmp_path / "joined")["ok"]
+
+
+def test_views_whose_id_repeats_in_parquet(tmp_path):
+    rows = [pair(0, id="s1"), pair(1, id="s1"), pair(0, id="s1"), pair(2, id="s2")]
+    source, out = write_shard(tmp_path / "a.parquet", rows), tmp_path / "out"
+    summary = convert_pairs(source, out)
+    assert summary["pairs"] == 3 and summary["reasons"] == {"id": 1}
+    first, second, other = json_lines(out / "train.jsonl")
+    assert [first["id"], second["id"], other["id"]] == ["s1", "s1-2", "s2"]
+    assert first["group"] == second["group"] != other["group"]
+
+
+def test_ids_that_are_paths_in_json(tmp_path):
+    picture(0).save(tmp_path / "0.jpg")
+    record = {"id": "p10/p1000003/s5041426", "image": "0.jpg", "caption": "No acute process."}
+    (tmp_path / "m.jsonl").write_text(json.dumps(record))
+    summary = convert_pairs(tmp_path / "m.jsonl", tmp_path / "out")
+    assert summary["records"] == {"train": 1} and not summary["rejected"]
+    (written,) = json_lines(tmp_path / "out" / "train.jsonl")
+    assert written["id"] == safe_id(record["id"])
+
+
+FORMS = {
+    "paths": {"image_path": ["0.png", "1.png"], "caption": ["Normal.", "Rib fracture."]},
+    "base64": {
+        "image": [base64.b64encode(encode(picture(i), "PNG")).decode() for i in range(2)],
+        "caption": ["Normal.", "Rib fracture."],
+    },
+    "without ids": {
+        "image": [{"bytes": encode(picture(i), "PNG"), "path": None} for i in range(2)],
+        "question": ["Is it normal?", "Where is the fracture?"],
+        "answer": ["yes", "rib"],
+    },
+    "patients": {
+        "image": [{"bytes": encode(picture(i), "PNG"), "path": None} for i in range(2)],
+        "id": ["a", "b"],
+        "caption": ["Normal.", "Rib fracture."],
+        "patient_id": ["Mueller", "Mueller"],
+    },
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_parquet_as_others_publish_it(tmp_path, form):
+    for i in range(2):
+        picture(i).save(tmp_path / f"{i}.png")
+    pq.write_table(pa.table(FORMS[form]), tmp_path / "a.parquet")
+    summary = convert_pairs(tmp_path / "a.parquet", tmp_path / "out")
+    assert summary["records"] == {"train": 2} and not summary["rejected"]
+    records = json_lines(tmp_path / "out" / "train.jsonl")
+    for number, record in enumerate(records):
+        shown = Image.open(tmp_path / "out" / record["images"][0])
+        assert shown.tobytes() == picture(number).tobytes()
+    if form == "without ids":
+        asked = [record["instruction"].removeprefix("<image>") for record in records]
+        assert asked == FORMS[form]["question"]
+    if form == "patients":
+        first, second = (record["group"] for record in records)
+        assert first == second and "Mueller" not in first
+
+
+def test_a_shard_cannot_name_files_of_this_machine(tmp_path):
+    picture(0).save(tmp_path / "secret.png")
+    cell = {"bytes": None, "path": str(tmp_path / "secret.png")}
+    columns = {"image": [cell, cell], "id": ["a", "b"], "caption": ["A liver."] * 2}
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    columns["image"] = pa.array(columns["image"], kind)
+    (tmp_path / "shards").mkdir()
+    pq.write_table(pa.table(columns), tmp_path / "shards" / "a.parquet")
+    summary = convert_pairs(tmp_path / "shards" / "a.parquet", tmp_path / "out")
+    assert not summary["records"] and summary["rejected"] == 2
 
 
 # --- broken shards ----------------------------------------------------------------------------

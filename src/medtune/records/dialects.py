@@ -225,7 +225,8 @@ def read_turns(record: Any, pictures: int) -> tuple[list[Turn], list[Problem]]:
 
 
 def _not_shown(what: str) -> Problem:
-    return Problem("no video", f"it has {what}, and only pictures can be shown: take frames of it")
+    said = f"it has {what}: no video and no sound can be shown, only pictures; take frames of it"
+    return Problem("no video", said)
 
 
 def turns_of_answers(turns: list[Turn]) -> list[list[Turn]]:
