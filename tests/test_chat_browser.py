@@ -144,7 +144,11 @@ def test_an_example_a_question_in_chinese_and_feedback(visit, site, screenshots)
     tab.get_by_role("button", name="保存为训练数据").click()
     tab.wait_for_timeout(2000)
     (row,) = [json.loads(line) for line in site.feedback.read_text("utf-8").splitlines()]
-    assert (row["caption"], row["rating"], row["model_answer"]) == ("图像为腹部。", "corrected", tuned)
+    assert (row["caption"], row["rating"], row["model_answer"]) == (
+        "图像为腹部。",
+        "corrected",
+        tuned,
+    )
     assert (
         load_pairs(site.feedback)[0]["image"].convert("RGB").size == site.examples[1]["image"].size
     )
