@@ -8,6 +8,7 @@ use the same function, with other pictures.
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
+
+from medtune.files import one_line
 
 from .backends import Generated, TransformersBackend, VllmBackend
 from .prompts import Preparer, Survey, survey_rows
@@ -24,6 +27,15 @@ from .resume import append, digest_of, resume
 ROWS_PER_PART = 32
 # To compile decoding takes about a minute; from so many batches times tokens on it pays.
 COMPILING_PAYS_FROM = 3000
+
+# Of these torch has no class of its own: what malloc, mmap, fork and oneDNN say.
+NO_MEMORY = (
+    "allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "can't start new thread",
+    "could not create a",
+)
 
 
 def generate_answers(  # noqa: PLR0913 - each is a setting of its own, given by keyword
@@ -97,6 +109,8 @@ def generate_answers(  # noqa: PLR0913 - each is a setting of its own, given by 
     ValueError
         An empty data set, a data set that streams, an id that repeats, `pictures_from` that does
         not fit, `out` made with other settings or damaged, a `backend` that there is not.
+    OSError
+        `out` cannot be written, memory does not suffice.
     ImportError
         `backend="vllm"` without vLLM.
 
@@ -250,14 +264,45 @@ def _answer_batches(
     inputs = _load(batches, prepare, workers)
     start = time.perf_counter()
     for batch in batches:
-        parts = [next(inputs) for _ in batch.parts()]
-        generated = engine.answer(parts, seed + batch.number)
+        with _lack_of_memory_in_one_line(len(batch.rows)):
+            parts = [next(inputs) for _ in batch.parts()]
+            generated = engine.answer(parts, seed + batch.number)
         # by row, so that a row which fills up the batch counts once
         answers = dict(zip(batch.rows, generated, strict=True))
         now = time.perf_counter()
         seconds = (now - start) / len(answers)
         start = now
         yield answers, seconds
+
+
+@contextmanager
+def _lack_of_memory_in_one_line(rows: int) -> Iterator[None]:
+    """Raise `OSError` where memory did not suffice, in this process or in one that loads data."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        if "DataLoader worker" in text and not isinstance(error, MemoryError):
+            raise OSError(
+                "a process that prepares pictures died, mostly because memory ran out: "
+                f"set workers=0 or fewer ({one_line(text)})"
+            ) from error
+        known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if known or any(words in text for words in NO_MEMORY):
+            raise OSError(
+                f"memory ran out for a batch of {rows} samples: set a smaller batch_size, "
+                f"max_pixels or max_new_tokens ({one_line(error)})"
+            ) from error
+        raise
+
+
+def _tokenize_alone(worker: int) -> None:
+    """Let a process that prepares pictures use no threads of the tokenizer.
+
+    It inherits their locks, but not the threads: with TOKENIZERS_PARALLELISM=true it would wait for
+    them for ever.
+    """
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def _load(batches: Sequence[Batch], prepare: Preparer, workers: int) -> Iterator[Any]:
@@ -270,6 +315,7 @@ def _load(batches: Sequence[Batch], prepare: Preparer, workers: int) -> Iterator
         batch_size=None,
         collate_fn=prepare,
         num_workers=workers,
+        worker_init_fn=_tokenize_alone,
         # the loader draws a seed for its workers, and would take it from the global generator
         generator=torch.Generator(),
     )

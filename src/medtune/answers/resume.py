@@ -65,12 +65,16 @@ def resume(out: Path, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     Raises
     ------
     ValueError : the file was made with other settings, or is damaged.
+    OSError : in one line: the folder cannot be written.
     """
     beside = out.with_suffix(".settings.json")
     text = json.dumps(settings, indent=1, default=str)
     if not out.exists() or out.stat().st_size == 0:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(beside, text)
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(beside, text)
+        except OSError as error:
+            raise OSError(f"{out} cannot be written: {error.strerror or error}") from error
         return {}
     _check_same(out, beside, json.loads(text))
     answers = {answer["id"]: answer for answer in read_answers(out)}
@@ -93,13 +97,25 @@ def _check_same(out: Path, beside: Path, now: dict[str, Any]) -> None:
 
 
 def append(out: Path, answers: Iterable[Mapping[str, Any]]) -> None:
-    """Add answers to the file, a line each, and wait until they are on the disk."""
-    # surrogatepass: a model may generate half a surrogate pair, and that must not end a run
-    with open(out, "a", encoding="utf-8", errors="surrogatepass", newline="\n") as file:
-        for answer in answers:
-            file.write(json.dumps(answer, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """Add answers to the file, a line each, and wait until they are on the disk.
+
+    Raises
+    ------
+    OSError : in one line: the disk is full or cannot be written; what is on it stays good.
+    """
+    lines = [json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers]
+    try:
+        # surrogatepass: a model may generate half a surrogate pair, and that must not end a run
+        with open(out, "a", encoding="utf-8", errors="surrogatepass", newline="\n") as file:
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        # what a full disk says names no file
+        raise OSError(
+            f"{out} cannot be written ({error.strerror or error}): free some space, "
+            "the same call goes on where it stopped"
+        ) from error
 
 
 def digest_of(thing: Any) -> str:

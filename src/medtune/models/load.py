@@ -277,7 +277,7 @@ def load_base(
     Raises
     ------
     OSError : in one line: a missing folder, a damaged or missing file, a gated or unknown model, no
-        connection.
+        connection, too little memory.
 
     Examples
     --------
@@ -297,6 +297,14 @@ def load_base(
         model = AutoModelForImageTextToText.from_pretrained(path, **options)
     except (OSError, ValueError, SafetensorError) as error:
         raise _explain(path, error) from error
+    except (MemoryError, RuntimeError) as error:
+        # torch has no class of its own for what the system says
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise OSError(
+                f"{path} does not fit into memory here: `medtune plan` says what it takes "
+                f"({one_line(error)})"
+            ) from error
+        raise
     _keep_gradients_of_4bit_layers(model)
     return model
 

@@ -26,16 +26,33 @@ DEAD_LOADER = re.compile(r"DataLoader worker|DataLoader timed out")
 FROM_LOADER = re.compile(r"Caught \w+ in DataLoader worker process \d+\.")
 NAME_OF_ERROR = re.compile(r"^[\w.]*(?:Error|Exception|Warning): ")
 
-# Of these torch and the system have no class of their own: what malloc, mmap and fork say.
-NO_MEMORY = ("not enough memory", "can't allocate memory", "Cannot allocate memory")
+# Of these torch and the system have no class of their own: what malloc, mmap, fork and oneDNN say.
+NO_MEMORY = (
+    "not enough memory",
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "bad_alloc",
+    "can't start new thread",
+    "could not create a primitive",
+    "could not create a memory",
+)
+
+# torch and safetensors have classes of their own for a disk that is full while they write.
+NO_SPACE = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "PytorchStreamWriter failed",
+    "iostream error",
+)
 
 
-def explain(error: BaseException) -> tuple[str, bool]:
+def explain(error: BaseException, out: str = "output_dir") -> tuple[str, bool]:
     """Say what ended a training.
 
     Parameters
     ----------
     error : what was raised.
+    out : folder that the training writes to.
 
     Returns
     -------
@@ -57,6 +74,12 @@ def explain(error: BaseException) -> tuple[str, bool]:
         line = (
             "a process that loads data died, mostly because memory ran out: set "
             "dataloader_num_workers=0 or to fewer, or give the job more memory; "
+            f"--resume goes on from the last checkpoint ({line})"
+        )
+        for_users = True
+    elif any(words in line for words in NO_SPACE):
+        line = (
+            f"the disk of {out} is full: free some space, "
             f"--resume goes on from the last checkpoint ({line})"
         )
         for_users = True

@@ -21,7 +21,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from trl import ModelConfig, SFTConfig
 
-from medtune.models import model_card, save_model
+from medtune.models import model_card, save_model, write_no_stub_cards
 
 from .checkpoints import (
     RunCallback,
@@ -38,6 +38,10 @@ from .watchdog import watch
 
 # What a shell gives for Ctrl-C: a scheduler can tell a run that was stopped from one that failed.
 STOPPED = 130
+
+# A model card names the questions of so many records, and not more questions than this.
+RECORDS_ASKED = 100
+MOST_QUESTIONS = 5
 
 
 def train_model(trainer: Any, script_args: ScriptArguments, model_args: ModelConfig) -> None:
@@ -71,6 +75,7 @@ def train_model(trainer: Any, script_args: ScriptArguments, model_args: ModelCon
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, callback.ask_to_stop)
     _take_no_step_too_many(trainer)
+    write_no_stub_cards(trainer)
     with watch(trainer, script_args.watchdog_seconds):
         trainer.train(resume_from_checkpoint=start.checkpoint)
     if callback.stop:
@@ -121,7 +126,13 @@ def _save(
         )
         model.save_pretrained = partial(model.save_pretrained, state_dict=state)
     if trainer.is_world_process_zero():
-        card = model_card(model_args.model_name_or_path, data=script_args.data, settings=settings)
+        card = model_card(
+            model_args.model_name_or_path,
+            data=script_args.data,
+            settings=settings,
+            question=_questions(trainer.train_dataset),
+            kind="adapter" if model_args.use_peft else "merged",
+        )
         save_model(
             model, trainer.processing_class, Path(trainer.args.output_dir) / "model", card=card
         )
@@ -131,6 +142,17 @@ def _save(
         )
     # a rank that left while another still saves can abort
     trainer.accelerator.wait_for_everyone()
+
+
+def _questions(data: Any) -> list[str]:
+    """List what the first records ask, each question once: most data sets ask few."""
+    questions = []
+    for row in data.select(range(min(RECORDS_ASKED, len(data)))).select_columns(["prompt"]):
+        parts = row["prompt"][-1]["content"]
+        question = "".join(part.get("text") or "" for part in parts).strip()
+        if question not in questions and len(questions) < MOST_QUESTIONS:
+            questions.append(question)
+    return questions
 
 
 def _is_finished(
@@ -165,16 +187,18 @@ def main(argv: list[str] | None = None, trainer_class: Callable[..., Any] | None
     Traceback (most recent call last):
     SystemExit: 1
     """
+    out = "output_dir"
     try:
         if argv is None:
             argv = sys.argv[1:]
         script_args, training_args, model_args = parse_arguments(argv)
+        out = training_args.output_dir
         if _is_finished(script_args, training_args, model_args):
             return
         trainer = build_trainer(script_args, training_args, model_args, trainer_class=trainer_class)
         train_model(trainer, script_args, model_args)
     except Exception as error:
-        line, for_users = explain(error)
+        line, for_users = explain(error, out)
         rank = os.environ.get("RANK", 0)
         print(f"medtune train: rank {rank}: {line}", file=sys.stderr, flush=True)
         if not for_users:

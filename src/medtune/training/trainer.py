@@ -127,6 +127,9 @@ def _load_model(
         # ZeRO-3 wants one dtype
         in_float32 = script_args.autocast_adapter_dtype and stage != 3
         model = get_peft_model(model, peft_config, autocast_adapter_dtype=in_float32)
+        # Without this, peft brings what it loads from a checkpoint to float32. TRL trains adapters
+        # on 4-bit weights in bfloat16, and a resumed run would be another one.
+        model.load_adapter = partial(model.load_adapter, autocast_adapter_dtype=False)
     if stage == 3 and training_args.activation_checkpointing:
         # the kind that is not reentrant fails with adapters under ZeRO-3
         training_args.activation_checkpointing_kwargs = {"use_reentrant": True}
