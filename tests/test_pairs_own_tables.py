@@ -362,6 +362,14 @@ def test_line_ends_of_unicode_inside_of_texts_are_text(pictures):
     assert captions_of(written(pictures, "t.csv", "image,caption\n" + csv_lines)) == texts
 
 
+def test_json_lines_may_be_called_json(pictures):
+    records = [{"image": "a.jpg", "caption": "x"}, {"image": "b.jpg", "caption": "y"}]
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    assert captions_of(written(pictures, "t.json", text)) == ["x", "y"]
+    table = written(pictures, "t.json", text + '{"image": "c.jp')
+    assert loaded(table)[2]["problem"].startswith("t.json:3: not JSON")
+
+
 # --- names of pictures ----------------------------------------------------------------------------
 
 

@@ -3,8 +3,7 @@
 import os
 import re
 import stat
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -29,14 +28,12 @@ def test_a_salt_is_made_once_for_its_owner_only(config):
     assert [path.name for path in file.parent.iterdir()] == ["salt"]
 
 
-def test_processes_that_start_together_agree(config):
-    code = "from medtune.pairs.salt import user_salt; print(user_salt())"
-    started = []
-    for _ in range(4):
-        started.append(subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE))
-    salts = {process.communicate()[0] for process in started}
-    assert len(salts) == 1
-    assert salts == {(user_salt() + "\n").encode()}
+def test_all_who_need_a_salt_at_the_same_time_get_the_same(config):
+    for number in range(20):
+        with pytest.MonkeyPatch.context() as patched, ThreadPoolExecutor(8) as pool:
+            patched.setenv("XDG_CONFIG_HOME", str(config / str(number)))
+            salts = set(pool.map(lambda _: user_salt(), range(8)))
+            assert salts == {user_salt()}
 
 
 def test_the_environment_counts_more_than_the_file(config, monkeypatch):

@@ -71,10 +71,21 @@ def read_json(table: Path, encoding: str | None) -> Iterator[Numbered]:
         try:
             value = json.load(text)
         except (ValueError, RecursionError) as error:
-            raise ValueError(
-                f"{table} is not JSON ({error or 'too deep'}): cut off, or JSON Lines named .json?"
-            ) from None
-    yield from enumerate(_records_of(value, table), 1)
+            problem = f"{error or 'too deep'}"
+        else:
+            yield from enumerate(_records_of(value, table), 1)
+            return
+    # many publish JSON Lines under this ending
+    if not _begins_with_object(table, encoding):
+        raise ValueError(f"{table} is not JSON ({problem}): is it cut off?")
+    yield from read_json_rows(table, encoding)
+
+
+def _begins_with_object(table: Path, encoding: str | None) -> bool:
+    """Say whether the first line is a whole record."""
+    for _, record in read_json_rows(table, encoding):
+        return isinstance(record, dict)
+    return False
 
 
 def _records_of(value: Any, table: Path) -> Iterator[Any]:

@@ -13,6 +13,7 @@ import binascii
 import functools
 import re
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -93,9 +94,8 @@ class Places:
     roots: tuple[Path, ...]
 
     def hold(self, path: Path) -> bool:
-        """Say whether a path, its links followed, lies in one of the roots."""
-        resolved = path.resolve()
-        return any(resolved.is_relative_to(root) for root in self.roots)
+        """Say whether a path, whose links were followed, lies in one of the roots."""
+        return any(path.is_relative_to(root) for root in self.roots)
 
 
 def places_of(
@@ -251,11 +251,13 @@ def _find_file(name: str, places: Places) -> Path:
     suffix = _suffix_of(name)
     if suffix in NO_PICTURES:
         raise ValueError(f"picture {shown_name(name)} is {NO_PICTURES[suffix]}")
-    found = _candidates(name, places)
-    for path in found:
-        if places.hold(path):
-            return path.resolve()
-    if found or _leaves(name, places):
+    leads_out = False
+    for path in _candidates(name, places):
+        resolved = path.resolve()
+        if places.hold(resolved):
+            return resolved
+        leads_out = True
+    if leads_out or _leaves(name, places):
         raise ValueError(
             f"picture {shown_name(name)} lies outside the folder (a whole path, a link or '..'): "
             "give image_root=FOLDER, a folder that holds all pictures"
@@ -281,28 +283,28 @@ def _slashes(name: str) -> str:
     return name.strip().replace("\\", "/")
 
 
-def _candidates(name: str, places: Places) -> list[Path]:
-    """Find all files that a name may mean; an exact name anywhere counts more than a similar one."""
-    if Path(name).is_absolute():
-        exact = [Path(name)] if Path(name).exists() else []
-    else:
-        exact = [folder / name for folder in places.folders if (folder / name).exists()]
-    if exact:
-        return exact
-    similar = []
-    folders = [Path("/")] if Path(_slashes(name)).is_absolute() else places.folders
-    for folder in folders:
-        path = _similar(folder, _slashes(name))
+def _candidates(name: str, places: Places) -> Iterator[Path]:
+    """Yield the files that a name may mean; an exact name anywhere counts more than a similar one."""
+    found = False
+    # joined to a whole path, a folder makes no difference
+    for folder in places.folders[:1] if Path(name).is_absolute() else places.folders:
+        if (folder / name).exists():
+            found = True
+            yield folder / name
+    if found:
+        return
+    plain = _slashes(name)
+    for folder in [Path("/")] if plain.startswith("/") else places.folders:
+        path = _similar(folder, plain)
         if path is not None:
-            similar.append(path)
-    return similar
+            yield path
 
 
 def _leaves(name: str, places: Places) -> bool:
     """Say whether a name leads out of the folder, whether or not anything lies there."""
     if ".." not in PurePosixPath(_slashes(name)).parts:
         return False
-    return not any(places.hold(folder / _slashes(name)) for folder in places.folders)
+    return not any(places.hold((folder / _slashes(name)).resolve()) for folder in places.folders)
 
 
 def _similar(folder: Path, name: str) -> Path | None:

@@ -1,5 +1,6 @@
 """Give a set that `datasets` has loaded our columns, without reading what is right already."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import datasets
@@ -47,7 +48,7 @@ def with_our_columns(pairs: Pairs, name: str, columns: dict[str, str], salt: str
     theirs = {ours: column for column, ours in names.items()}
     image = pairs.features[theirs["image"]] if "image" in theirs else None
     if is_dialogue or isinstance(image, datasets.List | datasets.LargeList):
-        return _with_each_answer(pairs, names, reading)
+        return _with_each_answer(pairs, reading)
     pairs = pairs.select_columns(list(names))
     changed = {column: ours for column, ours in names.items() if column != ours}
     pairs = pairs.rename_columns(changed)
@@ -93,14 +94,43 @@ class _Tidy:
             tidy["group"] = patient_group(as_id(group), self.reading.secret()) if known else None
         return tidy
 
+    def rows(self, row: dict) -> Iterator[dict]:
+        """Yield the row in order."""
+        yield row | self(row)
+
 
 def _tidied_stream(pairs: datasets.IterableDataset, tidy: _Tidy) -> datasets.IterableDataset:
-    features = datasets.Features({**pairs.features, "image": AS_BYTES, "id": TEXT, "caption": TEXT})
+    features = datasets.Features({**pairs.features, "id": TEXT, "caption": TEXT})
     if tidy.hashes_group:
         features["group"] = TEXT
     # undecoded: a picture that cannot be decoded is left to reject_reason
-    pairs = pairs.cast_column("image", AS_BYTES).map(tidy, features=features)
-    return pairs.cast_column("image", datasets.Image())
+    undecoded = pairs.cast_column("image", AS_BYTES)
+    first = next(iter(undecoded), None)
+    if first is not None and first | tidy(first) == first and features == pairs.features:
+        return pairs
+    return _generated(undecoded, tidy.rows, features)
+
+
+def _generated(
+    undecoded: datasets.IterableDataset, function: Callable, features: datasets.Features
+) -> datasets.IterableDataset:
+    """Make a stream of what a function makes of each row.
+
+    What `map` gives is not decoded any more, however its columns are cast.
+    """
+    count = undecoded.num_shards
+    # a list is spread among the workers of a loader
+    parts = [undecoded.shard(count, number) for number in range(count)]
+    arguments = {"parts": parts, "function": function}
+    return datasets.IterableDataset.from_generator(
+        _rows_of_parts, features=features, gen_kwargs=arguments
+    )
+
+
+def _rows_of_parts(parts: list[datasets.IterableDataset], function: Callable) -> Iterator[dict]:
+    for part in parts:
+        for row in part:
+            yield from function(row)
 
 
 def _tidied_set(pairs: datasets.Dataset, tidy: _Tidy) -> datasets.Dataset:
@@ -126,36 +156,51 @@ def _tidied_set(pairs: datasets.Dataset, tidy: _Tidy) -> datasets.Dataset:
     return pairs
 
 
-def _with_each_answer(pairs: Pairs, names: dict[str, str], reading: Reading) -> Pairs:
+def _with_each_answer(pairs: Pairs, reading: Reading) -> Pairs:
     """Make a row for each picture and each answer of the records of a set."""
-    # pictures stand in the records themselves: a set from elsewhere names no files of this machine
-    reader = RecordReader(reading, Places((), ()), reading.columns, is_shard=True)
-    features = {"image": AS_BYTES, "id": TEXT, "caption": TEXT, "question": TEXT, "group": TEXT}
-
-    def rows_of(batch: dict[str, list]) -> dict[str, list]:
-        columns: dict[str, list] = {column: [] for column in features}
-        for number in range(len(next(iter(batch.values())))):
-            record = {column: cells[number] for column, cells in batch.items()}
-            for number_of_answer, pair in enumerate(reader.pairs_of(record), 1):
-                row = pair.row
-                if number_of_answer > 1:
-                    row["id"] = f"{row['id']}-{number_of_answer}"
-                row.setdefault("group", patient_group(row["id"], reading.secret()))
-                for column, cells in columns.items():
-                    cells.append(row.get(column))
-        return columns
-
+    features = datasets.Features(
+        {"image": datasets.Image(), "id": TEXT, "caption": TEXT, "question": TEXT, "group": TEXT}
+    )
+    answers = _EachAnswer(reading, tuple(features))
     undecoded = pairs
     for column, feature in pairs.features.items():
         if isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):
             undecoded = undecoded.cast_column(column, datasets.List(AS_BYTES))
         elif isinstance(feature, datasets.Image):
             undecoded = undecoded.cast_column(column, AS_BYTES)
-    mapped = undecoded.map(
-        rows_of,
-        batched=True,
-        batch_size=32,
-        remove_columns=pairs.column_names,
-        features=datasets.Features(features),
+    if isinstance(pairs, datasets.IterableDataset):
+        return _generated(undecoded, answers.rows, features)
+    return datasets.Dataset.from_generator(
+        _rows_of_parts,
+        features=features,
+        gen_kwargs={"parts": [undecoded], "function": answers.rows},
     )
-    return mapped.cast_column("image", datasets.Image())
+
+
+@dataclass
+class _EachAnswer:
+    """Makes rows of a record that has several pictures or answers.
+
+    Attributes
+    ----------
+    reading : Reading
+        How the set is to be read.
+    columns : tuple of str
+        The columns that each row shall have.
+    """
+
+    reading: Reading
+    columns: tuple[str, ...]
+
+    def rows(self, record: dict) -> Iterator[dict]:
+        """Yield the rows of a record; one that cannot be read raises ValueError."""
+        # pictures stand in the records: a set from elsewhere names no files of this machine
+        reader = RecordReader(self.reading, Places((), ()), self.reading.columns, is_shard=True)
+        for number, pair in enumerate(reader.pairs_of(record), 1):
+            row = pair.row
+            row.setdefault(
+                "group", patient_group(pair.given_id or row["id"], self.reading.secret())
+            )
+            if number > 1:
+                row["id"] = f"{row['id']}-{number}"
+            yield {column: row.get(column) for column in self.columns}

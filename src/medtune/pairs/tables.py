@@ -13,7 +13,7 @@ from .columns import SPLITS
 from .locate import places_of
 from .reading import LoosePictures, Reading, Table
 from .record import FoundPair, RecordReader, names_group, picture_key
-from .salt import patient_group
+from .salt import patient_group, safe_id
 from .shards import SHARD_SUFFIXES
 from .sources import records_of
 from .survey import id_hash
@@ -118,12 +118,12 @@ def _rows_of(table: Table | LoosePictures, reading: Reading, given: _Given) -> I
             if reading.strict:
                 is_missing = isinstance(error, FileNotFoundError)
                 raise (FileNotFoundError if is_missing else ValueError)(reason) from None
-            yield _problem(where, reason)
+            yield _problem(table, where, reason, reading)
             continue
         if not found and reading.strict:
             given.text_only += 1
         elif not found:
-            yield _problem(where, f"{where}: {TEXT_ONLY}")
+            yield _problem(table, where, f"{where}: {TEXT_ONLY}", reading)
         for number, pair in enumerate(found):
             yield _finished(pair, number, len(found), reading, given)
 
@@ -140,8 +140,11 @@ def _reader_of(table: Table | LoosePictures, reading: Reading) -> RecordReader:
     return RecordReader(reading, places, table.columns | reading.columns, is_shard)
 
 
-def _problem(where: str, reason: str) -> dict:
-    return {"id": where, "image": None, "caption": None, "problem": reason}
+def _problem(table: Table | LoosePictures, where: str, reason: str, reading: Reading) -> dict:
+    # where a table is at fault its name and line are the id; a picture's own name may be a patient's
+    is_picture = isinstance(table, LoosePictures)
+    name = safe_id(where, reading.salt) if is_picture else where
+    return {"id": name, "image": None, "caption": None, "problem": reason}
 
 
 def _finished(pair: FoundPair, number: int, of: int, reading: Reading, given: _Given) -> dict:
