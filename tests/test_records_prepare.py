@@ -175,6 +175,12 @@ def test_each_special_token_of_a_model_is_found(processor, gemma):
     assert find_control_token("<image><video><audio>", ["<image>"]) is None
 
 
+def test_places_in_a_picture_may_be_taught():
+    answer = "<|object_ref_start|>the liver<|object_ref_end|><|box_start|>(1,2),(3,4)<|box_end|>"
+    assert find_control_token(answer) is None
+    assert find_control_token(answer + "<|im_end|>") == "<|im_end|>"
+
+
 @given(st.text(alphabet="abc <>|[]/0.5", max_size=60))
 def test_plain_text_holds_no_control_token(text):
     """Signs of comparison and references in brackets are no tokens."""

@@ -14,6 +14,7 @@ import pytest
 from shards import CHANGED, encode, pair, picture, tree, write_shard
 
 from medtune.records import QUESTIONS, convert_pairs
+from medtune.records.progress import Folder
 
 # --- what lies in the folder ------------------------------------------------------------------
 
@@ -115,6 +116,33 @@ def _run(*arguments: object) -> subprocess.CompletedProcess:
 def test_workers_change_nothing(mixed_shards, unbroken, tmp_path):
     convert_pairs(mixed_shards, tmp_path / "out", questions=QUESTIONS, workers=5)
     assert tree(tmp_path / "out") == unbroken
+
+
+@pytest.mark.parametrize("breaks", [1, 2, 3, 4])
+def test_samples_of_several_pictures_go_on_where_they_broke_off(tmp_path, monkeypatch, breaks):
+    """A sample that waits for pictures of the next block is not lost, and not written twice."""
+    rows = []
+    for i in range(300):
+        rows.append(pair(i, group=f"g{i // 7}", question=("What?", "Where?", None)[i % 3]))
+    rows[65]["image"] = b""
+    source = write_shard(tmp_path / "a.parquet", rows, row_group_size=50)
+    options = {"pictures_per_sample": 3, "split_by": "patient"}
+    summary = convert_pairs(source, tmp_path / "unbroken", **options)
+    assert summary["pairs"] == 299
+    note, noted = Folder.note, []
+
+    def broken(self, progress):
+        noted.append(progress.row)
+        if len(noted) > breaks:
+            raise KeyboardInterrupt
+        note(self, progress)
+
+    monkeypatch.setattr(Folder, "note", broken)
+    with pytest.raises(KeyboardInterrupt):
+        convert_pairs(source, tmp_path / "out", **options)
+    monkeypatch.undo()
+    assert convert_pairs(source, tmp_path / "out", **options) == summary
+    assert tree(tmp_path / "out") == tree(tmp_path / "unbroken")
 
 
 @pytest.mark.slow

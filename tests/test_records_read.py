@@ -104,6 +104,15 @@ ONE = {"<image>What is shown?": "A liver."}
         {"id": "a", "conversations": _said(ONE), "image": "a.png"},
         {"id": "a", "conversations": _said(ONE), "images": [{"path": "a.png", "bytes": None}]},
         {"id": "a", "instruction": "<image>What is shown?", "output": "A liver.", "image": "a.png"},
+        {"id": "a", "query": "<image>What is shown?", "response": "A liver.", "images": ["a.png"]},
+        {
+            "id": "a",
+            "messages": [
+                {"role": "User", "content": "<image>What is shown?"},
+                {"role": "model", "content": "A liver."},
+            ],
+            "images": ["a.png"],
+        },
         {
             "id": "a",
             "messages": [

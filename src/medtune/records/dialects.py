@@ -53,7 +53,8 @@ DIALECTS: dict[str, dict] = {
     },
 }
 
-ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's words for two of the roles
+# Words of ShareGPT, Gemma and others for two of the roles.
+ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
 
 Turn = tuple[str, str]  # role, text
 
@@ -267,8 +268,8 @@ def _messages_of(record: Any) -> list[dict]:
             return [_message("user", prompt), _message("assistant", completion)]
         return prompt + completion
     messages = record.get("messages") or record.get("conversations")
-    if not messages and "instruction" in record:
-        return _alpaca_messages(record)
+    if not messages and ("instruction" in record or "query" in record):
+        return _flat_messages(record)
     return messages or record["conversations"]
 
 
@@ -276,15 +277,18 @@ def _message(role: str, content: Any) -> dict:
     return {"role": role, "content": content}
 
 
-def _alpaca_messages(record: dict) -> list[dict]:
-    """Give the messages of a record with the flat keys that LLaMA-Factory reads."""
+def _flat_messages(record: dict) -> list[dict]:
+    """Give the messages of a record with the flat keys of LLaMA-Factory or ms-swift."""
     messages = []
     for question, answer in record.get("history") or ():
         messages += [_message("user", question), _message("assistant", answer)]
-    question = record["instruction"]
-    if record.get("input"):
-        question += "\n" + record["input"]
-    return [*messages, _message("user", question), _message("assistant", record["output"])]
+    if "instruction" in record:
+        question, answer = record["instruction"], record["output"]
+        if record.get("input"):
+            question += "\n" + record["input"]
+    else:
+        question, answer = record["query"], record["response"]
+    return [*messages, _message("user", question), _message("assistant", answer)]
 
 
 def _turn_of(message: dict) -> Turn:
@@ -294,6 +298,8 @@ def _turn_of(message: dict) -> Turn:
         text = content
     else:
         text = "".join(_text_of_part(part) for part in content)
+    if isinstance(role, str):
+        role = role.lower()
     return ROLES.get(role, role), text
 
 

@@ -24,6 +24,8 @@ WELL_KNOWN = re.compile(
     r"|\[/?(?:INST|IMG|IMG_BREAK|IMG_END|AVAILABLE_TOOLS|TOOL_CALLS)\]"
     r"|<</?SYS>>"
 )
+# Marks of places and things in a picture, which answers may teach: no commands.
+GROUNDING = re.compile(r"</?\|?(?:object_ref|ref|box|quad|point|loc)(?:_start|_end|\d*)?\|?>")
 # A tokenizer says so where its model has no longest text.
 ENDLESS = 1_000_000
 
@@ -70,6 +72,7 @@ def find_control_token(text: str, known: Iterable[str] | None = None) -> str | N
         # these have a check of their own
         text = text.replace(mark, "")
     if known is None:
+        text = GROUNDING.sub("", text)
         found = WELL_KNOWN.search(text)
         return found[0] if found else None
     return next((token for token in known if token in text), None)
@@ -84,8 +87,12 @@ def control_tokens_of(processor: Any) -> list[str]:
             tokens.append(token.content)
     for name in ("image_token", "video_token", "audio_token", "boi_token", "eoi_token"):
         tokens.append(getattr(processor, name, None))
-    # One that reads like a word would be found in every text.
-    return [token for token in dict.fromkeys(tokens) if token and re.search(r"[<\[|]", token)]
+    commands = []
+    for token in dict.fromkeys(tokens):
+        # one that reads like a word would be found in every text
+        if token and re.search(r"[<\[|]", token) and not GROUNDING.fullmatch(token):
+            commands.append(token)
+    return commands
 
 
 class Preparer:

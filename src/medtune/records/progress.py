@@ -78,6 +78,8 @@ class Progress:
     """How far a conversion has come; `state.json` notes it after every block of rows.
 
     row : how many rows of the source are done.
+    waiting : rows before it that wait for more of their sample, each with the row at which its
+        block begins.
     sizes : bytes that the done rows take in each growing file.
     pairs : rows that stand in the records.
     samples : samples with pictures, by split.
@@ -91,6 +93,7 @@ class Progress:
     """
 
     row: int = 0
+    waiting: dict[int, int] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     pairs: int = 0
     samples: Counter[str] = field(default_factory=Counter)
@@ -106,7 +109,9 @@ class Progress:
     def from_notes(cls, notes: dict) -> "Progress":
         """Make the progress that `state.json` notes."""
         progress = cls(**notes)
-        # JSON gives plain dictionaries, in which a new key does not start at 0.
+        # JSON has texts for keys.
+        progress.waiting = {int(row): begin for row, begin in progress.waiting.items()}
+        # It gives plain dictionaries, in which a new key does not start at 0.
         progress.samples = Counter(progress.samples)
         progress.reasons = Counter(progress.reasons)
         return progress

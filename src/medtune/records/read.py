@@ -76,7 +76,8 @@ def _numbered_records(file: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _looks_like_a_record(value: dict) -> bool:
-    return bool({"prompt", "messages", "conversations", "instruction"} & value.keys())
+    keys = {"prompt", "messages", "conversations", "instruction", "query"}
+    return bool(keys & value.keys())
 
 
 def record_id(record: Any, place: str) -> str:

@@ -229,20 +229,34 @@ def _hash_of_splits(chosen: Chosen) -> str | None:
 def _convert_blocks(source: Source, judge: Judge, writer: "Writer", workers: int | None) -> None:
     """Convert all rows that are not done yet, and note the progress after every block."""
     progress = writer.progress
+    done = progress.row
     gatherer = Gatherer(writer.settings.pictures_per_sample)
-    bar = tqdm(total=source.rows, initial=progress.row, unit="pair", delay=3)
+    bar = tqdm(total=source.rows, initial=done, unit="pair", delay=3)
     with ThreadPoolExecutor(workers) as pool, bar:
-        for block in read_blocks(source.shards, progress.row):
+        again = min(progress.waiting.values(), default=done)
+        for block in read_blocks(source.shards, again):
+            if block.numbers.stop <= done:
+                # Done but for the pairs of it that still wait for more of their sample.
+                _wait_again(judge.accept(block, pool, _reject_nothing), gatherer, progress.waiting)
+                continue
             for pair in judge.accept(block, pool, writer.reject):
                 for sample in gatherer.add(pair):
                     writer.write_sample(sample)
-            # What waits for the next block is not written yet: a killed run must see it again.
-            if not gatherer.waiting:
-                writer.note(block.numbers.stop)
+            writer.note(block.numbers, gatherer.waiting_rows())
             bar.update(len(block.numbers))
         for sample in gatherer.finish():
             writer.write_sample(sample)
-        writer.note(source.rows)
+        writer.note(range(source.rows, source.rows), [])
+
+
+def _wait_again(pairs: Iterator[Pair], gatherer: "Gatherer", waiting: dict[int, int]) -> None:
+    for pair in pairs:
+        if pair.number in waiting:
+            gatherer.add(pair)
+
+
+def _reject_nothing(number: int, sample_id: object, reason: str) -> None:
+    """Take notice of a row that is rejected already."""
 
 
 @dataclass
@@ -275,6 +289,13 @@ class Gatherer:
         if len(sample) == self.pictures:
             complete.append(self.waiting.pop(key))
         return complete
+
+    def waiting_rows(self) -> list[int]:
+        """Give the numbers of the rows that wait."""
+        rows: list[int] = []
+        for sample in self.waiting.values():
+            rows += [pair.number for pair in sample]
+        return rows
 
     def finish(self) -> list[list[Pair]]:
         """Give the samples that nothing will be added to any more."""
@@ -410,11 +431,14 @@ class Writer:
             self.files["train"].write(self._line(sample_id, turns, [], no_cells))
             self.progress.text_only += 1
 
-    def note(self, row: int) -> None:
-        """Note that all rows before this one are done."""
+    def note(self, rows: range, waiting: list[int]) -> None:
+        """Note that these rows and all before them are done, but for those that wait."""
         for kind, file in self.files.items():
             # Only then is the noted size true after a kill.
             file.flush()
             self.progress.sizes[kind] = file.tell()
-        self.progress.row = row
+        self.progress.row = rows.stop
+        begins = self.progress.waiting
+        # Those that are not in this block have waited before.
+        self.progress.waiting = {number: begins.get(number, rows.start) for number in waiting}
         self.folder.note(self.progress)
