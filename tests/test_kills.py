@@ -297,7 +297,8 @@ def test_memory_that_runs_out_leaves_nothing_half_written(place, name, megabytes
     elif name == "LoRA":
         assert line.startswith("medtune train: rank 0: memory ran out: "), line
     else:
-        # a function tells its caller, by an error that the command line makes a line of
-        assert line.startswith("OSError: ") and "emory" in line
+        # A function tells its caller, by an error that the command line makes a line of. Libraries
+        # that run out of memory while they save do not always say so.
+        assert line.startswith("OSError: "), line
     finish(place, out, job)
     assert result_of(out) == expected

@@ -5,8 +5,8 @@ import re
 import peft
 import pytest
 import torch
-from tiny_models import FAMILIES, family, tiny_folder, tiny_twin
-from transformers import AutoModelForImageTextToText
+from tiny_models import EXPERTS, FAMILIES, QWEN3_VISION, TEXT, family, tiny_folder, tiny_twin
+from transformers import AutoModelForImageTextToText, Qwen3_5MoeConfig
 
 from medtune import models
 
@@ -60,6 +60,25 @@ def test_peft_agrees_on_all_linear():
     base = without_storage("qwen3-vl")
     ours = adapted(base, models.adapter_targets(base, "all-linear"))
     assert ours == adapted(without_storage("qwen3-vl"), {"target_modules": "all-linear"})
+
+
+def test_fused_experts_beside_a_shared_one_are_reached():
+    """Qwen3.5: the shared expert has Linear layers, the others are bare parameters."""
+    attention = {"linear_num_key_heads": 2, "linear_num_value_heads": 2}
+    attention |= {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
+    text = TEXT | EXPERTS | attention | {"shared_expert_intermediate_size": 24}
+    text |= {"layer_types": ["linear_attention", "full_attention"]}
+    vision = {key: value for key, value in QWEN3_VISION.items() if "deepstack" not in key}
+    with torch.device("meta"):
+        base = AutoModelForImageTextToText.from_config(
+            Qwen3_5MoeConfig(text_config=text, vision_config=vision)
+        )
+    targets = models.adapter_targets(base, "experts")
+    assert targets["target_parameters"] == ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"]
+    model = peft.get_peft_model(base, peft.LoraConfig(r=2, **targets))
+    adapted = {name for name, _ in model.named_parameters() if "lora_A" in name}
+    assert len([name for name in adapted if ".shared_expert." in name]) == 2 * 3
+    assert len([name for name in adapted if ".experts." in name]) == 2 * 2
 
 
 def test_unknown_and_absent_targets_are_refused():

@@ -1,6 +1,7 @@
 """Processors, base models and adapters are loaded, or refused in one line that says what to do."""
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -253,3 +254,23 @@ def test_adapter_that_does_not_fit_is_an_error(adapter, tmp_path, damage, messag
 def test_missing_adapter_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="adapter_config.json is missing"):
         models.load_tuned(models.load_base(tiny_folder()), tmp_path)
+
+
+def test_only_one_line_of_bitsandbytes_is_not_shown(caplog):
+    """It says that a faster product is absent, each time that anything is started on some CPUs."""
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    logger.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s.", "no kernels")
+    logger.warning("the weights are damaged")
+    assert [record.getMessage() for record in caplog.records] == ["the weights are damaged"]
+
+
+def test_a_model_that_does_not_fit_into_memory_is_one_line(monkeypatch):
+    def fail(*args, **options):
+        raise RuntimeError(
+            "unable to mmap 1355888 bytes from file <x>: Cannot allocate memory (12)"
+        )
+
+    model_class = "medtune.models.load.AutoModelForImageTextToText"
+    monkeypatch.setattr(f"{model_class}.from_pretrained", fail)
+    with pytest.raises(OSError, match="does not fit into memory here: `medtune plan` says"):
+        models.load_base(tiny_folder())

@@ -104,10 +104,9 @@ def adapter_targets(model: torch.nn.Module, which: str = "language") -> dict:
     parts = set().union(*reach.values())
 
     layers = _linear_layers(model, parts, layer_names)
-    # only a part that is asked for by its own name and has no Linear layers is looked for among the
-    # bare parameters: "all-linear" means what it says
-    with_layers = {part_of(layer.rpartition(".")[0]) for layer in layers}
-    bare = _bare_parameters(model, set(words) - with_layers)
+    # only a part that is asked for by its own name is looked for among the bare parameters:
+    # "all-linear" means what it says
+    bare = _bare_parameters(model, set(words))
 
     reached = {part_of(name) for name in layers + bare}
     for word in words:
@@ -142,10 +141,16 @@ def _linear_layers(model: torch.nn.Module, parts: set[str], layer_names: set[str
 
 def _bare_parameters(model: torch.nn.Module, parts: set[str]) -> list[str]:
     """List the full names of the weights of these parts that no Linear layer holds."""
+    # some families have a Linear expert for all tokens beside the fused ones
+    of_linear = set()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            of_linear.update(id(parameter) for parameter in module.parameters())
     found = []
     for name, parameter in model.named_parameters():
         part = part_of(name)
-        if part in parts and parameter.ndim == BARE_DIMENSIONS.get(part):
+        is_bare = id(parameter) not in of_linear and parameter.ndim == BARE_DIMENSIONS.get(part)
+        if part in parts and is_bare:
             found.append(name)
     return found
 
