@@ -82,6 +82,61 @@ def test_the_window_of_the_file_as_pydicom_applies_it(tmp_path, photometric, fun
     assert np.abs(difference).max() <= 0.5 + 1e-6
 
 
+WIDE = np.add.outer(np.arange(32), np.arange(32)).astype(np.int16) * 30 - 500
+
+
+def linear(values, centre, width):
+    """PS3.3 C.11.2.1.2.1, onto 0..255."""
+    return (((values - (centre - 0.5)) / (width - 1) + 0.5) * 255).clip(0, 255)
+
+
+def linear_exact(values, centre, width):
+    """PS3.3 C.11.2.1.3.2."""
+    return (((values - centre) / width + 0.5) * 255).clip(0, 255)
+
+
+def sigmoid(values, centre, width):
+    """PS3.3 C.11.2.1.3.1."""
+    return 255 / (1 + np.exp(-4 * (values - centre) / width))
+
+
+FORMULAS = {
+    "two windows": (
+        {"WindowCenter": [40, -600], "WindowWidth": [400, 1500]},
+        linear(WIDE, 40, 400),
+    ),
+    "inverted": ({"PhotometricInterpretation": "MONOCHROME1"}, 255 - linear(WIDE, 40, 400)),
+    "exact": ({"VOILUTFunction": "LINEAR_EXACT"}, linear_exact(WIDE, 40, 400)),
+    "sigmoid": ({"VOILUTFunction": "SIGMOID"}, sigmoid(WIDE, 40, 400)),
+    "an unknown function": ({"VOILUTFunction": "CUBIC"}, linear(WIDE, 40, 400)),
+    "rescale": (
+        {"RescaleSlope": 0.5, "RescaleIntercept": -100},
+        linear(WIDE * 0.5 - 100, 40, 400),
+    ),
+    "width 0": ({"WindowWidth": 0}, linear(WIDE, 50, 400)),
+    "width 1": ({"WindowWidth": 1}, np.where(WIDE <= 39, 0, 255)),
+    "no photometric interpretation": ({"PhotometricInterpretation": None}, linear(WIDE, 40, 400)),
+    "lower case": ({"PhotometricInterpretation": "monochrome2"}, linear(WIDE, 40, 400)),
+}
+
+
+@pytest.mark.parametrize("case", FORMULAS)
+def test_grey_levels_follow_the_formulas_of_the_standard(tmp_path, case):
+    tags, want = FORMULAS[case]
+    ds = data_set(WIDE, WindowCenter=40, WindowWidth=400)
+    with warnings.catch_warnings(action="ignore"):
+        for tag, value in tags.items():
+            setattr(ds, tag, value)
+        path = saved(tmp_path, ds)
+    assert np.abs(grey(path) - want).max() <= 0.51
+
+
+def test_signed_values_of_12_bits_in_words_of_16(tmp_path):
+    stored = (WIDE & 0x0FFF).astype(np.uint16)
+    ds = data_set(stored, stored=12, WindowCenter=40, WindowWidth=400, PixelRepresentation=1)
+    assert np.abs(grey(saved(tmp_path, ds)) - linear(WIDE, 40, 400)).max() <= 0.51
+
+
 @pytest.mark.parametrize("name", pairs.WINDOWS)
 def test_a_named_window_maps_its_ends_to_black_and_white(tmp_path, name):
     centre, width = pairs.WINDOWS[name]

@@ -144,8 +144,10 @@ def test_dicom_is_known_by_its_content(tmp_path):
     called = ["IM0001", "1.2.840.113619.2.55.3.604688119.2", "x.dcm", "x.png", "x.bak"]
     for number, name in enumerate(called, 1):
         saved(tmp_path, ct_slice(number), name)
-    (tmp_path / "notes.txt").write_text("no picture")
+    for name in ("notes.txt", "scan.nii.gz", ".DS_Store"):
+        (tmp_path / name).write_text("no picture")
     assert names(find_pictures(tmp_path)) == called
+    assert find_pictures(tmp_path).notice == "left out: 2 files of another kind"
     png(tmp_path / "real.dcm")
     [picture] = open_pictures(tmp_path / "real.dcm", None, SALT)
     assert picture.cell["path"] == str(tmp_path / "real.dcm")

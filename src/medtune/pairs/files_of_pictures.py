@@ -69,7 +69,8 @@ class FoundFiles:
     pictures : list of Path
         Absolute paths in order.
     left_out : dict of str to int
-        How many files of each kind were left out, such as "structured report" or "segmentation".
+        How many files of each kind were left out, such as "structured report", "segmentation" or
+        "file of another kind".
     """
 
     pictures: list[Path]
@@ -126,15 +127,16 @@ def _sort_files(paths: Iterator[Path] | list[Path]) -> FoundFiles:
         if not path.is_file():
             continue
         path = path.absolute()
-        holds_dicom = _holds_dicom(path)
-        if not holds_dicom and path.suffix.lower() not in PICTURE_SUFFIXES:
-            continue
         if path.name.startswith("."):
-            left_out["hidden file"] += 1  # such as ._IM1.png, which a Mac puts beside IM1.png
-        elif holds_dicom:
+            # what a Mac puts beside IM1.png is called ._IM1.png; others are nobody's pictures
+            if path.suffix.lower() in PICTURE_SUFFIXES | DICOM_SUFFIXES:
+                left_out["hidden file"] += 1
+        elif _holds_dicom(path):
             dicom.append(path)
-        else:
+        elif path.suffix.lower() in PICTURE_SUFFIXES:
             plain.append(path)
+        else:
+            left_out["file of another kind"] += 1
     sorted_dicom = sort_dicom(dicom)
     left_out.update(sorted_dicom.left_out)
 

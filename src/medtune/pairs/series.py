@@ -284,10 +284,14 @@ def counted(kinds: dict[str, int]) -> str:
     --------
     >>> counted({"DICOMDIR": 1, "structured report": 2})
     '2 structured reports, 1 DICOMDIR'
+    >>> counted({"file of another kind": 3})
+    '3 files of another kind'
     """
     said = []
     for kind, count in sorted(kinds.items(), key=lambda item: (-item[1], item[0])):
-        head, comma, rest = kind.partition(" without ")
-        plural = f"{head}s{comma}{rest}" if count > 1 else kind
-        said.append(f"{count} {plural}")
+        # "file of another kind" becomes "files of another kind"
+        noun = re.split(r"(?= of | without )", kind, maxsplit=1)
+        if count > 1:
+            noun[0] += "s"
+        said.append(f"{count} {''.join(noun)}")
     return ", ".join(said)
