@@ -3,13 +3,15 @@
 import ast
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from multitask_twins import ORGANS, make_records, tuned, twins_below
+from PIL import Image
 
 from medtune import multitask
-from medtune.multitask import choose_threshold, locate_verify_diagnose
+from medtune.multitask import choose_threshold, draw_result, locate_verify_diagnose
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +58,25 @@ def test_the_threshold_keeps_the_sensitivity(scores, sensitivity):
     assert len(higher) < sensitivity * len(scores) + 1e-6, "no higher threshold would do"
 
 
-def test_it_needs_three_other_rooms():
+@pytest.mark.parametrize(
+    "box", [[0.25, 0.5, 0.75, 0.9], [0.0, 0.0, 0.3, 0.3], [0.5, 0.5, 0.5, 0.5]]
+)
+def test_box_and_score_are_drawn(box):
+    """A box at the edge of the picture, and one without any extent, are drawn, too."""
+    picture = Image.new("RGB", (200, 100))
+    result = {"box": box, "match_score": 0.123, "answer": None}
+    held = np.asarray(draw_result(picture, result))
+    given = np.asarray(draw_result(picture, result | {"answer": "A cyst."}))
+    other = np.asarray(draw_result(picture, result | {"match_score": 0.987}))
+    x = min(round(box[0] * 200), 199)
+    y = min(round(box[1] * 100), 99)
+    assert held[y, x].tolist() == [255, 0, 0]
+    assert given[y, x].tolist() == [255, 165, 0]
+    assert not np.array_equal(held, other), "the score is written"
+    assert np.asarray(picture).max() == 0, "the picture itself stays"
+
+
+def test_it_needs_five_other_rooms():
     """Who copies the folder knows what to copy with it."""
     named = set()
     for file in Path(multitask.__file__).parent.glob("*.py"):
@@ -65,4 +85,5 @@ def test_it_needs_three_other_rooms():
                 named.add(node.module)
     rooms = {module for module in named if module.startswith("medtune")}
     siblings = {"medtune.answers", "medtune.captions", "medtune.models"}
+    siblings |= {"medtune.boxes", "medtune.pairs"}
     assert rooms == siblings | {"medtune.files"}

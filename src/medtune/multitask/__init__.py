@@ -14,7 +14,7 @@ drafts an answer first, and then the heads judge the draft as a statement.
 Boxes are (x0, y0, x1, y1) as shares of the picture, 0..1.
 """
 
-from .gate import choose_threshold, locate_verify_diagnose
+from .gate import choose_threshold, draw_result, locate_verify_diagnose
 from .losses import TASKS
 from .mismatch import wrong_pairs
 from .model import MultiTaskModel
@@ -54,6 +54,7 @@ __all__ = [
     "check_box",
     "choose_threshold",
     "diagnosis_spans",
+    "draw_result",
     "encode",
     "finding_of",
     "locate_verify_diagnose",

@@ -1,7 +1,9 @@
 """The gate behind the model: an answer that does not match its picture is not given."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from PIL import Image, ImageDraw
 
 from medtune.answers import generate_answers
 
@@ -77,3 +79,44 @@ def _pass_or_hold(box: list[float], score: float, draft: str, threshold: float) 
         reason += ": picture and draft may not belong together, so there is no diagnosis"
         answer = None
     return {"box": box, "match_score": score, "answer": answer, "reason": reason}
+
+
+def draw_result(image: Image.Image, result: Mapping[str, Any]) -> Image.Image:
+    """Draw the box and the match score of a result into a copy of its picture.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+        The picture that was asked about.
+    result : mapping
+        What `locate_verify_diagnose` says about it.
+
+    Returns
+    -------
+    PIL.Image.Image
+        A new picture in mode RGB. The box is orange where an answer was given, red where not: green
+        would look like one that an annotator has drawn.
+
+    Examples
+    --------
+    >>> result = {"box": [0.25, 0.25, 0.75, 0.75], "match_score": 0.9, "answer": "A cyst."}
+    >>> drawn = draw_result(Image.new("L", (100, 100)), result)
+    >>> drawn.getpixel((25, 50))
+    (255, 165, 0)
+    """
+    x0, y0, x1, y1 = result["box"]
+    copy = image.convert("RGB").copy()
+    colour = "red" if result["answer"] is None else "orange"
+    # a pen of 1 pixel is not seen in a picture of 512
+    pen = max(1, min(copy.size) // 200)
+    corners = (x0 * copy.width, y0 * copy.height, x1 * copy.width, y1 * copy.height)
+    brush = ImageDraw.Draw(copy)
+    brush.rectangle(corners, outline=colour, width=pen)
+    text = f"match {result['match_score']:.2f}"
+    height = max(10, copy.height // 24)
+    # above the box, or inside of it where there is no room
+    top = corners[1] - 1.3 * height
+    if top < 0:
+        top = corners[1] + 2 * pen
+    brush.text((corners[0] + 2 * pen, top), text, fill=colour, font_size=height)
+    return copy
