@@ -37,23 +37,25 @@ _DENIES = {
     "en": re.compile(
         r"\bno(?! doubt\b)\b|\bnot\b|\bcannot\b|n't\b|\bwithout\b|\babsence of\b|\bneither\b|\bnor\b"
         r"|\bnegative for\b|\bnone\b|\bfree of\b|\black(?:s|ing)?\b|\bnever\b|\babsent\b"
-        r"|\bruled? out\b"
+        r"|\bruled? out\b|\bunremarkable\b|\bnormal\b"
     ),
-    "zh": re.compile(r"未|没有|无(?![创名功损])|不伴|并非|(?<!不能)(?<!待)排除|否认|缺如|阴性"),
+    "zh": re.compile(
+        r"未|没有|无(?![创名功损])|不伴|并非|不清|(?<!不能)(?<!待)排除|否认|缺如|阴性"
+    ),
 }
-# What can mean "no", in one word or another: "unremarkable" is 未见异常, "irregular" is 不规则.
+# What can mean "no", in one word or another: "unremarkable" is 未见异常.
 _MAY_DENY = {
     "en": re.compile(
-        _DENIES["en"].pattern
-        + r"|\bun(?!i|der|it)\w+|\bnon|\bin(?:complete|homogen|determin|distinct"
-        r"|conclus|visib|suffic|definit|adequ)\w*|\bi(?:ll|rr|m)\w+|\bnormal|\bclear|\bintact|\bstable"
-        r"|\bnegative|\babsen|\bfree\b|\bfail|\bresol|\bdisappear|\bexclu|\brather|\bloss|\bmissing"
-        r"|\bpreserved|\bpoorly|\bhetero|\banechoic|\bless than|\bbelow|\bunder\b|\bminor|\basym|\batel"
-        r"|\bcollaps|\bbenign|\bavascular|\bsterile|\bnone"
+        _DENIES["en"].pattern + r"|\bun(?!i|der|it)\w+|\bnon|\b\w+less\b|\bill\b"
+        r"|\bimm(?:ob|at|eas)\w+|\bin(?:complete|determin|distinct|conclus|visib|suffic|definit"
+        r"|adequ|operab)\w*|\bnormal|\bclear|\bintact|\bstable|\bpreserved|\bnegative|\babsen"
+        r"|\bfree\b|\bfail|\bresol|\bdisappear|\bexclu|\brather\b|\bloss\b|\bmissing|\bpoorly|\bblurr|\bobscur|\bfuzz"
+        r"|\banechoic|\ba(?:sym|vasc|febr|typ)\w+"
     ),
-    # not 不足 and 不到 ("less than"), not 肺不张 ("atelectasis")
+    # not 不足 and 不到 ("less than"), 肺不张 ("atelectasis"), 不规则 ("irregular") and 不均匀
+    # ("heterogeneous"): their English has no sign of a negation either
     "zh": re.compile(
-        r"未|没|无(?!名)|不(?![足到张等])|非(?!常)|排除|否认|缺|阴性|消失|免|除外|正常|清晰"
+        r"未|没|无(?!名)|不(?![足到张等均规整同])|非(?!常)|排除|否认|缺|阴性|消失|免|除外|正常|清晰"
     ),
 }
 
@@ -75,6 +77,12 @@ _SIDES = {
 }
 # "2 cm or so": no side; nor has a diameter from left to right one
 _ABOUT = re.compile("左右(?=径)|(?<=[0-9a-z米升度岁天周月年%％])左右")
+# A plural of what a body has two of may be 双 in Chinese: "the lungs are clear", 双肺清晰
+_TWO_OF_THEM = re.compile(
+    r"\b(?:lungs|kidneys|adrenals|(?:adrenal )?glands|breasts|ovaries|eyes|hips|knees|hila|hemithoraces"
+    r"|hemidiaphragms|diaphragms|pleurae|ureters|femurs|shoulders|lobes|lung (?:fields|bases|apices)"
+    r"|costophrenic angles|hemispheres|ventricles|carotids|orbits|clavicles)\b"
+)
 # "both" sides in one language may be "left and right" in the other
 _BOTH = frozenset({"left", "right"})
 
@@ -244,9 +252,12 @@ def _compare_sides(source: str, translated: str) -> tuple[str, Iterable[str], It
     if ours == theirs:
         return "side", (), ()
     lost, added = set(ours) - set(theirs), set(theirs) - set(ours)
-    # "left and right" may be 双侧
-    if lost <= {"bilateral"} and added == _BOTH or added <= {"bilateral"} and lost == _BOTH:
-        return "side", (), ()
+    if _BOTH in (lost, added) and lost | added <= {*_BOTH, "bilateral"}:
+        return "side", (), ()  # "left and right" may be 双侧
+    if lost | added == {"bilateral"}:
+        twin = source if added else translated
+        if _TWO_OF_THEM.search(twin.lower()):
+            return "side", (), ()
     if lost or added:
         return "side", sorted(lost), sorted(added)
     # Both name the same sides. A sentence that says "left" once more than its twin may repeat a word;
@@ -305,6 +316,12 @@ def _named(text: str) -> dict[tuple[str, str], set[bool]]:
         generic = kind == "finding" and value in GENERIC
         if kind in _KINDS and not generic:
             named.setdefault((_KINDS[kind], value), set()).add(negated)
+    # the left and the right one together are 双肾, a kidney without a side
+    for kind, value in list(named):
+        plain = value.removeprefix("left ")
+        if kind == "structure" and value != plain and (kind, f"right {plain}") in named:
+            denied = named.pop((kind, value)) | named.pop((kind, f"right {plain}"))
+            named.setdefault((kind, plain), set()).update(denied)
     return named
 
 

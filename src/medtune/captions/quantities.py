@@ -56,6 +56,8 @@ _UNIT_PATTERNS = [
 _NUMBER = r"\d+(?:\.\d+)?"
 # digits, and what they are a part of: "1/3" is one number
 _DIGITS = re.compile(rf"{_NUMBER}(?: ?/ ?{_NUMBER})?")
+# before two numbers with a stroke that are no fraction
+_NAMES_VERTEBRAE = re.compile("[a-z腰胸颈骶椎第]$")
 # between two numbers of one unit: "32 x 28 mm", "3-5 cm", 3至5厘米
 _LINK = re.compile(r" ?(?:x|×|\*|-|~|to|by|and|or|至|到|或|和|、|,) ?")
 
@@ -79,6 +81,9 @@ _ENGLISH_WORD = re.compile(
     rf"\b({'|'.join(sorted([*_VALUE_OF_WORD, *_VALUE_OF_ORDINAL], key=len, reverse=True))})(s?)\b"
 )
 _PERMITTING_PATTERNS = [(re.compile(words), value) for words, value in _PERMITTING.items()]
+_PART_OF_WHOLE = re.compile(r" (?:third|quarter|fourth|fifth|half)")
+# the same up to here: "three fifths"
+_PARTS_HERE = re.compile(r"\b(?:one|two|three|four) [a-z]+$")
 _HALF = re.compile(r"\bhal(?:f|ves)\b|半")
 
 _CHINESE_DIGITS = {"零": 0, "〇": 0, "一": 1, "二": 2, "两": 2, "双": 2, "三": 3, "四": 4, "五": 5}
@@ -140,8 +145,8 @@ class Numbers:
 def compare_numbers(a: str, b: str) -> tuple[list[str], list[str]]:
     """List the numbers that only one of two texts has.
 
-    A comma between digits can be a decimal comma, one of thousands, or one of a list: the readings
-    agree if any of them does.
+    A comma before three digits is one of thousands. Another between digits can be a decimal comma
+    or one of a list: the texts agree if they do in any reading.
 
     Parameters
     ----------
@@ -183,7 +188,7 @@ def _readings(text: str) -> list[Numbers]:
     text = re.sub("×", "x", text)
     text = re.sub(r"(?<=[a-z]{2})-(?=[a-z])", " ", text)  # "three-dimensional"
     without_thousands = _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
-    ways = [without_thousands, _COMMA.sub(".", text), _COMMA.sub(", ", text)]
+    ways = [_COMMA.sub(".", without_thousands), _COMMA.sub(", ", without_thousands)]
     return [_read(way) for way in dict.fromkeys(ways)]
 
 
@@ -236,11 +241,8 @@ def _read_digits(text: str, numbers: Numbers) -> None:
         before = text[: match.start()].rstrip()
         parts = [Fraction(part) for part in re.findall(_NUMBER, match[0])]
         unit, factor = _unit_behind(text, match.end())
-        if len(parts) == 2 and parts[1]:
-            # "1/3" is a third; "C3/4" names two vertebrae, and is C3-4 in other hands
-            fraction = parts[0] / parts[1], ""
-            numbers.demand((parts[0], ""), fraction)
-            numbers.demand((parts[1], ""), fraction)
+        if len(parts) == 2:
+            _demand_fraction(parts[0], parts[1], before, numbers)
             continue
         value = parts[0] * factor
         if _is_negative(text, match.start(), before):
@@ -249,6 +251,15 @@ def _read_digits(text: str, numbers: Numbers) -> None:
             numbers.permitted.add((value, ""))  # "3D" is 三维
             continue
         numbers.demand((value, unit))
+
+
+def _demand_fraction(above: Fraction, below: Fraction, before: str, numbers: Numbers) -> None:
+    """Read "1/3" as a third, and "C3/4", 腰4/5 as two numbers: they are C3-4 in other hands."""
+    if below and not _NAMES_VERTEBRAE.search(before):
+        numbers.demand((above / below, ""))
+        return
+    numbers.demand((above, ""))
+    numbers.demand((below, ""))
 
 
 def _is_negative(text: str, start: int, before: str) -> bool:
@@ -272,21 +283,14 @@ def _read_roman(text: str, numbers: Numbers) -> None:
 
 def _read_english(text: str, numbers: Numbers) -> None:
     for match in _ENGLISH_WORD.finditer(text):
-        word, plural = match[1], match[2]
-        if word in _VALUE_OF_ORDINAL:
-            value = Fraction(_VALUE_OF_ORDINAL[word])
-            meanings = [(value, ""), (1 / value, ""), (2 / value, "")]
-            # "first" and "second" also tell an order, "thirds" come with "two"
-            if value > 2 and not plural:
-                numbers.demand(*meanings)
-            numbers.permitted.update(meanings)
-            continue
-        value = Fraction(_VALUE_OF_WORD[word])
-        unit, factor = _unit_behind(text, match.end())
-        numbers.permitted.add((value, ""))
-        part = re.match(r" (?:third|quarter|fourth|fifth|half)", text[match.end() :])
-        if unit or (value > 1 and not part):
-            numbers.demand((value * factor, unit))
+        if match[1] in _VALUE_OF_ORDINAL:
+            _read_ordinal(text, match, numbers)
+        elif not _PART_OF_WHOLE.match(text, match.end()):  # "one third": the third says it
+            value = Fraction(_VALUE_OF_WORD[match[1]])
+            unit, factor = _unit_behind(text, match.end())
+            numbers.permitted.add((value, ""))
+            if unit or value > 1:
+                numbers.demand((value * factor, unit))
     for pattern, value in _PERMITTING_PATTERNS:
         if pattern.search(text):
             numbers.permitted.add((Fraction(value), ""))
@@ -294,6 +298,18 @@ def _read_english(text: str, numbers: Numbers) -> None:
         numbers.permitted.update({(Fraction(1, 2), ""), (Fraction(50), "%")})
     if "quarter" in text:
         numbers.permitted.update({(Fraction(1, 4), ""), (Fraction(3, 4), "")})
+
+
+def _read_ordinal(text: str, match: re.Match[str], numbers: Numbers) -> None:
+    """Read "third": the third of a row, or a part of a whole."""
+    value = Fraction(_VALUE_OF_ORDINAL[match[1]])
+    meanings = [(value, "")]
+    if value == 3 or _PARTS_HERE.search(text[: match.end()]):
+        meanings += [(count / value, "") for count in range(1, min(int(value), 5))]
+    # "first" and "second" also tell an order
+    if value > 2:
+        numbers.demand(*meanings)
+    numbers.permitted.update(meanings)
 
 
 def _read_chinese(text: str, numbers: Numbers) -> None:

@@ -77,8 +77,8 @@ _REWRITE_RULES = [
     (r"\s+", " "),
     # 低密度病灶, 低密度影 -> 低密度灶
     ("(?<=密度)(?:病灶|病变|影)", "灶"),
-    # "left and right" -> "bilateral"
-    (r"\b(?:left (?:and|or) right|right (?:and|or) left)\b", "bilateral"),
+    # "left and right", "right and the left" -> "bilateral"
+    (r"\b(?:left (?:and|or) (?:the )?right|right (?:and|or) (?:the )?left)\b", "bilateral"),
     # "upper left lobe" -> "left upper lobe"
     (rf"\b{_HEIGHT} {_SIDE} (?=lobe|zone|lung)", r"\2 \1 "),
     # "right middle and lower lobes" -> "right middle lobe and right lower lobe"
@@ -187,7 +187,8 @@ _NO = re.compile(
     r"|without|absence of|absent|nor|negative for|free of|clear of|lack(?:s|ing)?|neither|never"
     r"|fail(?:s|ed)? to|rule[sd] out|rather than"
     r"|(?<!partial )resolution of)\b"
-    r"|未[见发显探检提]|没有|不伴"
+    # not 未分化 (undifferentiated), 未成熟 (immature), 未定 (undetermined), 未知 (unknown)
+    r"|未(?!分化|成熟|定|知)|没有|不伴"
     # not 无法 (cannot), 无关 (unrelated), 无创 (non-invasive)
     r"|无(?![法关创])"
     # not 不能排除, 以排除, 待排除, 需排除 (cannot, in order to, yet to be excluded)
