@@ -388,7 +388,7 @@ def kind_of(ds: Dataset) -> str | None:
         return "video"
     # a picture without a size is damaged, but of other classes nothing is missing
     if "Rows" not in ds and storage_class and "Image" not in UID(storage_class).name:
-        return "DICOM file without a picture"
+        return "file without pixels"
     return None
 
 
@@ -622,8 +622,8 @@ def _check_kind(ds: Dataset) -> None:
         syntax = _compression(ds.file_meta.TransferSyntaxUID)
         raise _Problem(f"is a video ({syntax}), which is not read: save frames of it as pictures")
     if kind:
-        article = "an" if kind[0] in "aeiou" else "a"
-        raise _Problem(f"is {article} {kind}: it has no pixel data of a picture")
+        article = "an" if kind.startswith(("RT ", "a", "e")) else "a"
+        raise _Problem(f"is {article} {kind}, which holds no picture to read")
 
 
 def _fill_in(ds: Dataset) -> None:
@@ -665,6 +665,8 @@ def _check_pixels(ds: Dataset, window: str | tuple[float, float] | None) -> None
     if "PixelData" in ds:
         needed.append("BitsAllocated")
     missing = [name for name in needed if not ds.get(name)]
+    if missing and ds.syntax_is_guessed:
+        missing.insert(0, "TransferSyntaxUID")
     if missing:
         raise _Problem(f"does not say how its pixels are stored: {', '.join(missing)} missing")
     if int(ds.Rows) * int(ds.Columns) > _MAX_PIXELS:
