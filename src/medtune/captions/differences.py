@@ -8,6 +8,7 @@ translation may use others. What they find nothing in, they compare nothing of; 
 word for a side and every word of negation counts, whatever it belongs to.
 """
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -147,12 +148,9 @@ def check_translation(source: str, translated: str) -> list[Difference]:
     lost: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
     added: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
     for one, other in _aligned(source, translated):
-        for kind, ours, theirs in (_compare_sides(one, other), _compare_denials(one, other)):
+        for kind, ours, theirs in _compare_words(one, other):
             lost[kind].update(ours)
             added[kind].update(theirs)
-        ours, theirs = compare_numbers(one, other)
-        lost["number"].update(ours)
-        added["number"].update(theirs)
     _compare_entities(source, translated, lost, added)
     found = []
     for kind in KINDS:
@@ -236,6 +234,17 @@ def _aligned(source: str, translated: str) -> list[tuple[str, str]]:
     return [(source, translated)]
 
 
+# captions from a template repeat their sentences
+@functools.lru_cache(maxsize=8192)
+def _compare_words(source: str, translated: str) -> list[tuple[str, list[str], list[str]]]:
+    """Compare numbers, sides and negations of two sentences, or of two texts: kind, lost, added."""
+    return [
+        ("number", *compare_numbers(source, translated)),
+        ("side", *_compare_sides(source, translated)),
+        ("negation", *_compare_denials(source, translated)),
+    ]
+
+
 def _side_counts(text: str) -> Counter[str]:
     """Count the words for each side."""
     text = _ABOUT.sub("", text.lower())
@@ -246,36 +255,36 @@ def _side_counts(text: str) -> Counter[str]:
     return +counts
 
 
-def _compare_sides(source: str, translated: str) -> tuple[str, Iterable[str], Iterable[str]]:
+def _compare_sides(source: str, translated: str) -> tuple[list[str], list[str]]:
     """Compare the sides that two texts name."""
     ours, theirs = _side_counts(source), _side_counts(translated)
     if ours == theirs:
-        return "side", (), ()
+        return [], []
     lost, added = set(ours) - set(theirs), set(theirs) - set(ours)
     if _BOTH in (lost, added) and lost | added <= {*_BOTH, "bilateral"}:
-        return "side", (), ()  # "left and right" may be 双侧
+        return [], []  # "left and right" may be 双侧
     if lost | added == {"bilateral"}:
         twin = source if added else translated
         if _TWO_OF_THEM.search(twin.lower()):
-            return "side", (), ()
+            return [], []
     if lost or added:
-        return "side", sorted(lost), sorted(added)
+        return sorted(lost), sorted(added)
     # Both name the same sides. A sentence that says "left" once more than its twin may repeat a word;
     # one that says it once more and "right" once less has mixed them up.
     gone, come = ours - theirs, theirs - ours
     if set(gone) & _BOTH and set(come) & _BOTH:
-        return "side", sorted(gone), sorted(come)
-    return "side", (), ()
+        return sorted(gone), sorted(come)
+    return [], []
 
 
-def _compare_denials(source: str, translated: str) -> tuple[str, Iterable[str], Iterable[str]]:
+def _compare_denials(source: str, translated: str) -> tuple[list[str], list[str]]:
     """Find a negation that the other text does not have in any form."""
     ours, theirs = source.lower(), translated.lower()
     if _denies(ours) and not _may_deny(theirs):
-        return "negation", ("a negation",), ()
+        return ["a negation"], []
     if _denies(theirs) and not _may_deny(ours):
-        return "negation", (), ("a negation",)
-    return "negation", (), ()
+        return [], ["a negation"]
+    return [], []
 
 
 def _denies(text: str) -> bool:

@@ -465,7 +465,7 @@ class _Sentence:
     """A sentence of a caption, and what it names."""
 
     text: str  # as it is written, without white space around it
-    named: list[_Entity]  # in the order of the text, the sides last
+    named: tuple[_Entity, ...]  # in the order of the text, the sides last
 
 
 @functools.lru_cache(maxsize=8192)
@@ -512,7 +512,7 @@ def _values(named: Iterable[_Entity], kind: str, negated: bool = False) -> list[
     return list(dict.fromkeys(values))
 
 
-def _structure_of(sentences: Iterable[_Sentence]) -> tuple[str | None, list[_Entity]]:
+def _structure_of(sentences: Iterable[_Sentence]) -> tuple[str | None, tuple[_Entity, ...]]:
     """Find the structure that a caption is about, and all that the same sentence names."""
 
     def rank(sentence: _Sentence) -> tuple[bool, bool]:
@@ -524,7 +524,7 @@ def _structure_of(sentences: Iterable[_Sentence]) -> tuple[str | None, list[_Ent
         structures = _values(sentence.named, "structure")
         if structures:
             return structures[0], sentence.named
-    return None, []
+    return None, ()
 
 
 def _side_of(
@@ -571,7 +571,9 @@ class _Mention:
     side: str | None = None  # the word for a side that goes with it, as it is written
 
 
-def _read_sentence(sentence: str) -> list[_Entity]:
+# captions from a template repeat their sentences
+@functools.lru_cache(maxsize=8192)
+def _read_sentence(sentence: str) -> tuple[_Entity, ...]:
     """List what one sentence names, in the order of the text, and then the sides."""
     text = _normalise(sentence)
     places, text = _take_places(text)
@@ -587,7 +589,7 @@ def _read_sentence(sentence: str) -> list[_Entity]:
         if mention.side:
             side = _SIDES.get(mention.side, "bilateral")
             named.append(("side", side, mention.start in denied))
-    return named
+    return tuple(named)
 
 
 def _normalise(text: str) -> str:
