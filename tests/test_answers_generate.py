@@ -1,6 +1,8 @@
 """medtune.answers.generate: neither batches, nor order, nor cache change a greedy answer."""
 
 import json
+import os
+import signal
 import time
 
 import pyarrow.parquet as pq
@@ -8,7 +10,7 @@ import pytest
 import tiny_qwen
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Picture
-from tiny_qwen import noise, question_of, texts
+from tiny_qwen import SIZES, noise, question_of, texts
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from medtune.answers import (
@@ -16,6 +18,7 @@ from medtune.answers import (
     generation_speed,
     grey_picture,
     no_picture,
+    read_predictions,
     shuffle_pictures,
 )
 
@@ -113,6 +116,64 @@ def test_data_set_pairs_and_missing_ids(model, processor, records):
         assert texts(answers) == texts(expected)
         assert [a["id"] for a in answers] == [str(number) for number in range(len(expected))]
         assert [a["reference"] for a in answers] == [e["reference"] for e in expected]
+
+
+def test_rows_without_a_reference_are_answered(model, processor, records, tmp_path):
+    """Records without completion, pairs without caption: the same answers as with them."""
+    expected = texts(generate_answers(model, processor, records, max_new_tokens=8))
+    asked = [{name: row[name] for name in row if name != "completion"} for row in records]
+    out = tmp_path / "answers.jsonl"
+    answers = generate_answers(model, processor, asked, max_new_tokens=8, out=out)
+    assert texts(answers) == expected
+    assert {answer["reference"] for answer in answers} == {""}
+    assert len(read_predictions(out)) == len(records)
+    assert len(set(shuffle_pictures(asked))) == len(records)
+    empty = [row | {"completion": []} for row in records[:2]]
+    assert texts(generate_answers(model, processor, empty, max_new_tokens=8)) == expected[:2]
+    pairs = [
+        {"id": None, "image": records[0]["images"][0]},
+        {"image": records[1]["images"][0], "caption": None},
+    ]
+    answers = generate_answers(model, processor, pairs, max_new_tokens=2)
+    assert [(answer["id"], answer["reference"]) for answer in answers] == [("0", ""), ("1", "")]
+
+
+def test_a_pair_is_asked_its_own_question(model, processor, records):
+    pairs = []
+    for row in records[:3]:
+        pairs.append({"image": row["images"][0], "question": question_of(row)})
+    pairs[2]["question"] = None
+    answers = generate_answers(model, processor, pairs, max_new_tokens=8)
+    assert [answer["question"] for answer in answers] == [
+        question_of(records[0]),
+        question_of(records[1]),
+        "Describe this medical image.",
+    ]
+    expected = generate_answers(model, processor, records[:2], max_new_tokens=8)
+    assert texts(answers[:2]) == texts(expected)
+    # a question that is given is asked of all
+    answers = generate_answers(model, processor, pairs, max_new_tokens=2, question="What?")
+    assert {answer["question"] for answer in answers} == {"What?"}
+
+
+def test_a_lack_of_memory_is_one_line_and_costs_no_answer(model, processor, records, tmp_path):
+    def full(image):
+        if image.size == SIZES[0]:
+            raise MemoryError
+        return image
+
+    def killed(image):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    out = tmp_path / "answers.jsonl"
+    options = {"out": out, "batch_size": 2, "max_new_tokens": 4}
+    with pytest.raises(OSError, match="memory ran out for a batch of 2 samples: set a smaller"):
+        generate_answers(model, processor, records, image_transform=full, **options)
+    assert 0 < len(read_predictions(out)) < len(records)
+    with pytest.raises(OSError, match="a process that prepares pictures died.*set workers=0"):
+        generate_answers(
+            model, processor, records, image_transform=killed, workers=1, max_new_tokens=4
+        )
 
 
 def test_several_pictures_in_one_question(model, processor, records):

@@ -54,9 +54,7 @@ def shuffle_pictures(dataset: Any, seed: int = 0) -> list[int]:
     >>> sorted(shuffle_pictures(rows)[:2])
     [2, 3]
     """
-    structures = [
-        row.get("structure") or prompt_of(row, "").reference for row in undecoded(dataset)
-    ]
+    structures = [row.get("structure") or prompt_of(row).reference for row in undecoded(dataset)]
     total = len(structures)
     if total < 2:
         raise ValueError("shuffle_pictures needs at least two samples")

@@ -50,7 +50,7 @@ def generate_answers(  # noqa: PLR0913 - each is a setting of its own, given by 
     seed: int = 0,
     image_transform: Callable | None = None,
     pictures_from: Sequence[int] | None = None,
-    question: str = "Describe this medical image.",
+    question: str | None = None,
     backend: str = "transformers",
     cache_implementation: str | None = "auto",
     workers: int | None = None,
@@ -68,8 +68,8 @@ def generate_answers(  # noqa: PLR0913 - each is a setting of its own, given by 
         processor. For vLLM the model is a folder, a hub id or a `vllm.LLM`.
     dataset
         `datasets.Dataset` or list of dicts: converted records (`prompt`, `completion`, `images`),
-        or pairs (`image`, `caption`), which are all asked `question`. `id` must be unique; without
-        it the row number is taken.
+        or pairs (`image`, `caption`). Neither needs a reference, `completion` or `caption`. `id`
+        must be unique; without it the row number is taken.
     out
         JSON Lines file to write, and to go on from. The settings stand beside it in
         `<name>.settings.json`.
@@ -85,7 +85,8 @@ def generate_answers(  # noqa: PLR0913 - each is a setting of its own, given by 
     pictures_from
         For each sample the row whose pictures it is shown.
     question
-        What pairs are asked; records bring their own question.
+        What all pairs are asked. By default each is asked its own `question`, and one that has none
+        to describe the picture. Records bring their own question.
     backend
         "transformers" or "vllm" (which does its own batching: give it a batch size of several
         hundred).
@@ -100,8 +101,8 @@ def generate_answers(  # noqa: PLR0913 - each is a setting of its own, given by 
     Returns
     -------
     list of dict
-        In the order of the data set: "id", "question", "answer", "reference" (str), "tokens"
-        (generated, the end token too) and "seconds" (its share of the batch's time).
+        In the order of the data set: "id", "question", "answer", "reference" (str, empty without
+        one), "tokens" (generated, the end token too) and "seconds" (its share of the batch's time).
         `generation_speed` sums them up.
 
     Raises

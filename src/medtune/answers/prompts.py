@@ -16,6 +16,9 @@ import datasets
 import torch
 from PIL import Image
 
+# What is asked where neither the caller nor the row has a question.
+DEFAULT_QUESTION = "Describe this medical image."
+
 # One image token of Qwen3-VL stands for 32 x 32 pixels. For other models this is a rough figure,
 # which is enough to sort prompts by length.
 PIXELS_PER_TOKEN = 1024
@@ -38,8 +41,13 @@ class Prompt:
     reference: str
 
 
-def prompt_of(row: Mapping[str, Any], question: str) -> Prompt:
-    """Take the prompt from a converted record, or ask `question` about the picture of a pair.
+def prompt_of(row: Mapping[str, Any], question: str | None = None) -> Prompt:
+    """Take the prompt from a converted record, or ask about the picture of a pair.
+
+    Parameters
+    ----------
+    row : record or pair; without `completion` or `caption` its reference is empty.
+    question : what a pair is asked; by default its own `question`, or to describe the picture.
 
     Examples
     --------
@@ -50,12 +58,15 @@ def prompt_of(row: Mapping[str, Any], question: str) -> Prompt:
     'A normal liver.'
     """
     if "prompt" in row:
-        return Prompt(row["prompt"], row.get("images") or [], text_of(row["completion"][-1]))
+        completion = row.get("completion")
+        reference = text_of(completion[-1]) if completion else ""
+        return Prompt(row["prompt"], row.get("images") or [], reference)
     pictures = []
     if row.get("image") is not None:
         pictures.append(row["image"])
+    asked = question or row.get("question") or DEFAULT_QUESTION
     content = [{"type": "image"} for _ in pictures]
-    content.append({"type": "text", "text": question})
+    content.append({"type": "text", "text": asked})
     messages = [{"role": "user", "content": content}]
     return Prompt(messages, pictures, row.get("caption") or "")
 
@@ -106,14 +117,14 @@ class Survey:
     digest: str
 
 
-def survey_rows(dataset: Any, processor: Any, question: str) -> Survey:
+def survey_rows(dataset: Any, processor: Any, question: str | None) -> Survey:
     """Read through a data set once.
 
     Parameters
     ----------
     dataset : `datasets.Dataset` or list of dicts.
     processor : processor of the model, with its tokenizer and chat template.
-    question : what pairs are asked; records bring their own question.
+    question : what pairs are asked, see `prompt_of`; records bring their own question.
 
     Raises
     ------
@@ -125,8 +136,9 @@ def survey_rows(dataset: Any, processor: Any, question: str) -> Survey:
     digest = hashlib.sha256()
     for number, row in enumerate(undecoded(dataset)):
         prompt = prompt_of(row, question)
+        name = row.get("id")
         sample = {
-            "id": str(row.get("id", number)),
+            "id": str(number if name is None else name),
             "question": text_of(prompt.messages[-1]),
             "reference": prompt.reference,
         }
@@ -195,7 +207,7 @@ class Preparer:
     processor: Any
     donors: Sequence[int]
     image_transform: Callable | None
-    question: str
+    question: str | None
     dtype: torch.dtype | None
 
     def __call__(self, rows: Iterable[int]) -> Any:
