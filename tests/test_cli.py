@@ -17,6 +17,7 @@ from PIL import Image
 from small_runs import root, starts, write_notebook, write_params  # noqa: F401
 
 from medtune import __version__, cli
+from medtune.cli.printing import print_table
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-vlm"
 SAID = "The region of interest, located in the {} of the image, shows the {}."
@@ -136,7 +137,7 @@ ROWS = [
 def test_in_a_pipe_a_table_is_plain_lines_of_any_length(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.setenv("FORCE_COLOR", "1")
-    cli._print_table(ROWS)
+    print_table(ROWS)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3 and "\x1b" not in "".join(lines)
     assert [line.split()[0] for line in lines] == ["key", "question", "图片"]
@@ -146,7 +147,7 @@ def test_in_a_pipe_a_table_is_plain_lines_of_any_length(capsys, monkeypatch):
 
 
 def test_a_table_without_rows_says_so(capsys):
-    cli._print_table([])
+    print_table([])
     assert capsys.readouterr().out == "(none)\n"
 
 
@@ -158,7 +159,7 @@ def test_at_a_terminal_long_values_are_wrapped_and_nothing_is_lost(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setenv("COLUMNS", "60")
-    cli._print_table([{"key": "path", "value": "x" * 200}])
+    print_table([{"key": "path", "value": "x" * 200}])
     lines = terminal.getvalue().splitlines()
     assert len(lines) > 4 and "".join(lines).count("x") == 200
 
@@ -261,9 +262,14 @@ def test_convert_then_check(medtune, pairs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("converted") / "out"
     question = "What is shown?"
     code, out, _ = medtune("convert", pairs, folder, "--limit", 5, "--question", question)
-    assert code == 0 and json.loads(out)["records"] == {"train": 5}
+    report = json.loads(out)
+    assert code == 0 and sum(report["records"].values()) == 5
+    # patients are known by the name of their column, and the source has no split
+    assert report["split_by"] == "patient" and report["records"]["train"] < 5
     records = folder / "train.jsonl"
-    assert len(records.read_text().splitlines()) == 5
+    whole = folder.with_name("whole")
+    code, out, _ = medtune("convert", pairs, whole, "--limit", 5, "--split-by", "none")
+    assert code == 0 and json.loads(out)["records"] == {"train": 5}
     code, _, _ = medtune("check", folder)
     assert code == 0
     records.open("a").write('{"id": "x"}\n')
@@ -287,18 +293,39 @@ def test_audit_passes_a_split_by_patient_and_fails_one_that_cuts_patients(medtun
     table.write_text("\n".join(lines))
     code, out, err = medtune("audit", pairs, "--column", "patient")
     assert code == 1 and json.loads(out)["groups_crossing"] == 4
-    assert "leaks: 4 groups_crossing" in err and err.count("\n") == 1
+    assert "leaks: 4 groups_crossing" in err.splitlines()[-1]
+    splits = pairs / "splits.csv"
+    code, out, _ = medtune(
+        "audit", pairs, "--column", "group=patient", "--split-by", "patient", "--write", splits
+    )
+    assert code == 0 and json.loads(out)["groups_crossing"] == 0
+    lines = splits.read_text().splitlines()
+    assert lines[0] == "id,split,group" and len(lines) == 13
+    assert "patient-0" not in splits.read_text(), "a hash stands for a patient"
+    code, out, _ = medtune("convert", pairs, pairs / "out", "--splits", splits)
+    assert code == 0
+    kept = {line.split(",")[0]: line.split(",")[1] for line in lines[1:]}
+    for split in ("train", "validation", "test"):
+        written = (pairs / "out" / f"{split}.jsonl").read_text().splitlines()
+        assert {json.loads(line)["id"] for line in written} == {
+            name for name, its_split in kept.items() if its_split == split
+        }
 
 
 def test_audit_and_convert_fail_over_pictures_that_cannot_be_read(medtune, pairs, tmp_path_factory):
     (pairs / "3.png").write_bytes(b"no picture")
     code, out, err = medtune("audit", pairs, "--column", "patient")
     assert code == 1 and json.loads(out)["unreadable"] == 1
-    assert "1 pictures of" in err and "first: id id-3" in err and err.count("\n") == 1
+    last = err.splitlines()[-1]
+    assert "1 pictures of" in last and "first: id id-3" in last
 
     folder = tmp_path_factory.mktemp("converted")
     code, out, _ = medtune("convert", pairs, folder / "some")
-    assert code == 0 and json.loads(out)["records"] == {"train": 11}
+    assert code == 0 and sum(json.loads(out)["records"].values()) == 11
+    # a twelfth of the rows is more than a twentieth
+    code, _, err = medtune("convert", pairs, folder / "few", "--most-rejected", 0.05)
+    assert code == 1 and "1 of 12 rows were rejected (1 image)" in err
+    assert "--most-rejected 0.05" in err and err.count("\n") == 1
     for file in pairs.glob("*.png"):
         file.write_bytes(b"no picture")
     code, out, err = medtune("convert", pairs, folder / "none")
@@ -393,12 +420,94 @@ def test_evaluate_refuses_what_it_cannot_score(medtune, tmp_path):
     bad.write_text('{"id": "0", "answer": "x"}\n')
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"id": "0", "answ')
-    needs = "needs JSON with id, answer and reference"
+    lacks = "1 of 1 lines are no answers: line 1: "
     for arguments, message in [
         (["evaluate", tmp_path / "none.jsonl"], "No such file or directory"),
-        (["evaluate", bad], f"bad.jsonl, line 1: {needs}"),
-        (["evaluate", broken], f"broken.jsonl, line 1: {needs}"),
+        (
+            ["evaluate", bad],
+            f"bad.jsonl: {lacks}it has no reference: name its column, --column reference=NAME",
+        ),
+        (["evaluate", broken], f"broken.jsonl: {lacks}"),
         (["evaluate", good, "--score", "meteor"], "there is no score 'meteor'"),
     ]:
         code, out, err = medtune(*arguments)
         assert (code, out) == (1, "") and message in err and err.count("\n") == 1
+
+
+# ---- messages name what a command has
+
+
+def test_a_message_names_options_and_no_arguments_of_functions(medtune, pairs):
+    """The package says `columns={...}`; a command has --column."""
+    table = pairs / "captions.csv"
+    table.write_text(table.read_text().replace("caption,", "words,"))
+    code, _, err = medtune("convert", pairs, pairs / "out")
+    assert code == 1 and "--column caption=" in err and "columns=" not in err
+    (pairs / "other.csv").write_text("a,b\n1,2\n")
+    (pairs / "captions.csv").rename(pairs / "words.csv")
+    code, _, err = medtune("convert", pairs, pairs / "out2")
+    assert code == 1 and "--captions" in err and "captions=" not in err
+    code, _, err = medtune("convert", pairs, pairs / "out3", "--column", "caption")
+    assert code == 1 and "OURS=THEIRS" in err and err.count("\n") == 1
+    code, _, err = medtune("convert", pairs, pairs / "out4", "--most-rejected", 2)
+    assert code == 1 and "--most-rejected" in err
+
+
+def test_every_option_of_a_source_is_passed_on(medtune, pairs, tmp_path):
+    """A table elsewhere, in another encoding, under other names."""
+    lines = (pairs / "captions.csv").read_text().splitlines()
+    lines[0] = "scan;number;impression;case"
+    rows = [line.replace(",", ";").replace("noise", "Rauschen für alle") for line in lines[1:]]
+    table = tmp_path / "elsewhere.csv"
+    table.write_text("\n".join([lines[0], *rows]), encoding="latin-1")
+    (pairs / "captions.csv").unlink()
+    options = ["--captions", table, "--encoding", "latin-1", "--image-root", pairs]
+    for pair in ("image=scan", "id=number", "caption=impression", "group=case"):
+        options += ["--column", pair]
+    code, out, err = medtune("convert", pairs, tmp_path / "out", *options)
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["split_by"] == "patient" and sum(report["records"].values()) == 12
+    text = (tmp_path / "out" / "train.jsonl").read_text("utf-8")
+    assert "Rauschen für alle" in text and "patient-1" not in text
+
+
+# ---- answers of a converted folder
+
+
+@pytest.fixture
+def converted(medtune, pairs, tmp_path_factory) -> Path:
+    """Twelve pairs of four patients as records, in three splits."""
+    folder = tmp_path_factory.mktemp("records") / "out"
+    assert medtune("convert", pairs, folder)[0] == 0
+    return folder
+
+
+def test_a_converted_folder_is_answered_and_scored(medtune, converted, tmp_path):
+    out = tmp_path / "answers.jsonl"
+    options = ["--model", TINY, "--max-new-tokens", 4, "--out", out]
+    code, printed, err = medtune("evaluate", converted, *options)
+    assert code == 0, err
+    assert list(json.loads(printed)) == ["llamafactory", "standard", "finding"]
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    test = [json.loads(line) for line in (converted / "test.jsonl").read_text().splitlines()]
+    assert {row["id"] for row in rows} == {record["id"] for record in test}
+    code, _, err = medtune("evaluate", converted, "--split", "nowhere", *options)
+    assert code == 1 and "--split" in err and "train" in err
+
+
+def test_without_a_model_the_adapters_base_answers(medtune, converted, small_adapter, tmp_path):
+    out = tmp_path / "answers.jsonl"
+    options = ["--adapter", small_adapter, "--max-new-tokens", 4, "--out", out]
+    code, _, err = medtune("evaluate", converted, "--split", "validation", *options)
+    assert code == 0, err
+    code, _, err = medtune("evaluate", converted, "--adapter", "nowhere", "--out", out)
+    assert code == 1 and "nowhere" in err.splitlines()[-1]
+
+
+def test_without_groups_it_is_said_why_there_are_no_intervals(medtune, tmp_path):
+    rows = [{"id": str(i), "answer": "a liver", "reference": "a liver"} for i in range(3)]
+    file = tmp_path / "answers.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    code, _, err = medtune("evaluate", file, "--score", "standard")
+    assert code == 0 and "no intervals" in err and "--column group=NAME" in err

@@ -105,7 +105,7 @@ def test_a_change_of_the_package_is_seen(root, tmp_path, monkeypatch):
 
 def test_the_package_that_runs_is_fingerprinted_with_its_rooms():
     names = {file.relative_to(execute.PACKAGE).as_posix() for file in execute.package_files()}
-    assert {"__init__.py", "cli.py", "runs/execute.py"} <= names
+    assert {"__init__.py", "cli/__init__.py", "runs/execute.py"} <= names
 
 
 def test_a_failure_is_one_line_and_the_next_start_continues(root):

@@ -1,0 +1,357 @@
+"""Subcommands on answers: evaluate, compare."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .app import app
+from .options import (
+    AllowEmptyCaptions,
+    Asked,
+    Captions,
+    Column,
+    Encoding,
+    ImageRoot,
+    Limit,
+    ScoreNames,
+    Window,
+    read_columns,
+)
+from .printing import print_json, print_table
+
+# How a message ends that is about answers without a group.
+NO_INTERVALS = (
+    "no intervals: not every row names its patient or series in a column group, and samples of one "
+    "patient are no independent samples; give --column group=NAME or --references TABLE"
+)
+
+# So many pictures that cannot be read are named one by one.
+MOST_NAMED = 10
+
+
+@app.command()
+def evaluate(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="A table of answers to score, a converted folder to answer and score, or pictures "
+            "or slices to answer."
+        ),
+    ],
+    scores: ScoreNames = None,
+    split: Annotated[
+        str, typer.Option(help="For a converted folder: which of its splits is answered.")
+    ] = "test",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Base or merged model that answers; by default the base that the adapter names, "
+            "or the course's tiny one."
+        ),
+    ] = None,
+    adapter: Annotated[str | None, typer.Option(help="Folder of an adapter on the model.")] = None,
+    question: Annotated[
+        str, typer.Option(help="For pictures: what is asked of each; records bring their own.")
+    ] = "Describe this medical image.",
+    batch_size: Annotated[int, typer.Option(help="Answers generated at once.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="For a series: text of a report, to set beside the answers."),
+    ] = None,
+    column: Column = None,
+    captions: Captions = None,
+    image_root: ImageRoot = None,
+    allow_empty_captions: AllowEmptyCaptions = False,
+    encoding: Encoding = None,
+    window: Window = None,
+    limit: Limit = None,
+    references: Annotated[
+        Path | None,
+        typer.Option(
+            help="For answers that bring no reference: a table with id and reference, or caption."
+        ),
+    ] = None,
+    out: Annotated[
+        Path,
+        typer.Option(help="JSONL of the answers to write; one that is there is continued."),
+    ] = Path("predictions.jsonl"),
+) -> None:
+    """Score answers against references, after a model has given them if need be.
+
+    Answers of other programs are read as well: --column answer=predict names their columns. The
+    answers for a series are set beside a report.
+    """
+    if source.is_dir() and (source / f"{split}.jsonl").is_file():
+        rows = _answer_records(source, split, model, adapter, batch_size, max_new_tokens, out)
+        _print_scores(rows, scores)
+        print(f"answers: {out}", file=sys.stderr)
+        return
+    if source.is_dir() and (source / "dataset_info.json").is_file():
+        there = ", ".join(sorted(file.stem for file in source.glob("*.jsonl")))
+        raise ValueError(f"{source} has no split {split!r}, only {there}: give --split")
+    if not source.is_dir():
+        if source.is_file() and _is_picture(source):
+            raise ValueError(
+                f"{source} is a picture: give a folder of pictures, a converted folder, or a JSONL "
+                "of answers"
+            )
+        columns = read_columns(column)
+        rows = _read_predictions(source, columns=columns, references=references, encoding=encoding)
+        _print_scores(rows, scores)
+        return
+    asked = Asked(
+        column=column or [],
+        captions=captions,
+        image_root=image_root,
+        # what is only described needs no caption
+        allow_empty_captions=allow_empty_captions or captions is None,
+        encoding=encoding,
+        window=window,
+        limit=limit,
+    )
+    text = " ".join(report.read_text("utf-8").split()) if report else ""
+    pairs = _readable(asked.load(str(source)), source)
+    answers = _answer(
+        pairs, model, adapter, question=question, out=out, max_new_tokens=max_new_tokens
+    )
+    _print_beside_report(answers, text)
+    print(f"answers: {out}")
+
+
+def _is_picture(file: Path) -> bool:
+    """Say whether a file is a picture or DICOM, and no table of answers."""
+    from medtune.pairs import is_dicom
+
+    endings = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp"}
+    return file.suffix.lower() in endings or is_dicom(file)
+
+
+def _readable(pairs: Any, source: Path) -> Any:
+    """Leave out the pictures that cannot be read, and name them on stderr."""
+    import datasets
+
+    good = []
+    problems = []
+    undecoded = pairs.cast_column("image", datasets.Image(decode=False))
+    for number, row in enumerate(undecoded):
+        problem = _problem_of(row)
+        if problem is None:
+            good.append(number)
+        else:
+            problems.append(problem)
+    for problem in problems[:MOST_NAMED]:
+        print(f"medtune: warning: left out: {problem}", file=sys.stderr)
+    if len(problems) > MOST_NAMED:
+        print(f"medtune: warning: and {len(problems) - MOST_NAMED} more", file=sys.stderr)
+    if not good:
+        raise ValueError(f"nothing of {source} can be read (first: {problems[0]})")
+    return pairs.select(good)
+
+
+def _problem_of(row: dict[str, Any]) -> str | None:
+    """Say which picture cannot be read, and why; None if it can."""
+    from medtune.pairs import reject_reason
+
+    # what is asked here is the picture alone
+    reason = reject_reason(row | {"id": "picture", "caption": "any"})
+    if reason is None or row.get("problem"):
+        return reason
+    path = (row["image"] or {}).get("path")
+    return f"{Path(path).name if path else row['id']}: {reason}"
+
+
+def _answer_records(
+    folder: Path,
+    split: str,
+    model: str | None,
+    adapter: str | None,
+    batch_size: int,
+    max_new_tokens: int,
+    out: Path,
+) -> list[dict[str, Any]]:
+    """Let a model answer a split of a converted folder; each answer with the group of its record."""
+    from medtune.records import read_records
+
+    records = read_records(folder, split)
+    answers = _answer(
+        records, model, adapter, batch_size=batch_size, max_new_tokens=max_new_tokens, out=out
+    )
+    if "group" not in records.column_names:
+        return answers
+    groups = dict(zip(records["id"], records["group"], strict=True))
+    return [answer | {"group": groups.get(answer["id"])} for answer in answers]
+
+
+def _answer(pairs: Any, model: str | None, adapter: str | None, **options: Any) -> list[dict]:
+    """Load a model and let it answer."""
+    from medtune import models
+    from medtune.answers import generate_answers
+
+    base = model or _base_of(adapter)
+    loaded = models.load_base(base)
+    if adapter is not None:
+        loaded = models.load_tuned(loaded, adapter)
+    processor = models.load_processor(adapter or base)
+    return generate_answers(loaded, processor, pairs, **options)
+
+
+def _base_of(adapter: str | None) -> str:
+    """Name the model to load where none is given: what the adapter names, or the tiny base.
+
+    An adapter on a folder of one machine does not name it; then only the course's own base can be
+    meant, and one that does not fit is refused when it is loaded.
+    """
+    from medtune import runs
+
+    if adapter is not None:
+        settings = Path(adapter) / "adapter_config.json"
+        if not settings.is_file():
+            raise FileNotFoundError(f"no adapter in {adapter}: adapter_config.json is missing")
+        named = json.loads(settings.read_text("utf-8")).get("base_model_name_or_path")
+        if named:
+            return named
+    try:
+        return str(runs.find_root() / "data" / "tiny-vlm")
+    except FileNotFoundError:
+        raise ValueError("which model shall answer? Give --model FOLDER or a hub name") from None
+
+
+def _print_scores(rows: list[dict[str, Any]], names: list[str] | None) -> None:
+    """Print scores; with intervals, if every row names its group."""
+    from medtune.pairs import names_group
+    from medtune.scores import with_intervals
+
+    answers = [row["answer"] for row in rows]
+    references = [row["reference"] for row in rows]
+    grouped = all(names_group(row.get("group")) for row in rows)
+    found = {}
+    for name, score in _score_functions(names).items():
+        if grouped:
+            groups = [str(row["group"]) for row in rows]
+            found[name] = with_intervals(score, answers, references, groups=groups)
+        else:
+            found[name] = score(answers, references)
+    print_json(found)
+    if not grouped:
+        print(f"medtune: {NO_INTERVALS}", file=sys.stderr)
+
+
+def _print_beside_report(answers: list[dict[str, Any]], report: str) -> None:
+    """Print what is found in each slice, and which of it the report says, too."""
+    # by the rules that score captions: affirmed findings, under their common names
+    in_report = _findings(report)
+    rows = []
+    for number, answer in enumerate(answers, 1):
+        said = _findings(answer["answer"])
+        rows.append(
+            {
+                "slice": number,
+                "findings": _listed(said),
+                "also in the report": _listed(said & in_report),
+                "answer": " ".join(answer["answer"].split()),
+            }
+        )
+    print_table(rows)
+    print(f"\nreport: {report or '(none given)'}")
+    print(f"findings in the report: {_listed(in_report)}")
+
+
+def _findings(text: str) -> set[str]:
+    """Return the findings that a text affirms."""
+    from medtune.captions import entities
+
+    found = set()
+    for kind, value, negated in entities(text):
+        if kind == "finding" and not negated:
+            found.add(value)
+    return found
+
+
+def _listed(words: set[str]) -> str:
+    return ", ".join(sorted(words)) or "-"
+
+
+@app.command()
+def compare(
+    a: Annotated[
+        Path,
+        typer.Argument(help="A run's name, or a JSONL of answers, such as the tuned model's."),
+    ],
+    b: Annotated[
+        Path, typer.Argument(help="Another of these, with answers to some of the same ids.")
+    ],
+    scores: ScoreNames = None,
+    seed: Annotated[int, typer.Option(help="Seed of the resampling behind the intervals.")] = 0,
+) -> None:
+    """Compare two runs on the samples they share.
+
+    For each score the difference, a minus b, and its interval.
+    """
+    from medtune.pairs import names_group
+    from medtune.scores import paired_bootstrap
+
+    of_a = {row["id"]: row for row in _read_predictions(a)}
+    of_b = {row["id"]: row for row in _read_predictions(b)}
+    shared = [key for key in of_a if key in of_b]
+    if not shared:
+        raise ValueError(f"{a} and {b} share no id: they answer different samples")
+    # a sample without a group is a group of its own
+    groups = []
+    for key in shared:
+        group = of_a[key].get("group")
+        groups.append(str(group) if names_group(group) else key)
+    references = [of_a[key]["reference"] for key in shared]
+    answers_a = [of_a[key]["answer"] for key in shared]
+    answers_b = [of_b[key]["answer"] for key in shared]
+    only_a = len(of_a) - len(shared)
+    only_b = len(of_b) - len(shared)
+    print(f"{len(shared)} shared samples; {only_a} only in {a}, {only_b} only in {b}")
+    rows = []
+    for name, score in _score_functions(scores).items():
+        samples_a = score(answers_a, references, per_sample=True)
+        samples_b = score(answers_b, references, per_sample=True)
+        for column in samples_a:
+            # rows of counts have no difference of their own
+            if not isinstance(samples_a[column][0], float):
+                continue
+            result = paired_bootstrap(samples_a[column], samples_b[column], groups, seed=seed)
+            shown = {key: result[key] for key in ("difference", "low", "high", "label")}
+            rows.append({"score": f"{name} {column}", **shown})
+    print_table(rows)
+
+
+def _score_functions(names: list[str] | None) -> dict[str, Any]:
+    """Return the score functions of these names; without names, all."""
+    from medtune import scores
+
+    known = {
+        "llamafactory": scores.llamafactory_scores,
+        "standard": scores.standard_scores,
+        "finding": scores.finding_scores,
+    }
+    unknown = sorted(set(names or []) - set(known))
+    if unknown:
+        raise ValueError(f"there is no score {unknown[0]!r}; there are {', '.join(known)}")
+    return {name: known[name] for name in names or known}
+
+
+def _read_predictions(path: Path, **options: Any) -> list[dict[str, Any]]:
+    """Read a table of answers, or that of a run's tuned model by the run's name."""
+    from medtune.answers import read_predictions
+
+    if not path.exists() and path.name == str(path):
+        from medtune import runs
+
+        try:
+            out = runs.find_root() / "papermill_runs" / path.name / "out"
+        except FileNotFoundError:
+            # not in a clone, so that no run is meant
+            return read_predictions(path, **options)
+        of_run = out / "05_evaluate" / "predictions_tuned.jsonl"
+        if of_run.exists():
+            path = of_run
+    return read_predictions(path, **options)

@@ -1,0 +1,300 @@
+"""Subcommands on data: sample, convert, check, audit."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .app import app
+from .options import (
+    AllowEmptyCaptions,
+    Asked,
+    Captions,
+    Column,
+    Config,
+    Encoding,
+    ImageRoot,
+    Limit,
+    Root,
+    Source,
+    Split,
+    SplitBy,
+    Window,
+)
+from .printing import print_json, print_table
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def sample(context: typer.Context, root: Root = None) -> None:
+    """Build the sample set in data/sample/; options go to data/build_sample.py."""
+    from medtune import runs
+
+    script = runs.find_root(root) / "data" / "build_sample.py"
+    done = subprocess.run([sys.executable, script, *context.args])
+    raise typer.Exit(done.returncode)
+
+
+@app.command()
+def convert(
+    source: Source,
+    out: Annotated[
+        Path,
+        typer.Argument(help="Folder to write: pictures, one JSONL a split, dataset_info.json."),
+    ],
+    column: Column = None,
+    captions: Captions = None,
+    image_root: ImageRoot = None,
+    allow_empty_captions: AllowEmptyCaptions = False,
+    encoding: Encoding = None,
+    window: Window = None,
+    split_by: SplitBy = None,
+    splits: Annotated[
+        Path | None,
+        typer.Option(help="CSV with id, split and group, as 'medtune audit --write' writes it."),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A further column of the source that goes into the records; may be repeated. "
+            "All others stay behind."
+        ),
+    ] = None,
+    dialect: Annotated[
+        str, typer.Option(help="prompt-completion (TRL), messages or sharegpt.")
+    ] = "prompt-completion",
+    question: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The question put to each picture, in place of the data's own; of several, which "
+            "may be given by repeating the option, one is drawn by the pair's id."
+        ),
+    ] = None,
+    language: Annotated[str, typer.Option(help="Language of the captions: en or zh.")] = "en",
+    seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
+    system_prompt: Annotated[
+        str | None, typer.Option(help="A text put before every dialogue.")
+    ] = None,
+    text_only: Annotated[
+        Path | None, typer.Option(help="JSONL of dialogues without pictures to mix in.")
+    ] = None,
+    share: Annotated[
+        float, typer.Option(help="Share of text-only dialogues among the training records.")
+    ] = 0.1,
+    pictures_per_sample: Annotated[
+        int,
+        typer.Option(
+            help="So many neighbouring pictures of a group in one question: slices of a series, "
+            "views of one report."
+        ),
+    ] = 1,
+    jpeg_quality: Annotated[
+        int | None, typer.Option(help="Save pictures that need converting as JPEG of this quality.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Number of threads; the result does not depend on it.")
+    ] = None,
+    most_rejected: Annotated[
+        float,
+        typer.Option(
+            help="Fail, with exit code 1, if a larger share of the rows than this is rejected; "
+            "the rest is written nevertheless."
+        ),
+    ] = 0.1,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first bad pair.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a conversion with other settings.")
+    ] = False,
+    config: Config = None,
+    split: Split = None,
+    limit: Limit = None,
+) -> None:
+    """Write pairs as pictures and training records."""
+    from medtune.records import convert_pairs
+
+    if not 0 <= most_rejected <= 1:
+        raise ValueError(f"--most-rejected is a share from 0 to 1, not {most_rejected}")
+    asked = Asked(
+        column=column or [],
+        captions=captions,
+        image_root=image_root,
+        allow_empty_captions=allow_empty_captions,
+        encoding=encoding,
+        window=window,
+        config=config,
+        split=split,
+        limit=limit,
+    )
+    report = convert_pairs(
+        # a source of which nothing is said is read from where it lies, with flat memory
+        source if asked.is_plain() else asked.load(source),
+        out,
+        dialect=dialect,
+        questions=question,
+        language=language,
+        seed=seed,
+        system_prompt=system_prompt,
+        text_only=text_only,
+        share=share,
+        pictures_per_sample=pictures_per_sample,
+        jpeg_quality=jpeg_quality,
+        workers=workers,
+        strict=strict,
+        overwrite=overwrite,
+        splits=splits,
+        split_by=split_by,
+        keep=keep or (),
+    )
+    print_json(report)
+    _complain_of_rejected(report, source, out, most_rejected)
+
+
+def _complain_of_rejected(
+    report: dict[str, Any], source: str, out: Path, most_rejected: float
+) -> None:
+    """Raise ValueError if too few rows became records."""
+    reasons = ", ".join(f"{count} {kind}" for kind, count in report["reasons"].items())
+    where = out / "rejected.jsonl"
+    if not sum(report["records"].values()):
+        raise ValueError(
+            f"nothing of {source} became a record ({reasons or 'it has no rows'}): read the "
+            f"reasons in {where}"
+        )
+    rejected = report["rejected"]
+    if rejected > most_rejected * report["rows"]:
+        raise ValueError(
+            f"{rejected} of {report['rows']} rows were rejected ({reasons}), more than "
+            f"most_rejected={most_rejected:g} allows: read the reasons in {where}"
+        )
+
+
+@app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="A converted folder.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Prepare each record with this model's processor, as training will: says what "
+            "training would stop at, and counts tokens."
+        ),
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Report the records that have more tokens than this.")
+    ] = None,
+) -> None:
+    """Check a converted folder: does it conform, and what is wrong where?"""
+    from medtune.records import check_folder
+
+    processor = None
+    if model:
+        # loads torch, which checking alone does not need
+        from medtune.models import load_processor
+
+        processor = load_processor(model)
+    report = check_folder(folder, processor=processor, max_length=max_length)
+    print_table(report["table"])
+    if not report["ok"]:
+        where = f"every error stands in {folder / 'check.json'}"
+        raise ValueError(f"{folder} does not conform; {where}")
+
+
+@app.command()
+def audit(
+    source: Source,
+    column: Column = None,
+    captions: Captions = None,
+    image_root: ImageRoot = None,
+    allow_empty_captions: AllowEmptyCaptions = False,
+    encoding: Encoding = None,
+    window: Window = None,
+    split_by: SplitBy = None,
+    id_pattern: Annotated[
+        str | None,
+        typer.Option(help="Regular expression for the id, whose group is the patient."),
+    ] = None,
+    write: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV to write with id, split and group of each pair, for 'medtune convert "
+            "--splits'."
+        ),
+    ] = None,
+    config: Config = None,
+    split: Split = None,
+    limit: Limit = None,
+    seed: Annotated[int, typer.Option(help="Seed of the split that is made.")] = 0,
+) -> None:
+    """Look for duplicates, for patients on both sides of the split, and for text in the pictures.
+
+    Pairs without a split get one by patient.
+    """
+    from medtune.audit import (
+        assign_groups,
+        audit_split,
+        fingerprint,
+        near_duplicates,
+        split_by_group,
+        write_splits,
+    )
+
+    if split_by not in (None, "patient", "none"):
+        raise ValueError(f"--split-by is patient or none, not {split_by!r}")
+    asked = Asked(
+        # a bare name can only be that of the column with the patients
+        column=[text if "=" in text else f"group={text}" for text in column or []],
+        captions=captions,
+        image_root=image_root,
+        allow_empty_captions=allow_empty_captions,
+        encoding=encoding,
+        window=window,
+        config=config,
+        split=split,
+        limit=limit,
+    )
+    pairs = asked.load(source)
+    keeps_split = "split" in pairs.column_names and split_by != "patient"
+    marks = fingerprint(pairs)
+    # a new split keeps together what looks alike; of a given one, that is for the report to say
+    alike = None if keeps_split else near_duplicates(pairs, fingerprints=marks)
+    groups = assign_groups(pairs, id_pattern=id_pattern, pairs=alike, fingerprints=marks)
+    splits = pairs["split"] if keeps_split else split_by_group(groups, seed=seed)
+    report = audit_split(pairs, groups, splits, fingerprints=marks, raise_on_leak=False)
+    if write is not None:
+        write_splits(write, pairs["id"], splits, groups)
+    print_json(report)
+    _warn_of_text(pairs)
+    _complain_of_unreadable(pairs, marks.unreadable, source)
+    _complain_of_leaks(report, source)
+
+
+def _warn_of_text(pairs: Any) -> None:
+    """Say on stderr whether pictures hold text, which may name a patient."""
+    from medtune.audit import burned_in_text
+
+    found = burned_in_text(pairs)
+    for line in found.warnings():
+        print(f"medtune: warning: {line}", file=sys.stderr)
+
+
+def _complain_of_unreadable(pairs: Any, unreadable: list[int], source: str) -> None:
+    if not unreadable:
+        return
+    first = pairs["id"][unreadable[0]]  # the row itself would be decoded
+    raise ValueError(
+        f"{len(unreadable)} pictures of {source} cannot be read, so nothing can be said "
+        f"of them (first: id {first}); 'medtune convert {source} OUT' lists them with the "
+        "reasons in OUT/rejected.jsonl"
+    )
+
+
+def _complain_of_leaks(report: dict[str, Any], source: str) -> None:
+    leaks = []
+    for kind in ("groups_crossing", "near_duplicates_crossing", "exact_duplicates_crossing"):
+        if report[kind]:
+            leaks.append(f"{report[kind]} {kind}")
+    if leaks:
+        raise ValueError(
+            f"the split of {source} leaks: {', '.join(leaks)}; --split-by patient makes another, "
+            "and --write FILE keeps it"
+        )

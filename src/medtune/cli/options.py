@@ -1,0 +1,157 @@
+"""Arguments and options that several subcommands take, and the source that they name."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Run = Annotated[str, typer.Argument(help="Folder in papermill_runs/, such as tiny-cpu.")]
+Root = Annotated[
+    Path | None,
+    typer.Option(
+        help="The clone with notebooks/ and papermill_runs/; by default the current folder or "
+        "one above it."
+    ),
+]
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="'sample', a parquet file, a table (CSV, TSV, JSON, JSONL, Excel), a folder, a ZIP, "
+        "DICOM, or a hub id."
+    ),
+]
+Limit = Annotated[int | None, typer.Option(help="Take so many of the first rows only.")]
+Config = Annotated[
+    str | None, typer.Option(help="Configuration of a hub data set, such as 25M_demo.")
+]
+Split = Annotated[str | None, typer.Option(help="Take this split only.")]
+Column = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="OURS=THEIRS, which column is which, such as caption=impression or "
+        "group=patient_id; may be repeated."
+    ),
+]
+Captions = Annotated[
+    Path | None,
+    typer.Option(help="The table of captions, where it is not the only one in the folder."),
+]
+ImageRoot = Annotated[
+    Path | None,
+    typer.Option(
+        help="The folder that the table's picture names start from, and may not lead out of."
+    ),
+]
+AllowEmptyCaptions = Annotated[
+    bool,
+    typer.Option(
+        "--allow-empty-captions",
+        help="Take pictures that no table describes: they can be audited and answered, not "
+        "trained on.",
+    ),
+]
+Encoding = Annotated[
+    str | None, typer.Option(help="Encoding of tables that are not UTF-8, such as gb18030.")
+]
+Window = Annotated[
+    str | None,
+    typer.Option(help="For DICOM: a CT window such as lung or abdomen, or CENTRE,WIDTH."),
+]
+SplitBy = Annotated[
+    str | None,
+    typer.Option(
+        help="patient: make the split anew, so that no group is in two parts; none: leave all in "
+        "the split that the source gives. By default a split is made where groups are known and "
+        "no split is."
+    ),
+]
+ScoreNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--score",
+        help="llamafactory, standard or finding; may be repeated. By default all of them.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command line says of its source, beside its name."""
+
+    #: OURS=THEIRS, as typed
+    column: list[str] = field(default_factory=list)
+    captions: Path | None = None
+    image_root: Path | None = None
+    allow_empty_captions: bool = False
+    encoding: str | None = None
+    window: str | None = None
+    config: str | None = None
+    split: str | None = None
+    limit: int | None = None
+
+    def is_plain(self) -> bool:
+        """Say whether nothing but the source's name counts."""
+        return self == Asked()
+
+    def load(self, source: str, **options: Any) -> Any:
+        """Load the pairs of a source; a bad row becomes one with a `problem`."""
+        from medtune.pairs import load_pairs
+
+        return load_pairs(
+            source,
+            columns=read_columns(self.column),
+            captions=self.captions,
+            image_root=self.image_root,
+            allow_empty_captions=self.allow_empty_captions,
+            encoding=self.encoding,
+            window=read_window(self.window),
+            config=self.config,
+            split=self.split,
+            limit=self.limit,
+            strict=False,
+            **options,
+        )
+
+
+def read_columns(given: list[str] | None) -> dict[str, str]:
+    """Read OURS=THEIRS.
+
+    Raises
+    ------
+    ValueError : no equals sign, or nothing on one of its sides.
+
+    Examples
+    --------
+    >>> read_columns(["caption=impression", "group=patient id"])
+    {'caption': 'impression', 'group': 'patient id'}
+    """
+    columns = {}
+    for text in given or []:
+        ours, equals, theirs = text.partition("=")
+        if not (ours.strip() and equals and theirs.strip()):
+            raise ValueError(
+                f"--column takes OURS=THEIRS, such as caption=impression or group={text}, "
+                f"not {text!r}"
+            )
+        columns[ours.strip()] = theirs.strip()
+    return columns
+
+
+def read_window(given: str | None) -> str | tuple[float, float] | None:
+    """Read the name of a CT window, or CENTRE,WIDTH in Hounsfield units.
+
+    Examples
+    --------
+    >>> read_window("lung"), read_window("-600,1500"), read_window(None)
+    ('lung', (-600.0, 1500.0), None)
+    """
+    if not given or "," not in given:
+        return given
+    try:
+        centre, width = map(float, given.split(","))
+    except ValueError:
+        raise ValueError(
+            f"--window takes a name or CENTRE,WIDTH, such as -600,1500, not {given!r}"
+        ) from None
+    return centre, width
