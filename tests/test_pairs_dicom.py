@@ -223,6 +223,25 @@ def test_a_table_that_says_16_bits_for_the_size_of_its_words(tmp_path, used):
     assert np.abs(difference).max() <= 0.51
 
 
+@pytest.mark.parametrize("bits", [8, 12])
+def test_a_table_of_a_big_endian_file(tmp_path, bits):
+    values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    top = 2**bits - 1
+    entries = np.arange(4096) * top // 4095
+    words = entries.astype("<u2")
+    if bits == 8:
+        words = np.frombuffer(entries.astype(np.uint8).tobytes(), "<u2")
+    item = Dataset()
+    item.LUTDescriptor = [4096, 0, bits]
+    item.add_new("LUTData", "OW", words.astype(">u2").tobytes())
+    ds = data_set(values, modality="CR", stored=12, VOILUTSequence=Sequence([item]))
+    ds.PixelData = values.astype(">u2").tobytes()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+    path = tmp_path / "big.dcm"
+    ds.save_as(path, implicit_vr=False, little_endian=False, enforce_file_format=True)
+    assert np.abs(grey(path) - entries.reshape(64, 64) / top * 255).max() <= 0.51
+
+
 def test_a_table_that_begins_below_zero(tmp_path):
     """Also where its start was written as a number without sign."""
     item = Dataset()
