@@ -137,6 +137,39 @@ def test_last_digits_of_the_orientation_do_not_split_a_series(tmp_path):
     assert names(files) == ["6", "5", "4", "3", "2", "1"]
 
 
+def item_of(**tags) -> list[Dataset]:
+    item = Dataset()
+    for tag, value in tags.items():
+        setattr(item, tag, value)
+    return [item]
+
+
+def test_enhanced_files_keep_their_place_in_groups(tmp_path):
+    for name, place in enumerate([3, 1, 4, 2], 1):
+        ds = ct_slice(place, InstanceNumber=name)
+        position = item_of(ImagePositionPatient=[0, 0, 2.5 * place])
+        directions = item_of(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])
+        del ds.ImagePositionPatient, ds.ImageOrientationPatient
+        ds.PerFrameFunctionalGroupsSequence = item_of(PlanePositionSequence=position)
+        ds.SharedFunctionalGroupsSequence = item_of(PlaneOrientationSequence=directions)
+        saved(tmp_path, ds, f"IM{name}")
+    assert shown_order(tmp_path) == [1, 2, 3, 4]
+
+
+def test_a_series_that_lies_in_several_folders(tmp_path):
+    for number in range(1, 13):
+        saved(tmp_path / f"DIR{number % 3}", ct_slice(number), f"IM{number}")
+    assert shown_order(tmp_path) == list(range(1, 13))
+
+
+def test_coronal_slices_stand_along_their_own_normal(tmp_path):
+    for name, place in enumerate([2, 3, 1], 1):
+        ds = ct_slice(place, ImageOrientationPatient=[1, 0, 0, 0, 0, -1])
+        ds.ImagePositionPatient = [-100, 2.5 * place, 200 - name]
+        saved(tmp_path, ds, f"{name}.dcm")
+    assert shown_order(tmp_path) == [1, 2, 3]
+
+
 # --- which files ----------------------------------------------------------------------------------
 
 
@@ -233,8 +266,8 @@ def test_pictures_that_only_look_like_pages_stay(tmp_path, picture):
 def test_an_odd_file_stops_nothing_and_is_not_lost(tmp_path):
     for number in (1, 2, 3):
         saved(tmp_path, ct_slice(number), f"{number}.dcm")
-    whole = (tmp_path / "2.dcm").read_bytes()
-    (tmp_path / "cut.dcm").write_bytes(whole[:200])
+    content = (tmp_path / "2.dcm").read_bytes()
+    (tmp_path / "cut.dcm").write_bytes(content[:200])
     (tmp_path / "page.dcm").write_text("<html>404 Not Found</html>")
     (tmp_path / "empty.dcm").touch()
     (tmp_path / "nifti.dcm").write_bytes(b"\x5c\x01\0\0" + bytes(400))
@@ -259,6 +292,43 @@ def shown_order_of_readable(files) -> list[int]:
             continue
         numbers.append(int(file.stem))
     return numbers
+
+
+WHOLE: dict[str, bytes] = {}
+
+
+def whole(kind: str) -> bytes:
+    """The content of a sound file; made once."""
+    if not WHOLE:
+        with tempfile.TemporaryDirectory() as folder:
+            WHOLE["slice"] = saved(Path(folder), ct_slice(1)).read_bytes()
+            report = without_picture("1.2.840.10008.5.1.4.1.1.88.22", "SR")
+            WHOLE["report"] = saved(Path(folder), report).read_bytes()
+            WHOLE["png"] = png(Path(folder, "a.png")).read_bytes()
+    return WHOLE[kind]
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_every_file_is_a_picture_or_counted_whatever_it_holds(data):
+    endings = st.sampled_from(["", ".dcm", ".1", ".png", ".txt"])
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(action="error"):
+        count = data.draw(st.integers(1, 5))
+        for number in range(count):
+            content = bytearray(whole(data.draw(st.sampled_from(["slice", "report", "png"]))))
+            for place in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=4)):
+                content[place] = data.draw(st.integers(0, 255))
+            content = content[: data.draw(st.integers(0, len(content)))]
+            Path(folder, f"{number}{data.draw(endings)}").write_bytes(content)
+        found = find_pictures(Path(folder))
+        assert len(found) + sum(found.left_out.values()) == count
+        assert len(set(found)) == len(found)
+        for file in found:
+            try:
+                list(open_pictures(file, None, SALT))
+            except ValueError as error:
+                assert file.name in str(error)
+                assert "\n" not in str(error) and "Doe" not in str(error)
 
 
 def test_hidden_files_are_counted(tmp_path):
