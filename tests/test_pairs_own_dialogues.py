@@ -84,7 +84,7 @@ def test_a_text_beside_questions_is_not_guessed(pictures, columns):
 
 def test_a_question_that_is_no_text_is_rejected(pictures):
     [row] = loaded(pictures, [{"image": "a.jpg", "question": ["x"], "answer": "y"}])
-    assert "the question is list, no text" in row["problem"]
+    assert "question: list is no text" in row["problem"]
 
 
 # --- dialects -------------------------------------------------------------------------------------
@@ -199,8 +199,8 @@ def test_an_answer_is_about_the_picture_that_was_shown_last(pictures):
         ({"messages": [asked([{"type": "video", "video": "e.mp4"}]), said("60")]}, "no video"),
         ({"messages": [asked([{"type": "video_url", "video_url": {}}]), said("60")]}, "no video"),
         ({"messages": [asked("<audio>?"), said("60")], "images": ["a.jpg"]}, "no audio"),
-        ({"messages": [asked("Q"), said("A")]}, "a dialogue without a picture"),
-        ({"messages": [asked("<image>Q"), said("A")], "images": []}, "a dialogue without a picture"),
+        ({"messages": [asked("Q"), said("A")]}, "dialogue: it has no picture"),
+        ({"messages": [asked("<image>Q"), said("A")], "images": []}, "dialogue: it has no picture"),
         ({"messages": [asked("<image><image><image>Q"), said("A")], "images": ["a.jpg", "b.jpg"]},
          "3 marks <image>, but 2 pictures"),
         ({"messages": [asked("Q")], "images": ["a.jpg"]}, "has no answer"),
@@ -227,4 +227,4 @@ def test_dialogues_about_nothing_are_counted_where_they_are_left_out(pictures, c
     good = {"messages": [asked("<image>Q"), said("A")], "images": ["c.jpg"]}
     table = write_table(pictures / "t.json", [text_only, good, text_only])
     assert len(load_pairs(table)) == 1
-    assert "left out: 2 times a dialogue without a picture" in caplog.text
+    assert "left out: 2 dialogues without a picture" in caplog.text

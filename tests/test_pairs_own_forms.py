@@ -72,7 +72,7 @@ def test_r2gens_lists_of_splits(pictures):
         ("c.jpg", "R s4.", "test"),
     ]
     assert "a record is a JSON object, not str" in rows[5]["problem"]
-    assert "split 'holdout' is not known" in rows[6]["problem"]
+    assert "split: holdout is not known" in rows[6]["problem"]
 
 
 def test_coco(pictures):
@@ -153,9 +153,9 @@ def test_a_bad_row_of_a_nested_table_says_in_which_folder(tmp_path):
         (tmp_path / split).mkdir()
         write_table(tmp_path / split / "metadata.csv", [{"file_name": "x.png", "text": "x"}])
     problems = [row["problem"] for row in loaded(tmp_path)]
-    assert [problem.split(" ")[0] for problem in problems] == [
-        "test/metadata.csv:2:",
-        "train/metadata.csv:2:",
+    assert [problem.split(": ")[0] for problem in problems] == [
+        "test - metadata.csv:2",
+        "train - metadata.csv:2",
     ]
 
 
@@ -315,7 +315,7 @@ def test_groups_splits_and_numbers_in_parquet(tmp_path, options):
 
 def test_a_column_of_numbers_is_no_caption(tmp_path):
     rows = loaded(write_parquet(tmp_path / "a.parquet", caption=[1.5, float("nan"), None]))
-    assert "the caption is float, no text" in rows[0]["problem"]
+    assert "caption: float is no text" in rows[0]["problem"]
     assert [row["caption"] for row in rows] == [None] * 3
 
 
@@ -347,8 +347,8 @@ def test_excel(pictures):
     rows = loaded(pictures)
     assert named(rows[:1]) == [("a.jpg", "A liver.", None)]
     assert rows[0]["group"] == group_of("7")
-    assert rows[1]["problem"].startswith("t.xlsx:Sheet!4: picture none.jpg is missing")
-    assert "is int, no text" in rows[2]["problem"]
+    assert rows[1]["problem"].startswith("t.xlsx:4: picture none.jpg is missing")
+    assert "caption: int is no text" in rows[2]["problem"]
     sheet = book.create_sheet("more")
     sheet.append(["x"])
     book.save(pictures / "t.xlsx")

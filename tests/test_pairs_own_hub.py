@@ -56,7 +56,7 @@ def test_numbers_are_captions_only_where_they_are_meant(load):
     columns = {"picture": cells(1), "id": ["a"], "findings": [2.0]}
     rows = load(columns, columns={"image": "picture", "caption": "findings"})
     assert rows[0]["caption"] == "2"
-    refused(ValueError, "is float, no text", "org/set", columns={"image": "picture"})
+    refused(ValueError, "float is no text", "org/set", columns={"image": "picture"})
 
 
 def test_dialogues_of_the_hub(load):

@@ -178,7 +178,7 @@ def test_captions_that_are_no_text_are_rejected(pictures):
     assert reasons[0] is None
     assert reasons[1:5] == ["caption: is empty"] * 4
     for reason, kind in zip(reasons[5:], ("list", "dict", "int", "bool"), strict=True):
-        assert f"the caption is {kind}, no text" in reason
+        assert f"caption: {kind} is no text" in reason
         assert "columns={'caption': 'NAME'}" in reason
 
 
@@ -248,7 +248,7 @@ def test_words_for_splits_are_known_and_others_named(pictures):
     rows = loaded(write_table(pictures / "t.csv", records))
     known = ["train", "validation", "test", "train", *["validation"] * 3]
     assert [row["split"] for row in rows] == [*known, None, None]
-    assert "split 'holdout' is not known" in rows[7]["problem"]
+    assert "split: holdout is not known" in rows[7]["problem"]
     assert load_pairs(pictures / "t.csv", split="val", strict=False)["problem"].count(None) == 4
 
 
@@ -401,7 +401,7 @@ def test_a_name_that_may_be_two_files_is_not_guessed(tmp_path):
     for name in ("A.png", "a.PNG"):
         Image.new("L", (8, 8)).save(tmp_path / name)
     [row] = loaded(write_table(tmp_path / "t.csv", [{"image": "a.png", "caption": "x"}]))
-    assert "may be any of 2 files" in row["problem"]
+    assert "2 files have similar names" in row["problem"]
 
 
 def test_a_folder_of_pictures_may_be_a_link_to_another_disk(tmp_path):
@@ -453,19 +453,19 @@ def test_pictures_that_stand_in_the_table(tmp_path, content):
 @pytest.mark.parametrize(
     ("name", "advice"),
     [
-        ("https://example.org/a.jpg", "download it"),
-        ("s3://bucket/a.jpg", "download it"),
+        ("https://example.org/a.jpg", "download the pictures"),
+        ("s3://bucket/a.jpg", "download the pictures"),
         ("scan.nii.gz", "save its slices as PNG"),
         ("echo.MP4", "take pictures out of it"),
         ("pictures.zip", "unpack it"),
         ("captions.xlsx", "a table, no picture"),
-        ("data:image/jpeg;base64-/9j/4AAQ", "a data URL of a picture begins with"),
+        ("data:image/jpeg;base64-/9j/4AAQ", "not marked as base64"),
         ("data:image/jpeg;base64,/9j/4A*Q", "damaged or cut short"),
         ("C:\\data\\0.png", "relative to the table"),
         ("/no/such/0.png", "relative to the table"),
         (5, "named by text"),
-        ({"width": 5}, "names no picture"),
-        ([], "names no picture"),
+        ({"width": 5}, "without bytes, path or url"),
+        ([], "list of pictures is empty"),
         (None, "no picture name"),
     ],
 )

@@ -122,9 +122,9 @@ def _as_list(turns: Any, column: str) -> list:
         try:
             turns = json.loads(turns)
         except ValueError:
-            raise ValueError(f"{column} is a text, and no JSON list of turns") from None
+            raise ValueError(f"dialogue: {column} is a text, and no JSON list of turns") from None
     if not isinstance(turns, list):
-        raise ValueError(f"{column} is no list of turns but one {type(turns).__name__}")
+        raise ValueError(f"dialogue: {column} is no list of turns but one {type(turns).__name__}")
     return turns
 
 
@@ -142,7 +142,7 @@ def _history(record: dict) -> list:
     turns = []
     for exchange in record.get("history") or []:
         if not isinstance(exchange, list | tuple) or len(exchange) != 2:
-            raise ValueError("history is a list of pairs, a question and its answer")
+            raise ValueError("dialogue: history is a list of pairs, a question and its answer")
         turns += _said_by("user", exchange[0]) + _said_by("assistant", exchange[1])
     return turns
 
@@ -176,7 +176,7 @@ def read_answers(raw_turns: list, pictures: list[Any]) -> list[Answer]:
     """
     turns = [_turn(raw) for raw in raw_turns]
     if not any(turn.role == "assistant" for turn in turns):
-        raise ValueError("the dialogue has no answer: nobody speaks as assistant or gpt")
+        raise ValueError("dialogue: it has no answer, nobody speaks as assistant or gpt")
     _hand_out(turns, pictures)
     answers = []
     asked: list[str] = []
@@ -202,10 +202,12 @@ def _hand_out(turns: list[Turn], pictures: list[Any]) -> None:
     if not pictures:
         return
     if marks > len(pictures) > 1:
-        raise ValueError(f"{marks} marks {MARK}, but {len(pictures)} pictures")
+        raise ValueError(f"dialogue: {marks} marks {MARK}, but {len(pictures)} pictures")
     if len(pictures) > 1 and len(announcing) > 1:
         if marks != len(pictures):
-            raise ValueError(f"{marks} marks {MARK} in several turns, but {len(pictures)} pictures")
+            raise ValueError(
+                f"dialogue: {marks} marks {MARK} in several turns, but {len(pictures)} pictures"
+            )
         left = list(pictures)
         for turn in announcing:
             turn.pictures += left[: turn.marks]
@@ -218,7 +220,9 @@ def _hand_out(turns: list[Turn], pictures: list[Any]) -> None:
 
 def _turn(raw: Any) -> Turn:
     if not isinstance(raw, dict):
-        raise ValueError(f"a turn is an object with role and content, not {type(raw).__name__}")
+        raise ValueError(
+            f"dialogue: a turn is an object with role and content, not {type(raw).__name__}"
+        )
     speaker = raw.get("role") or raw.get("from")
     role = ROLES.get(str(speaker).strip().lower())
     said = raw.get("content")
@@ -232,7 +236,7 @@ def _turn(raw: Any) -> Turn:
             words.append(text)
     turn.text = " ".join(words).strip()
     if role == "assistant" and turn.pictures:
-        raise ValueError("an answer holds a picture: medtune learns texts")
+        raise ValueError("dialogue: an answer holds a picture, medtune learns texts")
     if role == "assistant":
         turn.marks = 0
     return turn
@@ -249,7 +253,7 @@ def _read_part(part: Any, turn: Turn) -> str:
         return ""
     if isinstance(part, int | float) and not isinstance(part, bool):
         return f"{part:g}"  # the answer to "How many?"
-    raise ValueError(f"a turn's content is text or parts, not {type(part).__name__}")
+    raise ValueError(f"dialogue: what is said is text or parts, not {type(part).__name__}")
 
 
 def _read_object(part: dict, turn: Turn) -> str:
@@ -267,7 +271,7 @@ def _read_object(part: dict, turn: Turn) -> str:
             turn.pictures.append(picture)
         return ""
     if not isinstance(text, str):
-        raise ValueError(f"a part of the type {kind[:30]!r} is neither text nor picture")
+        raise ValueError(f"dialogue: a part of type {kind[:30]} is neither text nor picture")
     return _read_text(text, turn)
 
 

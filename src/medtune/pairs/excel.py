@@ -11,8 +11,8 @@ from .columns import check_heading, split_of_word
 EXCEL_SUFFIXES = {".xlsx", ".xlsm"}
 
 
-def read_excel(table: Path, columns: dict[str, str]) -> Iterator[tuple[str, dict]]:
-    """Yield (sheet and row, record) of an Excel file.
+def read_excel(table: Path, columns: dict[str, str]) -> Iterator[tuple[int | str, dict]]:
+    """Yield (number of the row, record) of an Excel file; of several sheets the split is told too.
 
     Parameters
     ----------
@@ -23,7 +23,7 @@ def read_excel(table: Path, columns: dict[str, str]) -> Iterator[tuple[str, dict
 
     Yields
     ------
-    tuple of str and dict
+    tuple of int or str, and dict
         Column -> cell. Rows without any cell are left out.
 
     Raises
@@ -67,7 +67,7 @@ def _sheets_with_pairs(book: Any, table: Path) -> list[tuple[Any, str | None]]:
 
 def _rows_of(
     sheet: Any, split: str | None, table: Path, columns: dict[str, str]
-) -> Iterator[tuple[str, dict]]:
+) -> Iterator[tuple[int | str, dict]]:
     heading: list[str] = []
     for number, cells in enumerate(sheet.iter_rows(values_only=True), 1):
         if all(cell is None for cell in cells):
@@ -79,7 +79,8 @@ def _rows_of(
         record = dict(zip(heading, map(_plain, cells), strict=False))
         if split:
             record.setdefault("split", split)
-        yield f"{sheet.title}!{number}", record
+        # beside others a sheet is named too
+        yield f"{number} of {split}" if split else number, record
 
 
 def _plain(cell: Any) -> Any:

@@ -193,7 +193,7 @@ def find_picture(cell: Any, places: Places) -> Path | bytes:
     if cell is None or cell != cell:
         raise ValueError("there is no picture name")
     if not isinstance(cell, str):
-        raise ValueError(f"a picture is named by text, not by {type(cell).__name__}")
+        raise ValueError(f"picture is named by text, not by {type(cell).__name__}")
     if not cell.strip() or "\0" in cell:
         raise ValueError(f"{cell!r:.80} is no picture name")
     if cell.lstrip()[:5].lower() == "data:":
@@ -217,13 +217,13 @@ def _named_in(cell: dict) -> Any:
         if key in ("base64", "data") and isinstance(value, str) and not value.startswith("data:"):
             return _decoded(value)
         return value
-    raise ValueError("an object without bytes, path or url names no picture")
+    raise ValueError("picture is an object without bytes, path or url")
 
 
 def _of_data_url(text: str) -> bytes:
     head, comma, content = text.partition(",")
     if not comma or not head.lower().endswith(";base64"):
-        raise ValueError("a data URL of a picture begins with 'data:image/png;base64,'")
+        raise ValueError("picture is a data URL that is not marked as base64")
     return _decoded(unquote(content))
 
 
@@ -233,7 +233,7 @@ def _decoded(text: str) -> bytes:
         joined = "".join(text.split()).rstrip("=")
         return base64.b64decode(joined + "=" * (-len(joined) % 4), validate=True)
     except (binascii.Error, ValueError):
-        raise ValueError("the base64 of a picture is damaged or cut short") from None
+        raise ValueError("picture is base64 that is damaged or cut short") from None
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -245,8 +245,8 @@ def _find_file(name: str, places: Places) -> Path:
         name = unquote(name.strip()[len("file://") :])
     elif address:
         raise ValueError(
-            f"the picture is an address ({address[1].lower()}), and medtune fetches nothing: "
-            "download it, and name the file"
+            f"picture is an address ({address[1].lower()}), and medtune fetches nothing: "
+            "download the pictures first"
         )
     suffix = _suffix_of(name)
     if suffix in NO_PICTURES:
@@ -259,7 +259,7 @@ def _find_file(name: str, places: Places) -> Path:
         leads_out = True
     if leads_out or _leaves(name, places):
         raise ValueError(
-            f"picture {shown_name(name)} lies outside the folder (a whole path, a link or '..'): "
+            f"picture {shown_name(name)} lies outside the folder (a whole path, a link, or two dots): "
             "give image_root=FOLDER, a folder that holds all pictures"
         )
     if _WINDOWS_DRIVE.match(name.strip()) or name.strip().startswith(("/", "\\")):
@@ -333,7 +333,9 @@ def _similar_part(folder: Path, part: str, is_last: bool) -> str | None:
     if not found and is_last:
         found = listing.get(_folded(part) + ".*", [])
     if len(found) > 1:
-        raise ValueError(f"picture {shown_name(part)} may be any of {len(found)} files")
+        raise ValueError(
+            f"picture {shown_name(part)} is not clear: {len(found)} files have similar names"
+        )
     return found[0] if found else None
 
 

@@ -126,7 +126,7 @@ class RecordReader:
         cells = pictures_in(cell)
         if turns is None:
             if not cells:
-                raise ValueError("the record names no picture: its list is empty")
+                raise ValueError("image: the list of pictures is empty")
             # the user's own word, or a question, says that a number is meant as a text
             may_be_number = "caption" in self.columns or question is not None
             answers = [Answer(as_caption(caption, may_be_number), question, cells)]
@@ -377,7 +377,7 @@ def as_caption(cell: Any, may_be_number: bool) -> str | None:
     if may_be_number and isinstance(cell, int | float) and not isinstance(cell, bool):
         return as_id(cell)
     raise ValueError(
-        f"the caption is {type(cell).__name__}, no text: is it the right column? "
+        f"caption: {type(cell).__name__} is no text; is it the right column? "
         "columns={'caption': 'NAME'}"
     )
 
@@ -387,7 +387,7 @@ def _as_question(cell: Any) -> str | None:
     if not names_group(cell):
         return None
     if not isinstance(cell, str):
-        raise ValueError(f"the question is {type(cell).__name__}, no text")
+        raise ValueError(f"question: {type(cell).__name__} is no text")
     text = cell.replace(MARK, "").strip()
     return text if text and text.lower() not in _NO_TEXT else None
 
@@ -402,7 +402,7 @@ def _read_split(ours: dict) -> None:
         return
     known = split_of_word(split)
     if known is None:
-        raise ValueError(f"split {str(split)!r:.40} is not known: use train, validation or test")
+        raise ValueError(f"split: {str(split):.40} is not known, use train, validation or test")
     ours["split"] = known
 
 

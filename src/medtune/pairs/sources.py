@@ -42,7 +42,9 @@ def records_of(table: Table | LoosePictures, reading: Reading) -> Iterator[tuple
     # files of one name may lie in several folders
     folder = file.resolve().parent
     nested = folder.is_relative_to(reading.base) and folder != reading.base
-    name = f"{folder.relative_to(reading.base)}/{file.name}" if nested else file.name
+    parents = folder.relative_to(reading.base).parts if nested else ()
+    # no slash: that would make a path of what only says where a row stands
+    name = " - ".join((*parents, file.name))
     suffix = file.suffix.lower()
     if suffix in SHARD_SUFFIXES:
         schema, _ = schema_of(file)

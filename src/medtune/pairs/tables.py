@@ -22,7 +22,7 @@ from .survey import id_hash
 _LOG = logging.getLogger("medtune")
 
 # What is said of a dialogue about no picture.
-TEXT_ONLY = "a dialogue without a picture"
+TEXT_ONLY = "dialogue: it has no picture"
 
 
 @dataclass
@@ -100,7 +100,7 @@ def read_rows(
             if is_wanted or row.get("problem"):
                 yield {key: row.get(key) for key in keys or row}
     if given.text_only:
-        _LOG.warning(f"left out: {given.text_only} times {TEXT_ONLY}")
+        _LOG.warning(f"left out: {given.text_only} dialogues without a picture")
 
 
 def _rows_of(table: Table | LoosePictures, reading: Reading, given: _Given) -> Iterator[dict]:
