@@ -150,6 +150,8 @@ def test_a_reader_that_fails_is_no_all_clear(tmp_path, monkeypatch, script, read
     assert found.reader_found == reader_found
     assert found.looked == 0
     assert found.unreadable == (["id-0"] if reader_found else [])
+    [line] = found.warnings()
+    assert line.startswith("text was not looked for") or "was not looked for: " in line
 
 
 def test_what_makes_no_sense_is_refused():

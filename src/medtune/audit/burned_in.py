@@ -93,6 +93,11 @@ class BurnedIn:
                 f"{len(self.with_text)} of {self.looked} pictures looked at, of {self.pictures}, "
                 f"hold text, which may name a patient (first: id {self.with_text[0]})"
             )
+        if self.unreadable:
+            lines.append(
+                f"text was not looked for in {len(self.unreadable)} pictures, which could not be "
+                f"read (first: id {self.unreadable[0]})"
+            )
         if not self.reader_found:
             lines.append(
                 "text in the pictures was not looked for: the program tesseract is not installed "

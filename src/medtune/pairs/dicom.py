@@ -692,7 +692,8 @@ def _check_decoder(ds: Dataset) -> None:
     if is_deep_jpeg and "pylibjpeg" not in decoder.available_plugins:
         package = _READERS[JPEGExtended12Bit]
         raise _Problem(
-            f"is a JPEG of 12 bits ({_compression(syntax)}): pip install {package} to read it"
+            f"is a JPEG of 12 bits ({_compression(syntax)}): pip install {package} (licence: GPL) "
+            "to read it"
         )
     if not decoder.is_available:
         raise _Problem(_needed_package(syntax))
