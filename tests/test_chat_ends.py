@@ -30,6 +30,9 @@ if sys.argv[1:] == ["nohup"]:
 folder = scratch.open_scratch()
 (folder / "gradio" / "a").mkdir(parents=True)
 (folder / "gradio" / "a" / "{NAME}.png").write_text("a picture")
+if sys.argv[1:] == ["many"]:
+    for number in range(5_000):
+        (folder / "gradio" / "a" / str(number)).touch()
 print(folder, flush=True)
 time.sleep(60)
 """
@@ -65,6 +68,15 @@ def test_the_folder_goes_by_every_signal(start, tmp_path, name):
     code = process.wait(20)
     assert list(tmp_path.iterdir()) == []
     assert code == -getattr(signal, name), "whoever started the page sees by what it ended"
+
+
+def test_a_second_signal_does_not_end_it_half_way(start, tmp_path):
+    process, _ = start("many")
+    for _ in range(20):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.005)
+    process.wait(60)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_signal_that_is_ignored_stays_so(start):

@@ -169,6 +169,10 @@ def _listen() -> None:
 
 
 def _clear_up_and_end(number: int, frame: Any) -> None:
+    # a second signal would otherwise come in between, and end the process half way
+    for name in ENDINGS:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     _remove()
     # ends the process as it would have ended without us, so that its parent sees the signal
     signal.signal(number, signal.SIG_DFL)
