@@ -1,10 +1,11 @@
 """Scores for answers, boxes and match probabilities, their intervals over patients, and rivals.
 
 `text` counts words and characters as LLaMA-Factory and as papers do, `findings` asks whether the
-right thing is named, `boxes` judges regions and match probabilities, `intervals` draws whole
-patients, `conditions` scores several models side by side, `rivals` and `copiers` answer without a
-model, `agreement` counts the fields in which captions agree, and `library` offers the text scores
-to `evaluate`.
+right thing is named, `listing` whether all findings are listed and none is invented, `boxes` judges
+regions and match probabilities, `intervals` draws whole patients, `conditions` scores several
+models side by side, `predict` shows runs side by side as LLaMA-Factory does, `rivals` and `copiers`
+answer without a model, `agreement` counts the fields in which captions agree, and `library` offers
+the text scores to `evaluate`.
 `text` and `intervals` stand alone.
 
 Every score gives one number a data set. With `per_sample=True` it gives one value a sample, as
@@ -24,10 +25,14 @@ from .copiers import copy_nearest, thumbnail_vectors
 from .findings import RATIOS, finding_scores
 from .intervals import bootstrap_interval, paired_bootstrap, with_intervals
 from .library import evaluate_metric
+from .listing import LISTING_QUESTIONS, listing_scores, read_listing
+from .predict import PREDICT_NAMES, predict_table
 from .rivals import most_frequent_caption, nearest_caption_copier
 from .text import llamafactory_scores, standard_scores
 
 __all__ = [
+    "LISTING_QUESTIONS",
+    "PREDICT_NAMES",
     "RATIOS",
     "Measure",
     "ScoredCondition",
@@ -38,12 +43,15 @@ __all__ = [
     "evaluate_metric",
     "field_agreement",
     "finding_scores",
+    "listing_scores",
     "llamafactory_scores",
     "match_scores",
     "most_frequent_caption",
     "nearest_caption_copier",
     "pair_score",
     "paired_bootstrap",
+    "predict_table",
+    "read_listing",
     "score_conditions",
     "standard_scores",
     "thumbnail_vectors",
