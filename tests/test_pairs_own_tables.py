@@ -120,6 +120,23 @@ def test_every_line_of_a_tsv_without_quotation_is_a_row(tmp_path_factory, texts)
     assert [row["id"] for row in rows] == [f"n{number}" for number in range(len(texts))]
 
 
+@pytest.mark.parametrize("sign", [",", "\t", ";"])
+@settings(max_examples=80, deadline=None)
+@given(texts=st.lists(plain_texts.filter(str.strip), min_size=1, max_size=6))
+def test_every_line_that_opens_and_closes_nothing_is_counted(tmp_path_factory, sign, texts):
+    """Each line begins a field with a mark that no line closes: a pair or a rejection each."""
+    folder = tmp_path_factory.mktemp("open")
+    (folder / "a.jpg").write_bytes(jpeg())
+    lines = []
+    for number, text in enumerate(texts):
+        lines.append(f'a.jpg{sign}n{number}{sign}"{text.replace(chr(34), "")}x\n')
+    heading = sign.join(("image", "id", "caption"))
+    rows = loaded(written(folder, "t.csv", f"{heading}\n{''.join(lines)}"))
+    assert len(rows) == len(texts)
+    seen = [row["id"] if not row["problem"] else f"n{int(row['id'][6:]) - 2}" for row in rows]
+    assert seen == [f"n{number}" for number in range(len(texts))]
+
+
 # --- every line is a pair or a rejection ----------------------------------------------------------
 
 odd = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
@@ -253,9 +270,10 @@ def test_words_for_splits_are_known_and_others_named(pictures):
 
 
 def test_numbers_of_patients_are_hashed_and_pseudonyms_stay(pictures):
-    records = [{"image": "a.jpg", "caption": "x", "Patient ID": 17.0}]
-    table = write_table(pictures / "t.json", [*records, records[0] | {"Patient ID": 17}])
-    assert [row["group"] for row in loaded(table)] == [group_of("17")] * 2
+    numbers = [17.0, 17, "17", "17.0"]  # as programs write the same
+    records = [{"image": "a.jpg", "caption": "x", "Patient ID": number} for number in numbers]
+    table = write_table(pictures / "t.json", records)
+    assert [row["group"] for row in loaded(table)] == [group_of("17")] * 4
     secret = load_pairs(table, salt="another")["group"][0]
     assert re.fullmatch("patient-[0-9a-f]{12}", secret)
     assert secret != group_of("17")

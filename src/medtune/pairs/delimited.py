@@ -157,10 +157,13 @@ def _has_no_heading(first: list[str], table: Path, columns: dict[str, str]) -> b
     return is_file or (bool(re.search(r"\d", picture)) and " " not in picture)
 
 
-def _record(heading: list[str], row: list[str]) -> dict | ValueError:
-    extra = row[len(heading) :]
+def _has_length(row: list[str], columns: int) -> bool:
     # a delimiter at the end of a line is a habit of some programs, and no field
-    if len(row) < len(heading) or any(cell.strip() for cell in extra):
+    return columns == 0 or (len(row) >= columns and not any(map(str.strip, row[columns:])))
+
+
+def _record(heading: list[str], row: list[str]) -> dict | ValueError:
+    if not _has_length(row, len(heading)):
         return ValueError(
             f"{len(row)} fields, but the heading has {len(heading)}: a text that holds the "
             "delimiter or a line end stands in quotation marks"
@@ -181,24 +184,33 @@ def _next_row(lines: _Lines, form: _Form) -> list[str] | None:
     read = [line]
     while True:
         try:
-            fields = _fields("".join(read), form)
+            fields, end = _fields("".join(read), form)
             break
         except _NotClosed:
-            more = lines.next() if len(read) < _MOST_LINES else None
-            if more is None:
-                fields = None
-                break
-            read.append(more)
-            # a line without a mark closes nothing: no need to look at all lines again
-            while '"' not in more and len(read) < _MOST_LINES:
-                more = lines.next()
-                if more is None:
-                    break
-                read.append(more)
-    if fields is None or (len(read) > 1 and _swallows_rows(read, form)):
+            if not _read_to_next_mark(lines, read):
+                lines.give_back(read[1:])
+                return _fields(line, form, is_whole=True)[0]
+    if len(read) > 1 and (not _has_length(fields, form.columns) or _swallows_rows(read, form)):
         lines.give_back(read[1:])
-        return _fields(line, form, is_whole=True)
+        return _fields(line, form, is_whole=True)[0]
+    # where the field turned out to be no quotation, the row ended before the last line
+    needed = 1
+    while sum(map(len, read[:needed])) < end:
+        needed += 1
+    lines.give_back(read[needed:])
     return fields
+
+
+def _read_to_next_mark(lines: _Lines, read: list[str]) -> bool:
+    """Read on to the next line with a quotation mark: no other can close one. False if none comes."""
+    while len(read) < _MOST_LINES:
+        more = lines.next()
+        if more is None:
+            return False
+        read.append(more)
+        if '"' in more:
+            return True
+    return False
 
 
 def _swallows_rows(read: list[str], form: _Form) -> bool:
@@ -220,8 +232,11 @@ def _plain_fields(line: str, form: _Form) -> list[str]:
     return fields
 
 
-def _fields(text: str, form: _Form, is_whole: bool = False) -> list[str]:
-    """Take a row apart; _NotClosed if it goes on in the next line, which it cannot if it is whole."""
+def _fields(text: str, form: _Form, is_whole: bool = False) -> tuple[list[str], int]:
+    """Take a row apart, and give its fields and where it ends.
+
+    _NotClosed says that it goes on in the next line, which it cannot if it is whole.
+    """
     fields = []
     place = 0
     while True:
@@ -230,7 +245,7 @@ def _fields(text: str, form: _Form, is_whole: bool = False) -> list[str]:
         cell, place = _field(text, place, form.delimiter, is_whole)
         fields.append(cell)
         if text[place : place + 1] != form.delimiter:
-            return fields
+            return fields, place
         place += 1
 
 

@@ -189,7 +189,7 @@ class RecordReader:
             return
         [theirs] = [name for name, our in names.items() if our == "group"]
         if plain_name(theirs) != "group":
-            ours["group"] = patient_group(as_id(group), self.reading.secret())
+            ours["group"] = patient_group(patient_number(group), self.reading.secret())
 
     def _pairs(
         self, answers: list[Answer], given_id: str | None, ours: dict
@@ -343,6 +343,19 @@ def as_id(cell: Any) -> str | None:
     if isinstance(cell, float) and cell.is_integer():
         cell = int(cell)
     return str(cell)
+
+
+def patient_number(cell: Any) -> str:
+    """Give a patient's number as text, the same however a program wrote it.
+
+    Examples
+    --------
+    >>> patient_number(10.0), patient_number("10.0"), patient_number(" 10"), patient_number("p1.0")
+    ('10', '10', '10', 'p1.0')
+    """
+    text = str(as_id(cell)).strip()
+    # tables in which some numbers are missing hold all of them as fractions
+    return text.removesuffix(".0") if re.fullmatch(r"\d+\.0", text) else text
 
 
 def as_caption(cell: Any, may_be_number: bool) -> str | None:

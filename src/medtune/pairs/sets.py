@@ -8,7 +8,7 @@ import datasets
 from .columns import our_names, plain_name
 from .locate import Places
 from .reading import Reading
-from .record import HeldPicture, RecordReader, as_caption, as_id, names_group
+from .record import HeldPicture, RecordReader, as_caption, as_id, names_group, patient_number
 from .salt import patient_group, safe_id
 from .shards import TEXT, has_dialogues
 
@@ -91,7 +91,9 @@ class _Tidy:
         if self.hashes_group:
             group = row.get("group")
             known = names_group(group)
-            tidy["group"] = patient_group(as_id(group), self.reading.secret()) if known else None
+            tidy["group"] = (
+                patient_group(patient_number(group), self.reading.secret()) if known else None
+            )
         return tidy
 
     def rows(self, row: dict) -> Iterator[dict]:
