@@ -1,12 +1,17 @@
 """Any source becomes pairs: rows with `image`, `id`, `caption` and what else is known.
 
-`load.py` finds out what a source is and loads it; `hub.py` asks the Hugging Face hub. `tables.py`
-yields the rows of parquet files and tables, `record.py` turns one record, plain or a dialogue, into
-pairs, `files_of_pictures.py` finds and opens the files that hold pictures, and `arrow.py` makes a
-data set of the rows; `reading.py` holds what these four are told. `pictures.py` judges a single
-pair and makes its picture RGB, `dicom.py` reads DICOM files without their patients; both stand
-alone. `series.py` puts slices into order, `sample.py` draws some of many rows, `salt.py` hashes
-names of patients and of files.
+`load.py` loads a source; `find.py` finds out what it consists of, `archives.py` unpacks a ZIP, and
+`hub.py` asks the Hugging Face hub, whose sets get our columns in `sets.py`. `sources.py` reads the
+records of a table: of delimited text (`delimited.py`, in the encoding that `encodings.py` knows),
+JSON (`json_tables.py`), Excel (`excel.py`), and parquet or Arrow (`shards.py`). `columns.py` says
+which column is which. `record.py` turns one record into pairs, `dialogues.py` takes a dialogue
+apart, `locate.py` finds the picture that a cell names, and `files_of_pictures.py` opens it.
+`survey.py` looks over all ids first, `tables.py` yields the rows with ids and groups, and
+`arrow.py` makes a data set of them; `reading.py` holds what these are told.
+
+`pictures.py` judges a single pair and makes its picture RGB, `dicom.py` reads DICOM files without
+their patients; both stand alone. `series.py` puts slices into order, `sample.py` draws some of many
+rows, `salt.py` hashes names of patients and of files.
 """
 
 from .dicom import (
