@@ -277,7 +277,16 @@ class NamedRecords:
 
     def __init__(self, collate: Callable[[list[dict]], dict], processor: Any):
         self.collate = collate
-        self.processor = processor
+        self._checked_by = processor
+
+    @property
+    def processor(self) -> Any:
+        """The processor of TRL's collator, which `send_bytes` and `cache_features` replace."""
+        return self.collate.processor
+
+    @processor.setter
+    def processor(self, processor: Any) -> None:
+        self.collate.processor = processor
 
     def __call__(self, rows: list[dict]) -> dict:
         """Collate rows; a row with an `id` is named when it cannot be."""
@@ -297,9 +306,9 @@ class NamedRecords:
             # a copy, because collators may change the rows they get
             without_ids.append({key: value for key, value in row.items() if key != "id"})
         batch = self.collate(without_ids)
-        if holds_image_tokens(batch, self.processor):
+        if holds_image_tokens(batch, self._checked_by):
             raise ValueError("the mark of a picture stands in its answer")
-        check_image_tokens(batch, self.processor)
+        check_image_tokens(batch, self._checked_by)
         return batch
 
     def _refuse_alone(self, row: dict) -> None:
