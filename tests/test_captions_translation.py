@@ -108,6 +108,24 @@ def test_a_kill_costs_no_more_than_what_is_under_way(twins, tmp_path):
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_ctrl_c_does_not_wait_for_a_reply(twins, tmp_path):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(twins), "utf-8")
+    out = tmp_path / "zh.jsonl"
+
+    def reply(text, number):
+        return Fault(words=twins[text], late=0.0 if number <= 3 else 60.0)
+
+    with ChatServer(reply) as server:
+        command = [sys.executable, "-c", SCRIPT, str(texts), str(out), server.ollama]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE)
+        while not out.exists() or out.read_bytes().count(b"\n") < 3:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert b"KeyboardInterrupt" in errors and len(read_translations(out)) == 3
+
+
 def test_two_calls_do_not_write_one_file(twins, tmp_path):
     out = tmp_path / "zh.jsonl"
     begun = threading.Event()

@@ -81,6 +81,8 @@ class Endpoint:
         request: dict[str, Any] = {"model": self.model, "messages": messages, "stream": False}
         if self.ollama:
             request["options"] = {"temperature": 0}
+            # a model that can think would do so for a minute about every caption
+            request["think"] = False
         else:
             request["temperature"] = 0
         raw = self._send(json.dumps(request).encode())

@@ -7,13 +7,12 @@ counted, and named in a file of its own.
 
 import json
 import os
+import queue
 import re
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,8 @@ _LONGEST_PAUSE = 60.0
 _LONGEST_SHARE = 6
 _ALWAYS_ALLOWED = 200
 
-_THOUGHTS = re.compile(r"<think>.*?</think>", re.S)
+# Some servers leave out the first of the two signs.
+_END_OF_THOUGHTS = "</think>"
 _FENCE = re.compile(r"^```\w*\n(.*?)\n?```$", re.S)
 
 
@@ -546,7 +546,7 @@ def _said(role: str, content: str) -> dict[str, str]:
 
 def _plain(words: str) -> str:
     """Take thoughts, a fence and quotation marks off an answer."""
-    text = _THOUGHTS.sub("", words).strip()
+    text = words.rpartition(_END_OF_THOUGHTS)[2].strip()
     fenced = _FENCE.match(text)
     if fenced:
         text = fenced[1].strip()
@@ -667,22 +667,45 @@ def _count_lines(rows: Sequence[_Row], store: _Store) -> dict[str, Any]:
 
 
 def _ask_all(captions: Sequence[str], asking: _Asking) -> Iterator[tuple[str, _Outcome]]:
-    """Yield each caption with what became of it, as it comes."""
+    """Yield each caption with what became of it, as it comes; an error of the endpoint ends all."""
     starts = range(0, len(captions), asking.batch_size)
-    batches = iter([captions[start : start + asking.batch_size] for start in starts])
-    pool = ThreadPoolExecutor(asking.workers)
-    running: dict[Future, Sequence[str]] = {}
+    to_do: queue.SimpleQueue[Sequence[str]] = queue.SimpleQueue()
+    for start in starts:
+        to_do.put(captions[start : start + asking.batch_size])
+    done: queue.SimpleQueue[tuple[Sequence[str], list[_Outcome] | BaseException]]
+    done = queue.SimpleQueue()
+    for _ in range(min(asking.workers, len(starts))):
+        # A thread may wait for minutes for a reply: as daemons they do not hold up the end of the
+        # program, whether by Ctrl-C or by an error.
+        threading.Thread(target=_work, args=(asking, to_do, done), daemon=True).start()
     try:
-        while True:
-            # no more than the workers have at hand: an error must not wait for a whole set
-            for batch in islice(batches, asking.workers - len(running)):
-                running[pool.submit(asking.translate, batch)] = batch
-            if not running:
-                return
-            done = wait(running, return_when=FIRST_COMPLETED).done
-            # what has come is handed on before an error ends all
-            for future in sorted(done, key=lambda future: future.exception() is not None):
-                yield from zip(running.pop(future), future.result(), strict=True)
+        for _ in starts:
+            batch, outcomes = done.get()
+            if isinstance(outcomes, BaseException):
+                yield from _what_has_come(done)
+                raise outcomes
+            yield from zip(batch, outcomes, strict=True)
     finally:
         asking.stop.set()
-        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _work(asking: _Asking, to_do: queue.SimpleQueue, done: queue.SimpleQueue) -> None:
+    """Translate batches until there are no more, or all must stop."""
+    while not asking.stop.is_set():
+        try:
+            batch = to_do.get_nowait()
+        except queue.Empty:
+            return
+        try:
+            done.put((batch, asking.translate(batch)))
+        except BaseException as error:  # noqa: BLE001 - the main thread raises it
+            done.put((batch, error))
+            return
+
+
+def _what_has_come(done: queue.SimpleQueue) -> Iterator[tuple[str, _Outcome]]:
+    """Yield what other threads have translated before one met an error."""
+    while not done.empty():
+        batch, outcomes = done.get()
+        if not isinstance(outcomes, BaseException):
+            yield from zip(batch, outcomes, strict=True)
