@@ -265,3 +265,10 @@ def test_a_report_counts_and_shows_examples():
     for pair in itertools.permutations(["A cyst.", None]):
         with pytest.raises(ValueError, match="a caption must be text, not NoneType"):
             check_translation(*pair)
+
+
+@pytest.mark.parametrize(
+    "text", ["9" * 5000, "一" * 5000, "1,2" * 2000, "\n-" * 3000, "左右" * 3000]
+)
+def test_what_is_no_caption_is_compared_too(text):
+    assert check_translation(text, text) == []

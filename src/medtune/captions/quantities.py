@@ -53,13 +53,18 @@ _UNIT_PATTERNS = [
     for written, unit in sorted(_UNITS.items(), key=lambda entry: -len(entry[0]))
 ]
 
-_NUMBER = r"\d+(?:\.\d+)?"
+# no number of a caption is longer, and Python refuses to read some thousand digits
+_NUMBER = r"\d{1,30}(?:\.\d{1,30})?"
 # digits, and what they are a part of: "1/3" is one number
 _DIGITS = re.compile(rf"{_NUMBER}(?: ?/ ?{_NUMBER})?")
 # before two numbers with a stroke that are no fraction
 _NAMES_VERTEBRAE = re.compile("[a-z腰胸颈骶椎第]$")
 # between two numbers of one unit: "32 x 28 mm", "3-5 cm", 3至5厘米
 _LINK = re.compile(r" ?(?:x|×|\*|-|~|to|by|and|or|至|到|或|和|、|,) ?")
+# numbers behind which the unit of the first one is looked for
+_LONGEST_CHAIN = 6
+# characters before a number that say what kind it is
+_LOOK_BACK = 40
 
 _WORDS = (
     "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
@@ -88,11 +93,14 @@ _HALF = re.compile(r"\bhal(?:f|ves)\b|半")
 
 _CHINESE_DIGITS = {"零": 0, "〇": 0, "一": 1, "二": 2, "两": 2, "双": 2, "三": 3, "四": 4, "五": 5}
 _CHINESE_DIGITS |= {"六": 6, "七": 7, "八": 8, "九": 9}
-_CHINESE_NUMBER = re.compile("[零〇一二两双三四五六七八九十百]+(?:点[零〇一二三四五六七八九]+)?")
+_CHINESE_NUMBER = re.compile(
+    "[零〇一二两双三四五六七八九十百]{1,12}(?:点[零〇一二三四五六七八九]{1,12})?"
+)
 # behind a numeral that says a number: what is counted, or a grade
 _COUNTERS = re.compile("[个枚处条段支根块颗片节级期型度类次例幅张层]|肋|岁")
 _FRACTION = re.compile(
-    "([一二三四五六七八九十百]+)分之([一二三四五六七八九十百]+(?:点[一二三四五六七八九零]+)?)"
+    "([一二三四五六七八九十百]{1,12})分之"
+    "([一二三四五六七八九十百]{1,12}(?:点[一二三四五六七八九零]{1,12})?)"
 )
 # 百分之4, 百分之四点五
 _PER_CENT = re.compile(rf"百分之({_NUMBER}|{_CHINESE_NUMBER.pattern})")
@@ -214,8 +222,9 @@ def _unit_at(text: str, position: int) -> tuple[str, Fraction] | None:
 def _unit_behind(text: str, end: int) -> tuple[str, Fraction]:
     """Read the unit of a number that ends here; in "32 x 28 mm" it stands behind the last one."""
     unit = _unit_at(text, end)
-    # a chain of links and numbers, each checked once
-    while unit is None:
+    for _ in range(_LONGEST_CHAIN):
+        if unit is not None:
+            break
         link = _LINK.match(text, end)
         if link is None:
             break
@@ -225,6 +234,11 @@ def _unit_behind(text: str, end: int) -> tuple[str, Fraction]:
         end = number.end()
         unit = _unit_at(text, end)
     return unit or ("", Fraction(1))
+
+
+def _before(text: str, position: int) -> str:
+    """Return the words right before a position, without the space behind them."""
+    return text[max(0, position - _LOOK_BACK) : position].rstrip()
 
 
 def _read_per_cent(text: str, numbers: Numbers) -> str:
@@ -238,7 +252,7 @@ def _read_per_cent(text: str, numbers: Numbers) -> str:
 
 def _read_digits(text: str, numbers: Numbers) -> None:
     for match in _DIGITS.finditer(text):
-        before = text[: match.start()].rstrip()
+        before = _before(text, match.start())
         parts = [Fraction(part) for part in re.findall(_NUMBER, match[0])]
         unit, factor = _unit_behind(text, match.end())
         if len(parts) == 2:
@@ -266,7 +280,7 @@ def _is_negative(text: str, start: int, before: str) -> bool:
     """Tell a minus from a hyphen and from the dash of a range: "-50 HU", "COVID-19", "3 -5"."""
     if before.endswith("负"):
         return True
-    if not text[:start].endswith("-"):
+    if text[max(0, start - 1) : start] != "-":
         return False
     ahead = before[:-1].rstrip()
     return not ahead or not (ahead[-1].isalnum() or ahead[-1] == "%")
@@ -304,7 +318,7 @@ def _read_ordinal(text: str, match: re.Match[str], numbers: Numbers) -> None:
     """Read "third": the third of a row, or a part of a whole."""
     value = Fraction(_VALUE_OF_ORDINAL[match[1]])
     meanings = [(value, "")]
-    if value == 3 or _PARTS_HERE.search(text[: match.end()]):
+    if value == 3 or _PARTS_HERE.search(_before(text, match.end())):
         meanings += [(count / value, "") for count in range(1, min(int(value), 5))]
     # "first" and "second" also tell an order
     if value > 2:
@@ -322,7 +336,7 @@ def _read_chinese(text: str, numbers: Numbers) -> None:
         value = _chinese_value(match[0])
         unit, factor = _unit_behind(rest, match.end())
         numbers.permitted.add((value, ""))
-        ordinal = rest[: match.start()].endswith("第")
+        ordinal = _before(rest, match.start()).endswith("第")
         counted = _COUNTERS.match(rest, match.end()) is not None
         if unit and not ordinal:
             numbers.demand((value * factor, unit))

@@ -30,19 +30,19 @@ LISTING_QUESTIONS = (
 
 # A line such as "Pleural effusion: absent", as models like to write lists; the rules read sentences.
 _ABSENT = re.compile(
-    r"^[\s\-*•·\d.、)]*([^:：\n]{2,60})[:：]\s*(?:absent|none|no|negative|not (?:seen|present|found|visible)"
-    r"|无|未见|没有|否|阴性)[\s.。]*$",
+    r"^[ \t\-*•·\d.、)]*+([^:：\n]{2,60})[:：]\s*(?:absent|none|no|negative|not (?:seen|present|found|visible)"
+    r"|无|未见|没有|否|阴性)[ \t.。]*+$",
     re.I | re.M,
 )
 _PRESENT = re.compile(
-    r"^[\s\-*•·\d.、)]*([^:：\n]{2,60})[:：]\s*(?:present|yes|positive|seen|有|可见|是|阳性)[\s.。]*$",
+    r"^[ \t\-*•·\d.、)]*+([^:：\n]{2,60})[:：]\s*(?:present|yes|positive|seen|有|可见|是|阳性)[ \t.。]*+$",
     re.I | re.M,
 )
 # What could be is no finding: it stands behind its heading, to an empty line or the next heading.
 _DIFFERENTIAL = re.compile(
-    r"(?:\bdifferential(?: diagnos[ie]s)?(?: considerations?)?|\bddx|鉴别诊断)[*\s]*"
+    r"(?:\bdifferential(?: diagnos[ie]s)?(?: considerations?)?|\bddx|鉴别诊断)[*\s]{0,10}"
     r"(?:[:：\n]|(?:may )?includes?\b|is\b|are\b|包括|考虑)"
-    r"(.+?)(?=\n\s*\n|\n\W*\w[^\n:：]{1,40}[:：]|\Z)",
+    r"(.+?)(?=\n[ \t]*+\n|\n\W{0,10}\w[^\n:：]{1,40}[:：]|\Z)",
     re.I | re.S,
 )
 
