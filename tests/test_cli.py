@@ -391,7 +391,8 @@ def test_compare_shows_the_differences_of_two(medtune, tmp_path):
     assert " 1 " in rows["finding structure_exact"] and " 0.5 " in rows["finding place_exact"]
     part = tmp_path / "part.jsonl"
     part.write_text("".join(good.read_text().splitlines(keepends=True)[:4]))
-    _, out, _ = medtune("compare", part, poor, "--score", "finding")
+    _, out, err = medtune("compare", part, poor, "--score", "finding")
+    assert err == "", "each answer names its group"
     assert out.startswith("4 shared samples; 0 only in")
     other = tmp_path / "other.jsonl"
     other.write_text(good.read_text().replace('"id": "', '"id": "other-'))
@@ -491,7 +492,9 @@ def test_a_converted_folder_is_answered_and_scored(medtune, converted, tmp_path)
     assert list(json.loads(printed)) == ["llamafactory", "standard", "finding"]
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     test = [json.loads(line) for line in (converted / "test.jsonl").read_text().splitlines()]
-    assert {row["id"] for row in rows} == {record["id"] for record in test}
+    assert {row["id"]: row["group"] for row in rows} == {
+        record["id"]: record["group"] for record in test
+    }
     code, _, err = medtune("evaluate", converted, "--split", "nowhere", *options)
     assert code == 1 and "--split" in err and "train" in err
 
@@ -511,3 +514,13 @@ def test_without_groups_it_is_said_why_there_are_no_intervals(medtune, tmp_path)
     file.write_text("\n".join(map(json.dumps, rows)))
     code, _, err = medtune("evaluate", file, "--score", "standard")
     assert code == 0 and "no intervals" in err and "--column group=NAME" in err
+
+
+def test_compare_warns_of_answers_without_a_group(medtune, tmp_path):
+    file = write_answers(tmp_path / "a.jsonl", ["center"] * 6, ["liver"] * 6)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in rows[:2]:
+        del row["group"]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    code, _, err = medtune("compare", file, file, "--score", "finding")
+    assert code == 0 and "2 samples name no group" in err

@@ -102,8 +102,8 @@ def generate_answers(  # noqa: PLR0913 - each is a setting of its own, given by 
     -------
     list of dict
         In the order of the data set: "id", "question", "answer", "reference" (str, empty without
-        one), "tokens" (generated, the end token too) and "seconds" (its share of the batch's time).
-        `generation_speed` sums them up.
+        one), "group" where the data set knows it, "tokens" (generated, the end token too) and
+        "seconds" (its share of the batch's time). `generation_speed` sums them up.
 
     Raises
     ------

@@ -16,6 +16,8 @@ import datasets
 import torch
 from PIL import Image
 
+from medtune.pairs import names_group
+
 # What is asked where neither the caller nor the row has a question.
 DEFAULT_QUESTION = "Describe this medical image."
 
@@ -107,7 +109,8 @@ class Survey:
 
     Parameters
     ----------
-    samples : for each row a dict of "id", "question" and "reference", all of them texts.
+    samples : for each row a dict of "id", "question", "reference" and, where it is known, "group",
+        all of them texts.
     lengths : for each row about how many tokens its prompt has, image tokens included.
     digest : SHA-256 of all prompts, references and pictures: the same for the same data only.
     """
@@ -146,6 +149,9 @@ def survey_rows(dataset: Any, processor: Any, question: str | None) -> Survey:
         # the digest stands in settings files of runs that may go on: its ingredients and their
         # order must stay
         digest.update(json.dumps([sample, text]).encode())
+        if names_group(row.get("group")):
+            # scores resample patients, so an answer says whose it is
+            sample["group"] = str(row["group"])
         area = 0
         for picture in prompt.pictures:
             pixels, content = _measure(picture)

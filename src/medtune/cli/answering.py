@@ -86,7 +86,16 @@ def evaluate(
     answers for a series are set beside a report.
     """
     if source.is_dir() and (source / f"{split}.jsonl").is_file():
-        rows = _answer_records(source, split, model, adapter, batch_size, max_new_tokens, out)
+        from medtune.records import read_records
+
+        rows = _answer(
+            read_records(source, split),
+            model,
+            adapter,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            out=out,
+        )
         _print_scores(rows, scores)
         print(f"answers: {out}", file=sys.stderr)
         return
@@ -162,28 +171,6 @@ def _problem_of(row: dict[str, Any]) -> str | None:
         return reason
     path = (row["image"] or {}).get("path")
     return f"{Path(path).name if path else row['id']}: {reason}"
-
-
-def _answer_records(
-    folder: Path,
-    split: str,
-    model: str | None,
-    adapter: str | None,
-    batch_size: int,
-    max_new_tokens: int,
-    out: Path,
-) -> list[dict[str, Any]]:
-    """Let a model answer a split of a converted folder; each answer with the group of its record."""
-    from medtune.records import read_records
-
-    records = read_records(folder, split)
-    answers = _answer(
-        records, model, adapter, batch_size=batch_size, max_new_tokens=max_new_tokens, out=out
-    )
-    if "group" not in records.column_names:
-        return answers
-    groups = dict(zip(records["id"], records["group"], strict=True))
-    return [answer | {"group": groups.get(answer["id"])} for answer in answers]
 
 
 def _answer(pairs: Any, model: str | None, adapter: str | None, **options: Any) -> list[dict]:
@@ -301,9 +288,20 @@ def compare(
         raise ValueError(f"{a} and {b} share no id: they answer different samples")
     # a sample without a group is a group of its own
     groups = []
+    alone = 0
     for key in shared:
-        group = of_a[key].get("group")
-        groups.append(str(group) if names_group(group) else key)
+        group = of_a[key].get("group", of_b[key].get("group"))
+        if names_group(group):
+            groups.append(str(group))
+        else:
+            groups.append(key)
+            alone += 1
+    if alone:
+        print(
+            f"medtune: warning: {alone} samples name no group and count as patients of their own: "
+            "if patients have several, the intervals are too narrow",
+            file=sys.stderr,
+        )
     references = [of_a[key]["reference"] for key in shared]
     answers_a = [of_a[key]["answer"] for key in shared]
     answers_b = [of_b[key]["answer"] for key in shared]
