@@ -191,6 +191,18 @@ def test_a_damaged_picture_is_named_before_training(tmp_path, capsys, base):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+def test_a_picture_that_is_cut_short_is_named(tmp_path, capsys, base, workers):
+    """Its head is sound, so that it shows only when it is decoded."""
+    captions = [f"A liver number {number}." for number in range(8)]
+    data = write_data(tmp_path / "data", captions)
+    file = data / "images" / "6.png"
+    file.write_bytes(file.read_bytes()[:2000])
+    line = one_error(*train(capsys, data, base, dataloader_num_workers=workers))
+    assert "rank 0: record 'sample-6' cannot be prepared: " in line
+    assert "truncated" in line and "Traceback" not in line
+
+
+@pytest.mark.parametrize("workers", [0, 2])
 def test_a_record_that_shows_later_is_named(tmp_path, capsys, base, workers):
     """In this process and from a loader process: a picture's mark inside an answer."""
     captions = [f"A liver number {number}." for number in range(8)]

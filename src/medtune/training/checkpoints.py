@@ -166,7 +166,7 @@ def prepare_start(
         return Start(finished=finished)
     _refuse_another_run(out, settings, resume)
     complete = complete_checkpoints(out)
-    if not complete and (out / "finished.json").exists():
+    if not complete and (out / "finished.json").exists() and (out / "model").is_dir():
         raise ValueError(
             f"{out} is finished and left no checkpoint to train longer from: "
             "choose another output_dir, and another save_strategy than 'no' to be able to"

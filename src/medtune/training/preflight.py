@@ -1,8 +1,8 @@
 """Looks at the data before the first step, so that no record ends a training hours later.
 
-Of all records only the texts and the sizes of the pictures are read, which takes about a
-millisecond a record; the first few are prepared as a batch. What shows only later is raised with
-the id of its record.
+Of all records only the sizes of the pictures are read, and the texts where a length would cut them:
+a tenth to a third of a millisecond a record. The first few are prepared as a batch. What shows only
+later is raised with the id of its record.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from trl import apply_chat_template
 from medtune.files import one_line
 
 from .checks import check_image_tokens, check_labels, holds_image_tokens
+
+# Pictures stay in their files until a batch is made of them.
+UNDECODED = datasets.List(datasets.Image(decode=False))
 
 # Rows of the batch that is looked at closely.
 ROWS_IN_DETAIL = 4
@@ -95,9 +98,8 @@ def _name_of(row: dict[str, Any]) -> str:
 
 def _sizes_of_pictures(data: datasets.Dataset) -> list[list[Size]]:
     """Read the sizes of the pictures of each record from the heads of their files."""
-    undecoded = datasets.List(datasets.Image(decode=False))
     sizes = []
-    for row in data.select_columns(["id", "images"]).cast_column("images", undecoded):
+    for row in data.select_columns(["id", "images"]).cast_column("images", UNDECODED):
         sizes.append([_size_of(picture, _name_of(row)) for picture in row["images"]])
     return sizes
 
@@ -204,11 +206,7 @@ def _rendered(row: dict[str, Any], processor: Any) -> dict[str, str]:
 
 def _exact_length(processor: Any, row: dict[str, Any], about: RecordLength) -> RecordLength:
     """Count the tokens of a record with its own text and pictures."""
-    pictures = []
-    for picture in row["images"]:
-        # `cache_features` leaves the files undecoded
-        opened = Image.open(picture["path"]) if isinstance(picture, dict) else picture
-        pictures.append(opened.convert("RGB"))
+    pictures = [_decoded(picture) for picture in row["images"]]
     text = _rendered(row, processor)["prompt"]
     # processors want None, not empty lists, where there is no picture at all
     shown = [pictures] if pictures else None
@@ -244,6 +242,13 @@ def _refuse_cut(cut: list[RecordLength], total: int, max_length: int, *, allowed
 # ---- batches
 
 
+def _decoded(picture: Any) -> Image.Image:
+    """Decode a picture as the data set would do it; one that is decoded stays as it is."""
+    if not isinstance(picture, dict):
+        return picture
+    return datasets.Image().decode_example(picture)
+
+
 def _check_first_batch(trainer: Any, cut_rows: set[int]) -> None:
     """Raise `ValueError` if labels or image tokens of the first samples are wrong."""
     whole = []
@@ -273,11 +278,15 @@ class NamedRecords:
     ----------
     collate : makes a batch of rows.
     processor : of the model.
+    decode : whether to decode the pictures of the rows; damaged ones are named then, too.
     """
 
-    def __init__(self, collate: Callable[[list[dict]], dict], processor: Any):
+    def __init__(
+        self, collate: Callable[[list[dict]], dict], processor: Any, *, decode: bool = False
+    ):
         self.collate = collate
         self._checked_by = processor
+        self._decode = decode
 
     @property
     def processor(self) -> Any:
@@ -301,11 +310,14 @@ class NamedRecords:
             raise
 
     def _prepare(self, rows: list[dict]) -> dict:
-        without_ids = []
+        plain_rows = []
         for row in rows:
             # a copy, because collators may change the rows they get
-            without_ids.append({key: value for key, value in row.items() if key != "id"})
-        batch = self.collate(without_ids)
+            plain = {key: value for key, value in row.items() if key != "id"}
+            if self._decode:
+                plain["images"] = [_decoded(picture) for picture in row["images"]]
+            plain_rows.append(plain)
+        batch = self.collate(plain_rows)
         if holds_image_tokens(batch, self._checked_by):
             raise ValueError("the mark of a picture stands in its answer")
         check_image_tokens(batch, self._checked_by)
@@ -327,4 +339,30 @@ def name_records(trainer: Any) -> None:
     # TRL takes only the columns out of the data set that its own collator knows
     trainer._set_signature_columns_if_needed()
     trainer._signature_columns.append("id")
-    trainer.data_collator = NamedRecords(trainer.data_collator, trainer.processing_class)
+    # `cache_features` reads no pictures, and has left them undecoded
+    decode = trainer.train_dataset.features["images"].feature.decode
+    if decode:
+        _load_undecoded(trainer, "train_dataset", "get_train_dataloader")
+        _load_undecoded(trainer, "eval_dataset", "get_eval_dataloader")
+    trainer.data_collator = NamedRecords(
+        trainer.data_collator, trainer.processing_class, decode=decode
+    )
+
+
+def _load_undecoded(trainer: Any, name: str, method: str) -> None:
+    """Let a method of a trainer load a data set whose pictures the collator decodes.
+
+    The trainer's own data set stays as it is: others may look at its pictures.
+    """
+    own = getattr(trainer, method)
+
+    def get_dataloader(*args: Any, **kwargs: Any) -> Any:
+        data = getattr(trainer, name)
+        if data:
+            setattr(trainer, name, data.cast_column("images", UNDECODED))
+        try:
+            return own(*args, **kwargs)
+        finally:
+            setattr(trainer, name, data)
+
+    setattr(trainer, method, get_dataloader)
