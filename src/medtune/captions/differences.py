@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .quantities import compare_numbers
-from .rules import _SENTENCE_ENDS, GENERIC, detect_language, entities
+from .rules import GENERIC, detect_language, entities, split_sentences
 
 # The kinds of `entities` that are compared under a name of ours; sides and numbers are read here.
 _KINDS = {
@@ -200,7 +200,8 @@ def check_translations(
     for row, pair in enumerate(zip(sources, translations, strict=True)):
         if pair not in known:
             known[pair] = check_translation(*pair)
-        changed += bool(known[pair])
+        if known[pair]:
+            changed += 1
         for difference in known[pair]:
             kind = kinds.setdefault(difference.kind, {"captions": 0, "share": 0.0, "examples": []})
             kind["captions"] += 1
@@ -223,12 +224,14 @@ def check_translations(
 
 
 def _sentences(text: str) -> list[str]:
-    return [sentence for sentence in _SENTENCE_ENDS.split(text) if sentence.strip(" \n\t.。;；")]
+    """Cut a text into sentences; what is only white space or a full stop is none."""
+    return [sentence for sentence in split_sentences(text) if sentence.strip(" \n\t.。;；")]
 
 
 def _aligned(source: str, translated: str) -> list[tuple[str, str]]:
     """Pair the sentences of two texts, if they have as many; else the texts."""
-    ours, theirs = _sentences(source), _sentences(translated)
+    ours = _sentences(source)
+    theirs = _sentences(translated)
     if len(ours) == len(theirs):
         return list(zip(ours, theirs, strict=True))
     return [(source, translated)]
@@ -257,10 +260,12 @@ def _side_counts(text: str) -> Counter[str]:
 
 def _compare_sides(source: str, translated: str) -> tuple[list[str], list[str]]:
     """Compare the sides that two texts name."""
-    ours, theirs = _side_counts(source), _side_counts(translated)
+    ours = _side_counts(source)
+    theirs = _side_counts(translated)
     if ours == theirs:
         return [], []
-    lost, added = set(ours) - set(theirs), set(theirs) - set(ours)
+    lost = set(ours) - set(theirs)
+    added = set(theirs) - set(ours)
     if _BOTH in (lost, added) and lost | added <= {*_BOTH, "bilateral"}:
         return [], []  # "left and right" may be 双侧
     if lost | added == {"bilateral"}:
@@ -271,7 +276,8 @@ def _compare_sides(source: str, translated: str) -> tuple[list[str], list[str]]:
         return sorted(lost), sorted(added)
     # Both name the same sides. A sentence that says "left" once more than its twin may repeat a word;
     # one that says it once more and "right" once less has mixed them up.
-    gone, come = ours - theirs, theirs - ours
+    gone = ours - theirs
+    come = theirs - ours
     if set(gone) & _BOTH and set(come) & _BOTH:
         return sorted(gone), sorted(come)
     return [], []
@@ -279,7 +285,8 @@ def _compare_sides(source: str, translated: str) -> tuple[list[str], list[str]]:
 
 def _compare_denials(source: str, translated: str) -> tuple[list[str], list[str]]:
     """Find a negation that the other text does not have in any form."""
-    ours, theirs = source.lower(), translated.lower()
+    ours = source.lower()
+    theirs = translated.lower()
     if _denies(ours) and not _may_deny(theirs):
         return ["a negation"], []
     if _denies(theirs) and not _may_deny(ours):
@@ -302,13 +309,15 @@ def _compare_entities(
     source: str, translated: str, lost: dict[str, Counter[str]], added: dict[str, Counter[str]]
 ) -> None:
     """Compare what the rules read in the two texts."""
-    ours, theirs = _named(source), _named(translated)
+    ours = _named(source)
+    theirs = _named(translated)
     for kind, value in ours.keys() - theirs.keys():
         lost[kind][value] += 1
     for kind, value in theirs.keys() - ours.keys():
         added[kind][value] += 1
     for kind, value in ours.keys() & theirs.keys():
-        before, after = ours[kind, value], theirs[kind, value]
+        before = ours[kind, value]
+        after = theirs[kind, value]
         if kind in ("finding", "device", "change") and before != after:
             lost["negation"].update(_with_no(value, before - after))
             added["negation"].update(_with_no(value, after - before))

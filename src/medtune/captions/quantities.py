@@ -328,7 +328,8 @@ def _read_ordinal(text: str, match: re.Match[str], numbers: Numbers) -> None:
 
 def _read_chinese(text: str, numbers: Numbers) -> None:
     for match in _FRACTION.finditer(text):
-        below, above = _chinese_value(match[1]), _chinese_value(match[2])
+        below = _chinese_value(match[1])
+        above = _chinese_value(match[2])
         if below:
             numbers.demand((above / below, ""))
     rest = _FRACTION.sub(lambda match: " " * len(match[0]), text)

@@ -457,6 +457,27 @@ def parse_caption(text: str) -> Caption:
     )
 
 
+def split_sentences(text: str) -> list[str]:
+    """Cut a text into its sentences, each with its full stop.
+
+    Parameters
+    ----------
+    text : str
+        English or Chinese.
+
+    Returns
+    -------
+    list of str
+        The sentences; together they are the text.
+
+    Examples
+    --------
+    >>> split_sentences("A cyst of 3.2 cm. No mass.")
+    ['A cyst of 3.2 cm.', ' No mass.']
+    """
+    return _SENTENCE_ENDS.split(text)
+
+
 # ------------------------------------------------------------ from sentences to fields
 
 
@@ -472,7 +493,7 @@ class _Sentence:
 def _analyse_text(text: str) -> tuple[_Sentence, ...]:
     """Cut a caption into sentences and read each; the same caption is often asked for again."""
     sentences = []
-    for sentence in _SENTENCE_ENDS.split(text):
+    for sentence in split_sentences(text):
         for start in range(0, len(sentence), _LONGEST_SENTENCE):
             piece = sentence[start : start + _LONGEST_SENTENCE]
             sentences.append(_Sentence(piece.strip(), _read_sentence(piece)))
@@ -584,12 +605,16 @@ def _read_sentence(sentence: str) -> tuple[_Entity, ...]:
     denied = _denied_starts(mentions, text, rest)
     mentions = _without_advice(mentions, text)
 
-    named = [(m.kind, m.value, m.start in denied) for m in mentions if m.kind != "side"]
+    named = []
+    sides = []
     for mention in mentions:
+        negated = mention.start in denied
+        # a lone word for a side has no value, only the side
+        if mention.kind != "side":
+            named.append((mention.kind, mention.value, negated))
         if mention.side:
-            side = _SIDES.get(mention.side, "bilateral")
-            named.append(("side", side, mention.start in denied))
-    return tuple(named)
+            sides.append(("side", _SIDES.get(mention.side, "bilateral"), negated))
+    return (*named, *sides)
 
 
 def _normalise(text: str) -> str:
@@ -654,28 +679,39 @@ def _sizes(text: str) -> Iterator[_Mention]:
 
 def _take_terms(text: str) -> tuple[list[_Mention], str]:
     """Find words of the table; returns them, and the text with spaces in their stead."""
-    vocabulary = _vocabulary()
     beside = [match.span() for match in _BESIDE.finditer(text)]
     terms = []
     rest = text
-    for match in vocabulary.pattern.finditer(text):
+    for match in _vocabulary().pattern.finditer(text):
         rest = _blank(rest, match)
-        start = match.start()
-        side = match["side"] or match["zh_side"]
-        kind, value = vocabulary.look_up(match["word"] or match["zh_word"])
-        if kind == "paired":
-            kind = "structure"
-            if side in _SIDES:
-                value = f"{_SIDES[side]} {value}"
-        elif value.startswith(("left ", "right ")):
-            side = value.split()[0]
-        if kind == "structure" and any(first <= start < end for first, end in beside):
+        mention = _mention_of(match)
+        if mention.kind == "ignore":
+            continue
+        if mention.kind == "structure" and _is_within(mention.start, beside):
+            mention.kind = "neighbour"
             # the side of a neighbour is not that of the region
-            kind = "neighbour"
-            side = None
-        if kind != "ignore":
-            terms.append(_Mention(start, kind, value.removesuffix(" window"), side))
+            mention.side = None
+        terms.append(mention)
     return terms, rest
+
+
+def _mention_of(match: re.Match[str]) -> _Mention:
+    """Say what a word of the table means, with the word for a side before it."""
+    kind, value = _vocabulary().look_up(match["word"] or match["zh_word"])
+    side = match["side"] or match["zh_side"]
+    if kind == "paired":
+        kind = "structure"
+        if side in _SIDES:
+            value = f"{_SIDES[side]} {value}"
+    elif value.startswith(("left ", "right ")):
+        # it has a side of its own: "left atrial appendage"
+        side = value.split()[0]
+    return _Mention(match.start(), kind, value.removesuffix(" window"), side)
+
+
+def _is_within(position: int, stretches: Iterable[tuple[int, int]]) -> bool:
+    """Tell whether a position lies in one of the stretches of a text."""
+    return any(first <= position < end for first, end in stretches)
 
 
 def _lone_sides(rest: str) -> Iterator[_Mention]:

@@ -103,10 +103,15 @@ def read_listing(text: str) -> Listing:
 
 def _findings(text: str) -> tuple[set[str], set[str]]:
     """Return the findings that a text asserts, and those that it denies."""
-    asserted, denied = set(), set()
+    asserted = set()
+    denied = set()
     for kind, value, negated in entities(text):
-        if kind == "finding":
-            (denied if negated else asserted).add(value)
+        if kind != "finding":
+            continue
+        if negated:
+            denied.add(value)
+        else:
+            asserted.add(value)
     return asserted, denied
 
 
