@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from medtune.answers import read_predictions
+from medtune.pairs import safe_id
 
 ROWS = [
     {"id": "a", "answer": "A liver.", "reference": "A liver with a cyst."},
@@ -166,6 +167,15 @@ def test_records_are_references(tmp_path):
     file = write(tmp_path, "answers.csv", "id,prediction\nb,Right.\na,A lung.\n")
     found = read_predictions(file, references=references)
     assert [row["reference"] for row in found] == ["Left.", "A liver."]
+
+
+def test_names_of_files_find_their_records(tmp_path):
+    """Conversion hashes them with the user's salt."""
+    references = [{"id": safe_id("p10/s1/view.png"), "caption": "A lung."}]
+    file = write(tmp_path, "a.csv", "id,answer\np10/s1/view.png,A liver.\n")
+    expected = {"id": references[0]["id"], "answer": "A liver.", "reference": "A lung."}
+    assert read_predictions(file, references=references) == [expected]
+    assert expected["id"].startswith("id-")
 
 
 # ---- names

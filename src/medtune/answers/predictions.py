@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from medtune.files import one_line
-from medtune.pairs import names_group
+from medtune.pairs import names_group, safe_id
 from medtune.records import read_records
 
 from .prompts import prompt_of
@@ -96,7 +96,8 @@ def read_predictions(
         ours. A name with points leads into JSON objects: "response.text".
     references : where the references come from if the file has none, or others: a table with an id
         and a reference or caption, a file of training records, a mapping from id to reference, or
-        rows of a data set.
+        rows of a data set. An answer whose id is the name of a file finds the record that
+        conversion made of it, and takes over its id.
     encoding : of a file that is not UTF-8, such as "gb18030".
 
     Returns
@@ -128,11 +129,10 @@ def read_predictions(
     rows = []
     bad = []
     for number, line in enumerate(lines, 1):
-        row, problem = _row_of(line, number, columns, known)
-        if problem:
-            bad.append(f"line {line.place}: {problem}")
-        else:
-            rows.append((line.place, row))
+        try:
+            rows.append((line.place, _row_of(line, number, columns, known)))
+        except ValueError as error:
+            bad.append(f"line {line.place}: {error}")
     _refuse_bad(path, bad, len(lines))
     _refuse_repeated(path, rows)
     answers = [row for _, row in rows]
@@ -310,67 +310,78 @@ def _row_of(
     number: int,
     columns: Mapping[str, str],
     known: Mapping[str, Mapping[str, Any]] | None,
-) -> tuple[dict[str, Any], str]:
-    """Make our row of a line; or say what is wrong with it."""
+) -> dict[str, Any]:
+    """Make our row of a line; raise `ValueError` that says what is wrong with it."""
     if line.problem:
-        return {}, line.problem
+        raise ValueError(line.problem)
     values = line.values
     name = _find(values, "id", columns)
     if name is _ABSENT:
         name = number
     if not _is_text(name) or not str(name).strip():
-        return {}, "its id is empty or no text"
-    row = {"id": str(name).strip()}
+        raise ValueError("its id is empty or no text")
+    row = {"id": str(name).strip(), "answer": _answer_of(values, columns)}
+    joined: Mapping[str, Any] = {}
+    if known is None:
+        row["reference"] = _own_reference(values, columns)
+    else:
+        row["id"] = _known_id(row["id"], known)
+        joined = known[row["id"]]
+        row["reference"] = joined["reference"]
+    return row | _rest_of(values, columns, joined)
 
-    answer, problem = _answer_of(values, columns)
-    if problem:
-        return {}, problem
-    row["answer"] = answer
 
-    joined = {} if known is None else known.get(row["id"], {})
-    if known is not None and not joined:
-        return {}, f"there is no reference for id {row['id']!r}"
-    reference = joined.get("reference", _find(values, "reference", columns))
+def _known_id(name: str, known: Mapping[str, Any]) -> str:
+    """Return the id that the references have for an id."""
+    if name in known:
+        return name
+    # conversion hashes ids that are names of files
+    hashed = safe_id(name)
+    if hashed not in known:
+        raise ValueError(f"there is no reference for id {name!r}")
+    return hashed
+
+
+def _own_reference(values: Mapping[str, Any], columns: Mapping[str, str]) -> str:
+    """Return the reference that a row has itself."""
+    reference = _find(values, "reference", columns)
     if isinstance(reference, list) and len(reference) == 1:
         reference = reference[0]
     if reference is _ABSENT:
-        return {}, (
+        raise ValueError(
             "it has no reference: name its column, columns={'reference': 'NAME'}, "
             "or give references=TABLE"
         )
     if not _is_text(reference):
-        return {}, "its reference is no text"
-    row["reference"] = str(reference)
-    return row | _rest_of(values, columns, joined), ""
+        raise ValueError("its reference is no text")
+    return str(reference)
 
 
-def _answer_of(values: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[str, str]:
-    """Return the answer of a row and, where there is none, what is wrong."""
+def _answer_of(values: Mapping[str, Any], columns: Mapping[str, str]) -> str:
+    """Return the answer of a row."""
     answer = _find(values, "answer", columns)
     if "answer" not in columns and ("custom_id" in values or isinstance(answer, Mapping)):
-        answer, problem = _openai_answer(values)
-        if problem:
-            return "", problem
+        answer = _openai_answer(values)
     if answer is _ABSENT:
-        return "", "it has no answer: name its column, columns={'answer': 'NAME'}"
+        raise ValueError("it has no answer: name its column, columns={'answer': 'NAME'}")
     if not _is_text(answer):
-        return "", "its answer is no text"
-    return str(answer), ""
+        raise ValueError("its answer is no text")
+    return str(answer)
 
 
-def _openai_answer(values: Mapping[str, Any]) -> tuple[Any, str]:
-    """Return what the model said in a line of an OpenAI batch, or why it said nothing."""
+def _openai_answer(values: Mapping[str, Any]) -> Any:
+    """Return what the model said in a line of an OpenAI batch."""
     error = values.get("error") or _follow(values, "response.body.error")
     if error and error is not _ABSENT:
         said = error.get("message") if isinstance(error, Mapping) else error
-        return None, f"the request failed: {one_line(said or error, limit=100)}"
+        raise ValueError(f"the request failed: {one_line(said or error, limit=100)}")
     content = _follow(values, ".".join([*OPENAI, "0", "message", "content"]))
     if content is _ABSENT:
-        return None, f"it has no {'.'.join(OPENAI)}[0].message.content"
+        raise ValueError(f"it has no {'.'.join(OPENAI)}[0].message.content")
     if isinstance(content, list):
         texts = [part.get("text") or "" for part in content if isinstance(part, Mapping)]
         content = "".join(texts)
-    return content, ""
+    return content
 
 
 def _rest_of(
