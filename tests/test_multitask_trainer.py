@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -109,12 +110,13 @@ from medtune.training import main
 
 main(trainer_class=MultiTaskTrainer)
 """
+PROGRAM = Path(__file__).parents[1] / "notebooks" / "programs" / "07_train.py"
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(500)
-def test_two_ranks_train_as_one_process_does(twin, records, tmp_path):
-    """The same file under torchrun: two ranks of batch 2 lose what one of batch 4 loses."""
+@pytest.fixture
+def folder(records, tmp_path):
+    """Records in a folder, as `medtune.training` reads them."""
     pairs = []
     for row in records:
         pairs.append(
@@ -128,37 +130,68 @@ def test_two_ranks_train_as_one_process_does(twin, records, tmp_path):
             }
         )
     convert_pairs(Dataset.from_list(pairs), tmp_path / "data")
-    script = tmp_path / "launch.py"
-    script.write_text(SCRIPT)
+    return tmp_path / "data"
+
+
+def launch(twin, folder, out, command, **options):
+    """Train on a folder by a command of Python; return what was logged of each step."""
     options = {
-        "--data": tmp_path / "data",
-        "--model_name_or_path": twin("qwen3-vl"),
-        "--lora_r": 4,
-        "--max_steps": 3,
-        "--logging_steps": 1,
-        "--learning_rate": 1e-3,
-        "--dtype": "float32",
-    }
+        "data": folder,
+        "model_name_or_path": twin("qwen3-vl"),
+        "output_dir": out,
+        "lora_r": 4,
+        "max_steps": 3,
+        "logging_steps": 1,
+        "learning_rate": 1e-3,
+        "dtype": "float32",
+    } | options
+    words = [sys.executable, *command]
+    for option, value in options.items():
+        words += [f"--{option}", value]
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (out / "model" / "multitask.safetensors").is_file()
+    log = json.loads((out / "log.json").read_text("utf-8"))
+    return [entry for entry in log if "text_loss" in entry]
 
-    def logs_of(name, launcher, batch_size):
-        out = tmp_path / name
-        sized = options | {"--output_dir": out, "--per_device_train_batch_size": batch_size}
-        command = [*launcher, script]
-        for option, value in sized.items():
-            command += [option, value]
-        done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert (out / "model" / "multitask.safetensors").is_file()
-        log = json.loads((out / "log.json").read_text("utf-8"))
-        return [entry for entry in log if "text_loss" in entry]
 
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    of_one = logs_of("one", [sys.executable], 4)
-    of_two = logs_of("two", [sys.executable, *torchrun], 2)
+def check_same(of_one, of_two):
+    """Each logged number agrees, step by step."""
     assert len(of_one) == 3
     for one, two in zip(of_one, of_two, strict=True):
         for key in LOGGED:
             assert one[key] == pytest.approx(two[key], rel=1e-3, abs=1e-4), key
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+def test_two_ranks_train_as_one_process_does(twin, folder, tmp_path):
+    """The same file under torchrun: two ranks of batch 2 lose what one of batch 4 loses."""
+    script = tmp_path / "launch.py"
+    script.write_text(SCRIPT)
+    of_one = launch(twin, folder, tmp_path / "one", [script], per_device_train_batch_size=4)
+    command = [*TORCHRUN, script]
+    of_two = launch(twin, folder, tmp_path / "two", command, per_device_train_batch_size=2)
+    check_same(of_one, of_two)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+def test_deepspeed_on_two_ranks_trains_as_one_process_does(twin, folder, tmp_path):
+    """Notebook 07's program: two ranks, two batches of 1 a step each, lose what one of 4 loses."""
+    heads = {
+        "model": {"miss_weight": 5.0},
+        "collator": {"question": "Where is the {structure}?", "diagnosis_weight": 2.0},
+        "trainer": {"head_learning_rate": 1e-3},
+    }
+    settings = tmp_path / "heads.json"
+    settings.write_text(json.dumps(heads))
+    command = [PROGRAM, settings]
+    of_one = launch(twin, folder, tmp_path / "one", command, per_device_train_batch_size=4)
+    sharded = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    sharded["deepspeed"] = "zero2"
+    of_two = launch(twin, folder, tmp_path / "two", [*TORCHRUN, *command], **sharded)
+    check_same(of_one, of_two)
 
 
 def squares(count):
