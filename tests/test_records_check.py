@@ -107,7 +107,7 @@ def test_what_cannot_be_checked_is_said(tmp_path):
     with pytest.raises(ValueError, match="holds no records"):
         check_folder(tmp_path)
     (tmp_path / "train.jsonl").write_text("{}")
-    with pytest.raises(ValueError, match="give a processor"):
+    with pytest.raises(ValueError, match="which a processor counts: give one"):
         check_folder(tmp_path, max_length=100)
 
 

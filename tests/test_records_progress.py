@@ -44,7 +44,7 @@ def test_a_finished_conversion_is_left_alone_or_replaced(tmp_path):
     before, when = tree(out), (out / "train.jsonl").stat().st_mtime_ns
     assert convert_pairs(source, out, workers=3) == first and tree(out) == before
     assert (out / "train.jsonl").stat().st_mtime_ns == when, "a finished run is left alone"
-    with pytest.raises(ValueError, match="other dialect, seed, columns; overwrite it"):
+    with pytest.raises(ValueError, match="other dialect, seed, columns; give overwrite=True"):
         convert_pairs(source, out, dialect="messages", seed=7)
     assert tree(out) == before
     (out / "mine.txt").write_text("mine")

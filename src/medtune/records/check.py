@@ -105,7 +105,9 @@ def check_folder(
         reasons = "".join(f"; {name}: {reason}" for name, reason in left_out.items())
         raise ValueError(f"{folder} holds no records{reasons}")
     if max_length and not processor:
-        raise ValueError("max_length is in tokens: give a processor too")
+        raise ValueError(
+            "max_length is in tokens, which a processor counts: give one too (medtune check: --model)"
+        )
 
     preparer = Preparer(processor, max_length) if processor else None
     findings = Findings(preparer)

@@ -194,7 +194,7 @@ class Folder:
             changed = [name for name, value in self.job.items() if value != old.get(name)]
             raise ValueError(
                 f"{self.out} holds a conversion with other {', '.join(changed)}; "
-                "overwrite it, or name another folder"
+                "give overwrite=True, or name another folder"
             )
         self._clear()
         return None

@@ -111,7 +111,7 @@ def choose_splits(
 
 def _refuse_both(split_by: str | None) -> None:
     if split_by == "patient":
-        raise ValueError("splits= says the split of each row: leave split_by=patient out")
+        raise ValueError("splits=FILE says the split of each row: leave split_by=patient out")
 
 
 def _says_splits(source: Source) -> bool:

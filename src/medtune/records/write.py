@@ -192,8 +192,10 @@ def _list_questions(questions: str | Sequence[str] | None) -> list[str]:
 
 
 def _check_words(dialect: str, language: str, questions: list[str]) -> None:
-    if dialect not in DIALECTS or language not in ("en", "zh"):
-        raise ValueError(f"dialect must be one of {', '.join(DIALECTS)}, language en or zh")
+    if dialect not in DIALECTS:
+        raise ValueError(f"dialect={dialect} is none of {', '.join(DIALECTS)}")
+    if language not in ("en", "zh"):
+        raise ValueError(f"language={language} is neither en nor zh")
     for text in questions:
         if not text.strip() or MARK in text:
             raise ValueError(f"a question must be a text without {MARK}, not {text!r:.50}")
@@ -201,15 +203,16 @@ def _check_words(dialect: str, language: str, questions: list[str]) -> None:
 
 def _check_numbers(share: float, pictures_per_sample: int) -> None:
     if not 0 <= share < 1:
-        raise ValueError(f"share must be from 0 to below 1, not {share}")
+        raise ValueError(f"share={share} is not from 0 to below 1")
     if pictures_per_sample < 1:
-        raise ValueError(f"pictures_per_sample must be 1 or more, not {pictures_per_sample}")
+        raise ValueError(f"pictures_per_sample={pictures_per_sample} is not 1 or more")
 
 
 def _check_groups(source: Source, pictures_per_sample: int) -> None:
     if pictures_per_sample > 1 and "group" not in source.types:
         raise ValueError(
-            "pictures_per_sample needs a column `group` that says which pictures belong together"
+            f"pictures_per_sample={pictures_per_sample} needs a column `group` that says which "
+            "pictures belong together: name it with columns={'group': 'NAME'}"
         )
 
 
