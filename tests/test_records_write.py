@@ -160,6 +160,10 @@ def test_chinese_captions_on_request(tmp_path):
     assert {record["instruction"] for record in records} == {"<image>请描述这张医学图像。"}
     assert rejected(tmp_path / "out") == {"id-00001": "caption: there is none in Chinese"}
     assert "caption_zh" not in records[0]
+    source = tmp_path / "a.parquet"
+    convert_pairs(source, tmp_path / "kept", language="zh", keep=["caption_zh"])
+    kept = json_lines(tmp_path / "kept" / "train.jsonl")
+    assert [record["caption_zh"] for record in kept] == [CHINESE.format(0), None]
 
 
 # --- splits and series ------------------------------------------------------------------------

@@ -22,7 +22,7 @@ TEXT = datasets.Value("string")
 # Columns that a record builds itself, or that would make TRL or LLaMA-Factory take the record for
 # one of another kind.
 OWN_COLUMNS = {
-    *("image", "images", "id", "caption", "caption_zh", "split"),
+    *("image", "images", "id", "caption", "split"),
     *("prompt", "completion", "messages", "conversations"),
     *("system", "instruction", "output", "history"),
     *("text", "tools", "chosen", "rejected", "problem"),
