@@ -191,15 +191,23 @@ def test_a_cache_of_texts_alone_is_told(root, cache):
 
 def test_the_model_can_be_kept(root):
     out = make_run(root, "mine")
+    # of `medtune train`, whose folder has checkpoints and the model side by side
+    for file in ("adapter_model.safetensors", "adapter_config.json"):
+        for folder in ("model", "checkpoint-2"):
+            (out / "03b_launched" / "training" / folder).mkdir(parents=True, exist_ok=True)
+            (out / "03b_launched" / "training" / folder / file).touch()
     rows = clean("mine", root, keep_model=True)
     assert files_in(out) == [
         ".lock",
         "03_finetune_lora/adapter/adapter_config.json",
         "03_finetune_lora/adapter/adapter_model.safetensors",
+        "03b_launched/training/model/adapter_config.json",
+        "03b_launched/training/model/adapter_model.safetensors",
         "06_merge_export/merged/config.json",
         "06_merge_export/merged/model-00001-of-00002.safetensors",
     ]
-    assert [row["where"][-7:] for row in rows if row["done"] == "kept"] == ["adapter", "/merged"]
+    kept = [Path(row["where"]).name for row in rows if row["done"] == "kept"]
+    assert kept == ["adapter", "model", "merged"]
 
 
 HOLD = """

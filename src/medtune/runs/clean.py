@@ -1,7 +1,7 @@
 """Remove what a run left on this machine: pictures, records, answers, checkpoints, caches.
 
-The run's `params.yaml` stays, so that the run can be started again. Outside of the run's folder only
-caches go that name nothing but pictures of this run.
+The run's `params.yaml` stays, so that the run can be started again. Outside of the run's folder
+only caches go that name nothing but pictures of this run.
 """
 
 import contextlib
@@ -102,7 +102,7 @@ def clean(
     with contextlib.ExitStack() as locks:
         for lock in _locks(name, root):
             _hold(locks, lock, name)
-        found = [*_left_in(out, keep_model), *_caches(out)]
+        found = [*_left_in(out, out, keep_model), *_caches(out)]
         rows = [_describe(left, root, dry_run) for left in found]
         if not dry_run:
             _remove_all([left.path for left in found if left.then == "remove"], out)
@@ -146,37 +146,47 @@ def _hold(locks: contextlib.ExitStack, lock: Path, name: str) -> None:
         raise ValueError(f"run {name!r} is in progress: stop it first") from None
 
 
-def _left_in(out: Path, keep_model: bool) -> Iterator[Left]:
-    """List what is in the folder of results: files, and what is in the folder of each notebook."""
-    for path in sorted(_inside(out)):
-        if path.name == LOCK:
+def _left_in(folder: Path, out: Path, keep_model: bool) -> Iterator[Left]:
+    """List what is in a folder of results: files, and what is in the folder of each notebook."""
+    for path in sorted(_inside(folder)):
+        if path == out / LOCK:
             continue
-        if path.is_dir() and not path.is_symlink():
-            parts = sorted(_inside(path))
-            for part in parts:
-                yield _left(part, out, keep_model)
-            if not parts:
-                yield Left(path, "an empty folder", "remove")
+        if _is_model(path):
+            yield Left(path, "model", "keep" if keep_model else "remove")
+        elif path.parent == out and _is_folder(path) and not _inside(path):
+            yield Left(path, "an empty folder", "remove")
+        elif _is_folder(path) and (path.parent == out or keep_model and _holds_model(path)):
+            yield from _left_in(path, out, keep_model)
         else:
-            yield _left(path, out, keep_model)
+            yield Left(path, _describe_kind(path.relative_to(out)), "remove")
 
 
-def _left(path: Path, out: Path, keep_model: bool) -> Left:
-    if _is_model(path):
-        return Left(path, "model", "keep" if keep_model else "remove")
-    relative = path.relative_to(out)
+def _describe_kind(relative: Path) -> str:
     for pattern, holds in HOLDS.items():
         if relative.match(pattern):
-            return Left(path, holds, "remove")
-    return Left(path, "results", "remove")
+            return holds
+    return "results"
 
 
 def _is_model(path: Path) -> bool:
-    """Tell whether a folder is a final model; a checkpoint holds the state of a training besides."""
-    if path.is_symlink() or path.name.startswith("checkpoint"):
+    """Tell whether a folder is a final model; a checkpoint has the state of a training besides."""
+    if not _is_folder(path) or path.name.startswith("checkpoint"):
         return False
     has_weights = any(path.glob("*.safetensors"))
     return has_weights and any((path / file).is_file() for file in MODEL_FILES)
+
+
+def _holds_model(path: Path) -> bool:
+    """Tell whether there is a final model somewhere below a folder."""
+    if path.name.startswith("checkpoint"):
+        return False
+    inside = [child for child in _inside(path) if _is_folder(child)]
+    return any(_is_model(child) or _holds_model(child) for child in inside)
+
+
+def _is_folder(path: Path) -> bool:
+    """Tell whether a path is a folder itself and no link to one."""
+    return path.is_dir() and not path.is_symlink()
 
 
 def _inside(folder: Path) -> list[Path]:
@@ -187,7 +197,7 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def _caches(out: Path) -> Iterator[Left]:
-    """List the folders in which `datasets` keeps records of a run, or perhaps pairs of its source."""
+    """List the folders in which `datasets` keeps records of a run, or perhaps its pairs."""
     # imported here: it takes seconds, and other commands on runs need none of it
     from datasets import config
 
@@ -310,7 +320,7 @@ def _remove(path: Path, failed: list[OSError]) -> None:
     def note(_function: Any, _path: str, info: Any) -> None:
         failed.append(info[1])
 
-    if path.is_dir() and not path.is_symlink():
+    if _is_folder(path):
         shutil.rmtree(path, onerror=note)
         return
     try:
@@ -320,9 +330,9 @@ def _remove(path: Path, failed: list[OSError]) -> None:
 
 
 def _remove_empty_folders(out: Path) -> None:
-    """Remove the folders of notebooks that are empty now, and `out/` with its lock if all is gone."""
+    """Remove the folders of notebooks that are empty now, and `out/` with its lock if it is."""
     for folder in _inside(out):
-        if folder.is_dir() and not folder.is_symlink():
+        if _is_folder(folder):
             with contextlib.suppress(OSError):
                 folder.rmdir()
     if [path.name for path in _inside(out)] == [LOCK]:
