@@ -1,8 +1,14 @@
 """Reading a converted folder: what changed is read anew, and nothing from elsewhere."""
 
+import copy
 import json
+import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from shards import pair, picture, write_shard
 
 from medtune.models import load_processor
@@ -236,3 +242,63 @@ def test_a_json_file_that_is_no_list_is_named(tmp_path, text):
     assert error["place"] == "train.json:1" and error["check"] == "readable"
     with pytest.raises(ValueError, match="train.json:1: not one of"):
         read_records(tmp_path)
+
+
+# --- what the check passes is read ------------------------------------------------------------
+
+PART = {"type": "image", "image": "a.png"}
+ANSWER = {"role": "assistant", "content": "A liver."}
+FORMS = [
+    {"id": "a", "messages": [{"role": "user", "content": "What?"}, ANSWER], "images": []},
+    {"id": 7, "messages": [{"role": "user", "content": "<image>What?"}, ANSWER], "images": "a.png"},
+    {"messages": [{"role": "user", "content": [PART, "What?"]}, ANSWER]},
+    {"id": "d", "conversations": _said(ASKED), "images": ["a.png", {"path": "b.png"}]},
+    {"instruction": "What?", "input": "Now?", "output": "A liver.", "history": [["Hm?", "Yes."]]},
+    {"query": "<image>What?", "response": "A liver.", "images": ["b.png"]},
+    {"prompt": "What?", "completion": "A liver."},
+    {"prompt": [{"role": "user", "content": "What?"}], "completion": [ANSWER], "system": "Brief."},
+    [{"role": "user", "content": "What?"}, ANSWER],
+]
+ODD = [None, "", 5, True, [], {}, ["x"], {"a": 1}, "<image>", "<video>", "gone.png", "../x.png"]
+ODD += [[["q"]], [None], [{"type": "image"}], [{"text": "x"}], "x\u2028y", "assistant", [PART] * 2]
+
+
+@st.composite
+def odd_records(draw) -> object:
+    """A record of one of the forms, of which some values are replaced by odd ones."""
+    record = json.loads(json.dumps(draw(st.sampled_from(FORMS))))
+    for _ in range(draw(st.integers(0, 2))):
+        place = record
+        while True:
+            keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+            if not keys:
+                break
+            key = draw(st.sampled_from(keys))
+            if isinstance(place[key], (dict, list)) and draw(st.booleans()):
+                place = place[key]
+                continue
+            place[key] = copy.deepcopy(draw(st.sampled_from(ODD)))
+            break
+    return record
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(odd_records(), min_size=1, max_size=2), st.booleans())
+def test_what_the_check_passes_is_read(records, as_list):
+    folder = Path(tempfile.mkdtemp())
+    try:
+        _write(folder, *records, name="train.json" if as_list else "train.jsonl")
+        report = check_folder(folder)
+        if not report["ok"]:
+            assert all("\n" not in error["problem"] for error in report["errors"])
+            return
+        rows = read_records(folder)
+        assert len(rows) == sum(report["answers"].values()) > 0
+        assert len(set(rows["id"])) == len(rows)
+        for row in rows:
+            marks = [part for turn in row["prompt"] for part in turn["content"]]
+            shown = sum(part["type"] == "image" for part in marks)
+            assert shown == len(row["images"])
+            assert row["completion"][0]["content"][0]["text"].strip()
+    finally:
+        shutil.rmtree(folder)

@@ -56,6 +56,9 @@ DIALECTS: dict[str, dict] = {
 # Words of ShareGPT, Gemma and others for two of the roles.
 ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
 
+# Anything may stand in a file of JSON; whatever is no record fails in one of these ways.
+NO_RECORD = (LookupError, TypeError, AttributeError, ValueError)
+
 Turn = tuple[str, str]  # role, text
 
 
@@ -215,8 +218,7 @@ def read_turns(record: Any, pictures: int) -> tuple[list[Turn], list[Problem]]:
         return [], [_unreadable(one_line(record))]
     try:
         turns = _turns_of(record)
-    except (LookupError, TypeError, AttributeError) as error:
-        # Anything may stand in a file of JSON; whatever is no record fails in one of these ways.
+    except NO_RECORD as error:
         return [], [_unreadable(f"{type(error).__name__}: {one_line(error)}")]
     problems = _problems_of(turns, pictures)
     if isinstance(record, dict) and not problems:
@@ -342,7 +344,7 @@ def pictures_of(record: Any) -> list[Any]:
         beside = [beside]
     try:
         shown = list(_pictures_of_messages(_messages_of(record)))
-    except (LookupError, TypeError, AttributeError):
+    except NO_RECORD:
         shown = []  # not readable at all, as `read_turns` says
     if not any(shown):
         return [_name_of(picture) for picture in beside]
