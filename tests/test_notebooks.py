@@ -40,7 +40,7 @@ def tagged(cells: list, tag: str) -> list:
 
 
 def test_the_name_is_a_number_and_words(path):
-    assert re.fullmatch(r"\d\d(_[a-z0-9]+)+", path.stem)
+    assert re.fullmatch(r"\d\d[a-z]?(_[a-z0-9]+)+", path.stem)
 
 
 def test_it_is_valid_and_without_outputs(path, cells):

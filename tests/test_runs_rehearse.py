@@ -20,6 +20,7 @@ PROFILES = {
     "qwen3-vl-30b-a3b-zero3-b32": "Qwen/Qwen3-VL-30B-A3B-Instruct",
     "qwen3-vl-30b-a3b-zero2-b4": "Qwen/Qwen3-VL-30B-A3B-Instruct",
     "qwen3-vl-30b-a3b-corrected": "Qwen/Qwen3-VL-30B-A3B-Instruct",
+    "qwen3-vl-30b-a3b-corrected-zero3": "Qwen/Qwen3-VL-30B-A3B-Instruct",
     "qwen3-vl-30b-a3b-webui": "Qwen/Qwen3-VL-30B-A3B-Instruct",
     "qwen3-vl-2b-multitask": "Qwen/Qwen3-VL-2B-Instruct",
     "gemma3-4b-qlora": "google/gemma-3-4b-pt",
@@ -27,22 +28,38 @@ PROFILES = {
 }
 
 
+def trained_by(params: dict) -> str:
+    """The notebook of a run that trains: 03, or in several processes 03b."""
+    (notebook,) = [name for name in params if name.startswith(("03_", "03b_"))]
+    assert all(values.get("trained_by", notebook) == notebook for values in params.values()), (
+        "05 and 06 go on from there"
+    )
+    return notebook
+
+
 @pytest.mark.parametrize(("name", "model"), PROFILES.items())
 def test_every_recipe_has_a_profile_that_is_read_without_complaint(name, model):
     params = read_params(name, root=REPO)
     assert {values.get("model_name_or_path", model) for values in params.values()} == {model}
     assert model_facts(model), "its shape is known, so it can be planned and rehearsed"
-    trained = params["03_finetune_lora"]
+    trained = params[trained_by(params)]
     assert trained["num_train_epochs"] > 0
     assert trained["dtype"] == "bfloat16"
 
 
 def test_the_published_hyperparameters_stand_in_the_profiles():
-    first = read_params("qwen3-vl-30b-a3b-zero3-b32", root=REPO)["03_finetune_lora"]
-    second = read_params("qwen3-vl-30b-a3b-zero2-b4", root=REPO)["03_finetune_lora"]
+    first = read_params("qwen3-vl-30b-a3b-zero3-b32", root=REPO)["03b_finetune_launched"]
+    second = read_params("qwen3-vl-30b-a3b-zero2-b4", root=REPO)["03b_finetune_launched"]
 
     def effective_batch(run):
-        return run["per_device_train_batch_size"] * run["gradient_accumulation_steps"]
+        batch = run["per_device_train_batch_size"] * run["gradient_accumulation_steps"]
+        return batch * run["num_processes"]
+
+    assert [first["zero"], second["zero"]] == ["zero3", "zero2"]
+    assert [first["save_steps"], first["logging_steps"]] == [200, 5]
+    for name in ("qwen3-vl-30b-a3b-zero3-b32", "qwen3-vl-30b-a3b-webui", "qwen2-vl-2b-lora"):
+        asked = read_params(name, root=REPO)["02_convert_data"]["question"]
+        assert asked == "图片中的诊断结果是怎样?"
 
     assert effective_batch(first) == 32 * 8 * 4
     assert effective_batch(second) == 4 * 8 * 4
@@ -71,19 +88,23 @@ def workplace(tmp_path, sample_path, monkeypatch) -> Path:
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "papermill_runs" / "small").mkdir(parents=True)
     (tmp_path / "data").symlink_to(REPO / "data")
-    names = ["02_convert_data", "03_finetune_lora"]
-    for name in names:
-        shutil.copy(REPO / "notebooks" / f"{name}.ipynb", tmp_path / "notebooks")
-
-    recipe = REPO / "papermill_runs" / "qwen2-vl-2b-lora" / "params.yaml"
-    params = yaml.safe_load(recipe.read_text("utf-8"))
-    small = {key: params[key] for key in ("shared", *names)}
-    small["notebooks"] = names
-    # for notebooks that are not here
-    del small["shared"]["batch_size"]
-    file = tmp_path / "papermill_runs" / "small" / "params.yaml"
-    file.write_text(yaml.safe_dump(small), "utf-8")
+    write_recipe(tmp_path, "qwen2-vl-2b-lora", ["02_convert_data", "03_finetune_lora"])
     return tmp_path
+
+
+def write_recipe(root: Path, recipe: str, notebooks: list[str]) -> None:
+    """Write some notebooks of a recipe's run as the run called small."""
+    for name in notebooks:
+        shutil.copy(REPO / "notebooks" / f"{name}.ipynb", root / "notebooks")
+    file = REPO / "papermill_runs" / recipe / "params.yaml"
+    params = yaml.safe_load(file.read_text("utf-8"))
+    small = {key: params[key] for key in ("shared", *notebooks)}
+    small["notebooks"] = notebooks
+    # for notebooks that are not here
+    for key in ("batch_size", "trained_by"):
+        small["shared"].pop(key, None)
+    written = root / "papermill_runs" / "small" / "params.yaml"
+    written.write_text(yaml.safe_dump(small), "utf-8")
 
 
 @pytest.mark.slow
@@ -122,6 +143,25 @@ def test_a_run_is_rehearsed_with_a_twin(workplace):
     assert config["model_type"] == "qwen2_vl", "the old twin is replaced"
     assert summary["train_pairs"] < 60
     assert summary["eval_loss"]["after"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_run_on_four_cards_is_rehearsed_in_two_processes_with_its_zero_stage(workplace):
+    """R1 with ZeRO-3: the mixture of experts, sharded over two ranks on the CPU."""
+    launched = "03b_finetune_launched"
+    write_recipe(workplace, "qwen3-vl-30b-a3b-zero3-b32", ["02_convert_data", launched])
+    medtune = Path(sys.executable).with_name("medtune")
+    options = ["--steps", "2", "--scale", "tiny", "--root", workplace]
+    done = subprocess.run(
+        [medtune, "rehearse", "small", *options], capture_output=True, text=True, cwd=workplace
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    trained = workplace / "papermill_runs" / "small-rehearsal" / "out" / launched
+    summary = json.loads((trained / "summary.json").read_text("utf-8"))
+    assert (summary["ranks"], summary["zero"], summary["max_steps"]) == (2, "zero3", 2)
+    assert summary["eval_loss"]["after"] > 0
+    assert (trained / "adapter" / "adapter_model.safetensors").is_file()
 
 
 def test_data_on_this_machine_are_rehearsed_and_what_is_replaced_is_said(

@@ -141,6 +141,9 @@ def _overrides(planned: dict[str, dict[str, Any]], wanted: dict[str, Any]) -> di
         # two batches a step show what accumulation does, and more would only take longer
         batches = min(2, values.get("gradient_accumulation_steps", 1))
         chosen = {**known, "gradient_accumulation_steps": batches}
+        # on a CPU two processes stand for any number of cards
+        there = torch.cuda.device_count() or 2
+        chosen["num_processes"] = min(there, values.get("num_processes", 1))
         for key, value in chosen.items():
             if key in values:
                 overrides[f"{notebook}.{key}"] = value
