@@ -125,6 +125,20 @@ def test_what_the_source_knows_stays():
     assert report["erased"] == 1
 
 
+def test_a_box_that_is_none_is_left_out_and_a_mark_of_a_line_goes_with_it():
+    pairs = pairs_of(
+        (drawn(BOX), LIVER),
+        (drawn(BOX), LIVER),
+        roi=[None, [0.9, 0.1, 0.2, 0.3]],
+        has_box=[True] * 2,
+    )
+    found, report = add_regions(pairs)
+    assert list(found["id"]) == ["a"]
+    assert list(found["has_box"]) == [False], "its line is erased"
+    assert report["dropped"] == {"roi cannot be used": 1}
+    assert "not x0 < x1" in report["left_out"][0]["reason"]
+
+
 def test_lines_stay_if_they_are_wanted():
     found, report = add_regions(pairs_of((drawn(BOX), LIVER)), erase=False)
     assert boxes.find_box(found[0]["image"]) is not None

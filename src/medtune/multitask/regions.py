@@ -115,8 +115,7 @@ def add_regions(  # noqa: PLR0913 - each is a setting that a user may want to ch
     Raises
     ------
     ValueError
-        A setting is wrong, a box that the source gives is none, or no row is left; the message says
-        why rows were left out.
+        A setting is wrong, or no row is left; the message says why rows were left out.
     OSError
         The endpoint fails.
 
@@ -193,8 +192,11 @@ def _look(row: Mapping[str, Any], several: str) -> _Seen:
     reason = reject_reason(dict(row))
     if reason:
         return _Seen(reason=reason)
+    try:
+        known = check_box(row.get("roi"), "it")
+    except ValueError as error:
+        return _Seen(reason=f"roi: {error}")
     outlines = find_outlines(_open(row))
-    known = check_box(row.get("roi"), f"row {row['id']}")
     if known:
         return _Seen(known, outlines)
     if len(outlines) > 1 and several == "drop":
@@ -252,6 +254,8 @@ def _write_rows(
         new = {"roi": one.box, "decoys": [], "still_drawn": False, **one.words}
         if decoys is None or not one.outlines:
             return new
+        if "has_box" in row:
+            new["has_box"] = False
         image = _open(row)
         beside = _choose_decoys(image, one, pool, decoys, random.Random(f"{seed} {number}"))
         erased = _erase(image, one.outlines, beside)
