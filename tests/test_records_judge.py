@@ -180,7 +180,7 @@ def test_what_is_rejected_is_listed_without_names(tmp_path):
         ),
         (
             "c.jsonl:7: picture ../p1/Mueller lies outside the folder (a link or '..'): give it",
-            "c.jsonl:7: picture lies outside the folder (a link or ): give it",
+            "c.jsonl:7: picture lies outside the folder (a link or '..'): give it",
             "image",
         ),
         (
@@ -192,6 +192,24 @@ def test_what_is_rejected_is_listed_without_names(tmp_path):
             "c.csv:2: [Errno 13] Permission denied: '/home/mueller/1.png'",
             "c.csv:2: [Errno 13] Permission denied:",
             "row",
+        ),
+        (
+            "c.csv:3: caption: float is no text; say columns={'caption': 'NAME'}",
+            "c.csv:3: caption: float is no text; say columns={'caption': 'NAME'}",
+            "caption",
+        ),
+        ("c.csv:3: split: hold-out is not known", "c.csv:3: split: hold-out is not known", "split"),
+        ("IM1 Mueller: DICOM file is damaged", "DICOM file is damaged", "image"),
+        ("Hans Mueller.png: it has zero bytes", "it has zero bytes", "row"),
+        (
+            "p1 Mueller/c.csv:4: picture ../1.nii.gz is a volume: cut it into slices",
+            "c.csv:4: picture is a volume: cut it into slices",
+            "image",
+        ),
+        (
+            "c.csv:3: picture is an address (https), and medtune fetches nothing",
+            "c.csv:3: picture is an address (https), and medtune fetches nothing",
+            "image",
         ),
         (
             "c.json:9: not JSON (Expecting value: line 1 column 1 (char 0))",
@@ -209,7 +227,11 @@ def test_what_is_rejected_is_listed_without_names(tmp_path):
             "image: cannot be decoded ([Errno 2] No such file: )",
             "image",
         ),
-        ("picture https://pacs/mueller?key=1 is missing", "picture is missing", "image"),
+        (
+            "c.csv:1: picture https://pacs/mueller?key=1 is missing",
+            "c.csv:1: picture is missing",
+            "image",
+        ),
         ("split: 'hold-out' is none of train", "split: 'hold-out' is none of train", "split"),
     ],
 )

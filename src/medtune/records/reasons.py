@@ -14,7 +14,7 @@ from medtune.pairs import safe_id
 KINDS = ("id", "caption", "question", "image", "split", "text", "record", "dialogue", "shard")
 
 # The table and the line that the loader puts in front: "captions.csv:3: ".
-_PLACE = re.compile(r"^[^/\\:]*\.(?:csv|tsv|txt|jsonl?|xlsx|parquet):\d+: ")
+_PLACE = re.compile(r"^(?:[^:]*[/\\])?([^:/\\]+:\d+: )")
 # Pillow names the stream it read, with its address in memory.
 _ADDRESS = re.compile(r" ?<[^<>]* at 0x[0-9a-fA-F]+>|\b0x[0-9a-fA-F]{6,}\b")
 _ENDING = r"(?:jpe?g|png|webp|bmp|tiff?|gif|dcm|dicom|ima|nii(?:\.gz)?|zip|mp4|avi)"
@@ -24,7 +24,8 @@ _ANNOUNCED = re.compile(
     r"(?:[^:]*?)(?= (?:is|are|lies|cannot|has)\b|$)",
     re.IGNORECASE,
 )
-_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
+# Quoted values, but not the signs that JSON misses, nor advice on an argument.
+_QUOTED = re.compile(r"columns=\{[^}]*\}|'[^']{3,}'|\"[^\"]{3,}\"")
 _PATH = re.compile(rf"[^\s,;()]*[/\\][^\s,;()]*|[^\s,;()]+\.{_ENDING}\b", re.IGNORECASE)
 
 
@@ -64,17 +65,34 @@ def public_reason(reason: str, sample_id: Any = None) -> str:
     # these are written here, and quote nothing but words for splits and marks
     if kind in ("split", "question", "caption", "id", "text", "record", "dialogue"):
         return reason
-    place = _PLACE.match(reason)
-    start = place[0] if place else ""
-    said = reason[len(start) :]
     if kind == "shard":
         # the name of a shard tells no patient, and which one to fetch again
-        name, space, rest = said.removeprefix("shard: ").partition(" ")
-        start, said = f"shard: {name}{space}", rest
+        name, space, said = reason.removeprefix("shard: ").partition(" ")
+        start = f"shard: {name}{space}"
+    elif kind in KINDS:
+        start, said = f"{kind}: ", reason.removeprefix(f"{kind}: ")
+    else:
+        start, said = _without_picture_name(reason)
     said = _ANNOUNCED.sub(r"\1", said)
-    said = _QUOTED.sub("", said)
+    said = _QUOTED.sub(_kept_quotation, said)
     said = _PATH.sub("", said)
     return start + " ".join(said.split())
+
+
+def _without_picture_name(reason: str) -> tuple[str, str]:
+    """Take a reason of the loader apart: the place in a table, and what is said.
+
+    Where there is no table, the name of the picture stands in its place, and goes.
+    """
+    place = _PLACE.match(reason)
+    if place:
+        return place[1], reason[place.end() :]
+    name, colon, said = reason.partition(": ")
+    return "", said if colon else name
+
+
+def _kept_quotation(found: re.Match) -> str:
+    return found[0] if found[0].startswith("columns=") else ""
 
 
 def kind_of(reason: str) -> str:
@@ -85,8 +103,9 @@ def kind_of(reason: str) -> str:
     >>> kind_of("image: has zero bytes"), kind_of("captions.csv:3: picture is missing")
     ('image', 'image')
     """
-    word = reason.partition(":")[0]
+    place = _PLACE.match(reason)
+    said = reason[place.end() :] if place else reason
+    word = said.partition(":")[0]
     if word in KINDS:
         return word
-    said = _PLACE.sub("", reason)
-    return "image" if re.match(r"(picture|DICOM|NIfTI|image|file)\b", said) else "row"
+    return "image" if re.match(r"(picture|DICOM|NIfTI|file)\b", said) else "row"
