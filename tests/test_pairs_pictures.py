@@ -119,6 +119,7 @@ BAD = {
     "id with a surrogate": (pair(id="a\ud800"), "id: .* not valid Unicode"),
     "caption missing": (pair(caption=None), "caption: is empty"),
     "caption empty": (pair(caption=" \n"), "caption: is empty"),
+    "caption of a program": (pair(caption=" NaN"), "caption: is empty"),
     "caption with a surrogate": (
         pair(caption="lone \udfff"),
         "caption: holds characters that are not valid",
@@ -144,6 +145,11 @@ BAD = {
     "greater bomb": (pair(image=empty_png(30_000, 12_000)), "image: .*decompression bomb"),
     "loader's word": (pair(problem="t.jsonl:3: not JSON"), "t.jsonl:3: not JSON"),
 }
+
+
+def test_none_is_a_word():
+    """To "Which lobe is affected?" it is an answer."""
+    assert reject_reason(pair(caption="None")) is None
 
 
 @pytest.mark.parametrize("case", BAD)

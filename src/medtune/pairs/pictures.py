@@ -22,6 +22,8 @@ _LEAVES_FOLDER = re.compile(r"[/\\]|^\.")
 _WORD = re.compile(r"[\u3400-\u9fff]|[^\s\u3400-\u9fff]+")
 # Pillow names the stream it read, with its address in memory: another one in every run.
 _ADDRESS = re.compile(r" ?<[^<>]* at 0x[0-9a-fA-F]+>")
+# What programs write where there is no text. "None" is not among them: it is an answer too.
+NO_TEXT = {"nan", "<na>", "nat", "null"}
 # File systems allow 255 bytes for a name: this leaves room for a number and a suffix.
 _MAX_ID_BYTES = 200
 
@@ -165,7 +167,7 @@ def _id_problem(name: Any) -> str | None:
 
 
 def _caption_problem(caption: Any, max_words: int) -> str | None:
-    if not isinstance(caption, str) or not caption.strip():
+    if not isinstance(caption, str) or caption.strip().lower() in {"", *NO_TEXT}:
         return "caption: is empty"
     if _NOT_IN_CAPTION.search(caption):
         return "caption: holds characters that are not valid Unicode (surrogates, U+FFFD or NUL)"

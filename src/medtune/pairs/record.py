@@ -11,14 +11,12 @@ from .columns import ALIASES, our_names, plain_name, split_of_word
 from .dialogues import DIALOGUE_COLUMNS, MARK, Answer, read_answers, turns_of
 from .files_of_pictures import PICTURE_SUFFIXES, open_pictures
 from .locate import Places, find_picture, pictures_in
+from .pictures import NO_TEXT
 from .reading import Reading
 from .salt import keyed_hash, patient_group, safe_id
 
 # Lone surrogates, which JSON can spell ("\ud800") and Arrow cannot hold.
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
-
-# What programs write where there is no text. "None" is not among them: it is an answer too.
-_NO_TEXT = {"nan", "<na>", "nat", "null"}
 
 
 def names_group(cell: Any) -> bool:
@@ -386,7 +384,7 @@ def as_caption(cell: Any, may_be_number: bool) -> str | None:
     if cell is None or cell != cell:
         return None
     if isinstance(cell, str):
-        return None if cell.strip().lower() in _NO_TEXT else cell
+        return None if cell.strip().lower() in NO_TEXT else cell
     if may_be_number and isinstance(cell, int | float) and not isinstance(cell, bool):
         return as_id(cell)
     raise ValueError(
@@ -402,7 +400,7 @@ def _as_question(cell: Any) -> str | None:
     if not isinstance(cell, str):
         raise ValueError(f"question: {type(cell).__name__} is no text")
     text = cell.replace(MARK, "").strip()
-    return text if text and text.lower() not in _NO_TEXT else None
+    return text if text and text.lower() not in NO_TEXT else None
 
 
 def _read_split(ours: dict) -> None:
