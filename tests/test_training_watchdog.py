@@ -62,21 +62,20 @@ def trainer_with(before_a_batch):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_loader_that_sleeps_is_told_and_not_killed(place, tmp_path, capsys, workers):
     options = {"watchdog_seconds": 0.4, "dataloader_num_workers": workers}
-    training.main(words(place, tmp_path / "out", **options), trainer_with(lambda: time.sleep(1.6)))
+    training.main(words(place, tmp_path / "out", **options), trainer_with(lambda: time.sleep(1.2)))
     assert (tmp_path / "out" / "model").is_dir(), "it went on"
     said = capsys.readouterr().err.splitlines()
-    start = next(n for n, line in enumerate(said) if "no step for" in line)
-    assert said[start].startswith("medtune train: rank 0: no step for ")
-    assert "the last was step 0" in said[start]
-    main, *rest = said[start + 1 : start + 4]
+    assert any(line.startswith("medtune train: rank 0: no step for ") for line in said)
+    assert any("the last was step 0; it goes on waiting, Ctrl-C ends it" in line for line in said)
+    does = "it waits for a batch from the loader processes" if workers else "it prepares a batch"
+    # on a busy machine it may have reported before the first batch, too
+    start = next(n for n, line in enumerate(said) if f"main thread: {does}" in line)
     if workers:
-        assert "main thread: it waits for a batch from the loader processes" in main
-        assert "loader process" in rest[0] and "sleeps, no work" in rest[0]
-        assert "dataloader_num_workers=0" in rest[1]
+        assert "loader process" in said[start + 1] and "sleeps, no work" in said[start + 1]
+        assert "dataloader_num_workers=0" in said[start + 2]
     else:
-        assert "main thread: it prepares a batch itself, in " in main
-        assert "test_training_watchdog.py" in main
-    assert sum("no step for" in line for line in said) < 8, "ever more rarely"
+        assert "test_training_watchdog.py" in said[start]
+    assert sum("no step for" in line for line in said) < 10, "ever more rarely"
 
 
 def test_a_training_that_goes_on_says_nothing(place, tmp_path, capsys):
