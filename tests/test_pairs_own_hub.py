@@ -78,6 +78,10 @@ def test_several_pictures_of_one_report(load):
     assert [row["id"] for row in rows] == ["s", "s-2"]
     assert [row["image"]["bytes"] for row in rows] == [jpeg(1), jpeg(2)]
     assert {row["group"] for row in rows} == {group_of("s")}
+    rows = load({"images": [cells(1, 2), cells(3)], "report": ["x", "y"]})
+    assert [row["id"] for row in rows] == [image_id(jpeg(grey)) for grey in (1, 2, 3)]
+    first, second, other = (row["group"] for row in rows)
+    assert first == second != other
 
 
 def test_what_is_no_pair_is_refused(load):

@@ -311,6 +311,14 @@ def test_views_of_one_report_get_ids_of_their_own_and_one_group(pictures):
         assert groups[4] is None
 
 
+def test_several_pictures_of_one_record_are_one_group_without_an_id_too(pictures):
+    records = [{"images": ["a.jpg", "b.jpg"], "caption": "x"}, {"image": "c.jpg", "caption": "y"}]
+    rows = loaded(write_table(pictures / "t.json", records))
+    assert [row["id"] for row in rows] == [image_id(jpeg(grey)) for grey in (0, 40, 80)]
+    groups = [row["group"] for row in rows]
+    assert groups == [group_of(rows[0]["id"])] * 2 + [None]
+
+
 def test_a_known_group_is_kept_for_views_of_one_report(pictures):
     rows = [
         {"id": "s", "image": "a.jpg", "caption": "x", "subject_id": 7},

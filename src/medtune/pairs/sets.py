@@ -1,5 +1,6 @@
 """Give a set that `datasets` has loaded our columns, without reading what is right already."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -198,11 +199,14 @@ class _EachAnswer:
         """Yield the rows of a record; one that cannot be read raises ValueError."""
         # pictures stand in the records: a set from elsewhere names no files of this machine
         reader = RecordReader(self.reading, Places((), ()), self.reading.columns, is_shard=True)
-        for number, pair in enumerate(reader.pairs_of(record), 1):
+        name = None
+        numbers: Counter = Counter()
+        for pair in reader.pairs_of(record):
             row = pair.row
-            row.setdefault(
-                "group", patient_group(pair.given_id or row["id"], self.reading.secret())
-            )
-            if number > 1:
-                row["id"] = f"{row['id']}-{number}"
+            # several pictures without a given id have ids of their own: the first names the group
+            name = name or pair.given_id or row["id"]
+            row.setdefault("group", patient_group(name, self.reading.secret()))
+            numbers[row["id"]] += 1
+            if numbers[row["id"]] > 1:
+                row["id"] = f"{row['id']}-{numbers[row['id']]}"
             yield {column: row.get(column) for column in self.columns}

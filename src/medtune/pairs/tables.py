@@ -124,7 +124,10 @@ def _rows_of(table: Table | LoosePictures, reading: Reading, given: _Given) -> I
             given.text_only += 1
         elif not found:
             yield _problem(table, where, f"{where}: {TEXT_ONLY}", reading)
+        # several pictures without a given id have ids of their own: the first names the group
+        name = (found[0].given_id or found[0].row["id"]) if found else None
         for number, pair in enumerate(found):
+            _set_group(pair, name, len(found), reading)
             yield _finished(pair, number, len(found), reading, given)
 
 
@@ -147,20 +150,28 @@ def _problem(table: Table | LoosePictures, where: str, reason: str, reading: Rea
     return {"id": name, "image": None, "caption": None, "problem": reason}
 
 
-def _finished(pair: FoundPair, number: int, of: int, reading: Reading, given: _Given) -> dict:
-    """Give the row of a pair its group and an id that no other pair has."""
+def _set_group(pair: FoundPair, name: str | None, of: int, reading: Reading) -> None:
+    """Give pairs of one record, and views of one report, a group: no split must tear them apart."""
     row = pair.row
     # the table's word about the group counts more than that of a DICOM file
     if pair.patient and not names_group(row.get("group")):
         row["group"] = pair.patient
+    belongs_together = of > 1 or _is_repeated(pair, reading)
+    if name is not None and belongs_together and not names_group(row.get("group")):
+        row["group"] = patient_group(name, reading.secret())
+
+
+def _is_repeated(pair: FoundPair, reading: Reading) -> bool:
+    return pair.id_is_given and id_hash(pair.given_id) in reading.repeated
+
+
+def _finished(pair: FoundPair, number: int, of: int, reading: Reading, given: _Given) -> dict:
+    """Give the row of a pair an id that no other pair has."""
+    row = pair.row
     name = row["id"]
     if name is None:
         return row
-    is_repeated = pair.id_is_given and id_hash(pair.given_id) in reading.repeated
-    # pairs of one record, and views of one report, must not be torn apart by a split
-    if (of > 1 or is_repeated) and not names_group(row.get("group")):
-        row["group"] = patient_group(pair.given_id or name, reading.secret())
-    if is_repeated:
+    if _is_repeated(pair, reading):
         # the same picture with the same question is a repetition: it keeps its id, so that
         # conversion names it
         views = given.views.setdefault(name, {})
