@@ -224,6 +224,7 @@ def test_one_word_for_left_and_right_is_the_same():
     assert kinds("The lungs are clear.", "双肺清晰。") == []
     assert kinds("The lung is clear.", "双肺清晰。") == ["side"]
     assert kinds("The cyst measures 2 cm.", "囊肿2厘米左右。") == []
+    assert kinds("A cyst on the left and one on the right.", "囊肿。") == ["side"]
 
 
 def test_sides_are_mixed_up_in_a_text_that_names_both():

@@ -266,8 +266,11 @@ def _compare_sides(source: str, translated: str) -> tuple[list[str], list[str]]:
         return [], []
     lost = set(ours) - set(theirs)
     added = set(theirs) - set(ours)
-    if _BOTH in (lost, added) and lost | added <= {*_BOTH, "bilateral"}:
-        return [], []  # "left and right" may be 双侧
+    # "left and right" may be 双侧
+    both_became_one_word = lost == _BOTH and added <= {"bilateral"} and "bilateral" in theirs
+    one_word_became_both = added == _BOTH and lost <= {"bilateral"} and "bilateral" in ours
+    if both_became_one_word or one_word_became_both:
+        return [], []
     if lost | added == {"bilateral"}:
         twin = source if added else translated
         if _TWO_OF_THEM.search(twin.lower()):

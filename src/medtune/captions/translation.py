@@ -672,8 +672,9 @@ def _ask_all(captions: Sequence[str], asking: _Asking) -> Iterator[tuple[str, _O
     to_do: queue.SimpleQueue[Sequence[str]] = queue.SimpleQueue()
     for start in starts:
         to_do.put(captions[start : start + asking.batch_size])
-    done: queue.SimpleQueue[tuple[Sequence[str], list[_Outcome] | BaseException]]
-    done = queue.SimpleQueue()
+    # It holds no more than a kill may cost: threads wait until what they have is written.
+    done: queue.Queue[tuple[Sequence[str], list[_Outcome] | BaseException]]
+    done = queue.Queue(maxsize=asking.workers)
     for _ in range(min(asking.workers, len(starts))):
         # A thread may wait for minutes for a reply: as daemons they do not hold up the end of the
         # program, whether by Ctrl-C or by an error.
@@ -687,9 +688,11 @@ def _ask_all(captions: Sequence[str], asking: _Asking) -> Iterator[tuple[str, _O
             yield from zip(batch, outcomes, strict=True)
     finally:
         asking.stop.set()
+        # makes room, so that no thread waits for ever with its last batch
+        list(_what_has_come(done))
 
 
-def _work(asking: _Asking, to_do: queue.SimpleQueue, done: queue.SimpleQueue) -> None:
+def _work(asking: _Asking, to_do: queue.SimpleQueue, done: queue.Queue) -> None:
     """Translate batches until there are no more, or all must stop."""
     while not asking.stop.is_set():
         try:
@@ -703,7 +706,7 @@ def _work(asking: _Asking, to_do: queue.SimpleQueue, done: queue.SimpleQueue) ->
             return
 
 
-def _what_has_come(done: queue.SimpleQueue) -> Iterator[tuple[str, _Outcome]]:
+def _what_has_come(done: queue.Queue) -> Iterator[tuple[str, _Outcome]]:
     """Yield what other threads have translated before one met an error."""
     while not done.empty():
         batch, outcomes = done.get()
