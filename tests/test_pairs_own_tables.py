@@ -121,7 +121,7 @@ def test_every_line_of_a_tsv_without_quotation_is_a_row(tmp_path_factory, texts)
 
 
 @pytest.mark.parametrize("sign", [",", "\t", ";"])
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(texts=st.lists(plain_texts.filter(str.strip), min_size=1, max_size=6))
 def test_every_line_that_opens_and_closes_nothing_is_counted(tmp_path_factory, sign, texts):
     """Each line begins a field with a mark that no line closes: a pair or a rejection each."""
@@ -165,7 +165,7 @@ records = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(lines=st.lists(records | odd, min_size=1, max_size=6))
 def test_every_line_is_a_pair_or_a_rejection(tmp_path_factory, lines):
     folder = tmp_path_factory.mktemp("lines")
