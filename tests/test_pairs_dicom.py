@@ -901,6 +901,12 @@ def test_the_group_follows_the_patient_and_the_salt(tmp_path):
     assert group() != group(salt="b")
     assert group() != group(PatientID="PID-4712")
     assert group(PatientID=" PID-4711 ") == group()
+    # a table that names the patient comes to the same group
+    table = tmp_path / "table" / "captions.csv"
+    table.parent.mkdir()
+    Image.new("L", (8, 8)).save(table.parent / "a.png")
+    table.write_text("image,caption,patient_id\na.png,A square.,PID-4711\n")
+    assert pairs.load_pairs(table, salt="a")[0]["group"] == group()
     assert group(group_by="study") != group(group_by="study")
     # without a patient's number the study stands for the patient
     study = group(group_by="study", StudyInstanceUID="1.2")
@@ -1025,7 +1031,7 @@ def test_real_files_describe_without_their_patients():
         about = pairs.describe(path, salt="pepper")
         assert about["modality"] == ds.Modality
         assert (about["rows"], about["columns"]) == (ds.Rows, ds.Columns)
-        assert len(about["group"]) == 16
+        assert len(about["group"]) == (20 if ds.PatientID else 16)
         assert str(ds.PatientID) not in map(str, about.values())
         assert pairs.read_frames(path)[0].size == (ds.Columns, ds.Rows)
     assert len(pairs.series_files(REAL)) == 7

@@ -29,6 +29,15 @@ def test_a_reference_is_small_and_names_no_machine(root):
     assert [row["run"] for row in runs.list_runs(root)] == ["small"]
 
 
+def test_a_reference_of_own_data_is_refused_unless_it_is_wanted(root):
+    (root / "mine.csv").write_text("image,caption")
+    runs.run("small", overrides={"data": str(root / "mine.csv")}, new_name="mine", root=root)
+    with pytest.raises(ValueError, match="own_data=True"):
+        runs.write_reference("mine", root=root)
+    assert not (root / "papermill_runs" / "reference").exists()
+    assert runs.write_reference("mine", root=root, own_data=True).is_dir()
+
+
 def test_a_reference_hands_no_patient_pictures_on(root):
     draw = """from IPython.display import display
 display({"image/" + "png": "aGk=", "text/plain": "figure"}, raw=True)"""

@@ -91,6 +91,10 @@ def _options_of(arguments: list[str]) -> dict[str, str]:
     for parameter in commands[called[0]].params:
         if parameter.param_type_name == "option":
             options[parameter.name] = max(parameter.opts, key=len)
+    # functions call by another name what these options take
+    for argument, option in (("base_url", "url"), ("questions", "question")):
+        if option in options:
+            options[argument] = options[option]
     return options
 
 

@@ -54,8 +54,12 @@ def evaluate(
     ] = None,
     adapter: Annotated[str | None, typer.Option(help="Folder of an adapter on the model.")] = None,
     question: Annotated[
-        str, typer.Option(help="For pictures: what is asked of each; records bring their own.")
-    ] = "Describe this medical image.",
+        str | None,
+        typer.Option(
+            help="For pictures: what is asked of each; by default the question that its table has, "
+            "or 'Describe this medical image.' Records bring their own."
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Answers generated at once.")] = 8,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
     report: Annotated[
@@ -330,6 +334,7 @@ def _score_functions(names: list[str] | None) -> dict[str, Any]:
         "llamafactory": scores.llamafactory_scores,
         "standard": scores.standard_scores,
         "finding": scores.finding_scores,
+        "listing": scores.listing_scores,
     }
     unknown = sorted(set(names or []) - set(known))
     if unknown:

@@ -298,3 +298,57 @@ def _complain_of_leaks(report: dict[str, Any], source: str) -> None:
             f"the split of {source} leaks: {', '.join(leaks)}; --split-by patient makes another, "
             "and --write FILE keeps it"
         )
+
+
+@app.command()
+def translate(
+    source: Source,
+    out: Annotated[Path, typer.Argument(help="JSONL to write; one that is there is continued.")],
+    url: Annotated[
+        str,
+        typer.Option(
+            help="Where the model is served: a bare address is Ollama's protocol, one that ends in "
+            "/v1 is OpenAI's."
+        ),
+    ],
+    model: Annotated[str, typer.Option(help="Name that the server gives the model.")],
+    to: Annotated[str, typer.Option(help="Language to translate to: zh or en.")] = "zh",
+    allow_remote: Annotated[
+        bool,
+        typer.Option(
+            "--allow-remote",
+            help="Send the captions to another machine than this one. They may name patients.",
+        ),
+    ] = False,
+    column: Column = None,
+    captions: Captions = None,
+    image_root: ImageRoot = None,
+    encoding: Encoding = None,
+    config: Config = None,
+    split: Split = None,
+    limit: Limit = None,
+) -> None:
+    """Translate the captions of a source with a model on this machine, and check what it changed.
+
+    docs/translate.md shows the whole way, and what to do with what the check flags.
+    """
+    from medtune.captions import translate_captions
+
+    asked = Asked(
+        column=column or [],
+        captions=captions,
+        image_root=image_root,
+        encoding=encoding,
+        config=config,
+        split=split,
+        limit=limit,
+    )
+    report = translate_captions(
+        asked.load(source), out, base_url=url, model=model, to=to, allow_remote=allow_remote
+    )
+    print_json(report)
+    if report["failed"]:
+        raise ValueError(
+            f"{report['failed']} of {report['rows']} captions were not translated: the reasons "
+            f"stand in {report['failed_file']}; start again to try them again"
+        )

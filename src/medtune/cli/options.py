@@ -70,7 +70,7 @@ ScoreNames = Annotated[
     list[str] | None,
     typer.Option(
         "--score",
-        help="llamafactory, standard or finding; may be repeated. By default all of them.",
+        help="llamafactory, standard, finding or listing; may be repeated. By default all of them.",
     ),
 ]
 

@@ -154,11 +154,21 @@ def params(name: Run, root: Root = None) -> None:
 
 
 @app.command()
-def reference(name: Run, root: Root = None) -> None:
+def reference(
+    name: Run,
+    own_data: Annotated[
+        bool,
+        typer.Option(
+            "--own-data",
+            help="Also of a run on data of your own, whose captions and ids it then shows.",
+        ),
+    ] = False,
+    root: Root = None,
+) -> None:
     """Keep a small executed copy of a finished run in papermill_runs/reference/."""
     from medtune import runs
 
-    print(runs.write_reference(name, root=root))
+    print(runs.write_reference(name, root=root, own_data=own_data))
 
 
 @app.command()

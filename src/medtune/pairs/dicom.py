@@ -973,7 +973,7 @@ def describe(path: str | os.PathLike, *, salt: str, group_by: str = "patient") -
     >>> from pydicom.data import get_testdata_file
     >>> about = describe(get_testdata_file("CT_small.dcm"), salt="a secret")
     >>> about["modality"], about["rows"], about["spacing"], len(about["group"])
-    ('CT', 128, [0.661468, 0.661468], 16)
+    ('CT', 128, [0.661468, 0.661468], 20)
     """
     levels = {
         "patient": ["PatientID", "StudyInstanceUID", "SeriesInstanceUID"],
@@ -1035,10 +1035,16 @@ def _hashed(ds: Dataset, tags: list[str], salt: str) -> str | None:
     for tag in tags:
         value = _text(ds, tag)
         if value:
-            # the tag goes in, so that a patient and a study of the same number differ
-            text = f"{tag}:{value}"
-            return hmac.new(salt.encode(), text.encode(), hashlib.sha256).hexdigest()[:16]
+            if tag == "PatientID":
+                # as a table's column of patients is hashed, so that both name the same group
+                return "patient-" + _keyed_hash(value, salt)[:12]
+            # the tag goes in, so that a study and a series of the same number differ
+            return _keyed_hash(f"{tag}:{value}", salt)[:16]
     return None
+
+
+def _keyed_hash(text: str, salt: str) -> str:
+    return hmac.new(salt.encode(), text.encode(), hashlib.sha256).hexdigest()
 
 
 def copy_without_patient(path: str | os.PathLike, out: str | os.PathLike) -> dict:

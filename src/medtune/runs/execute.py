@@ -5,6 +5,7 @@ executes. Before that, the parameters are checked, and the fingerprints of what 
 depends on say where to continue.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -254,6 +255,7 @@ def execute_in_kernel(step: Step, label: str, notebooks: Path, out: Path) -> Non
         _keep(executed, step, part, out)
         return
     if part.exists():
+        _forget_places(part)
         os.replace(part, failed)
     so_far = os.path.relpath(failed, notebooks.parent)
     raise ValueError(f"{step.notebook} {problem}; executed so far: {so_far}")
@@ -275,6 +277,15 @@ def _papermill(step: Step, label: str, notebooks: Path, part: Path) -> Any:
         # or each kernel warns that it listens on a local port
         extra_arguments=["--log-level=ERROR"],
     )
+
+
+def _forget_places(notebook: Path) -> None:
+    """Remove what papermill notes of an executed notebook: times, and paths of this machine."""
+    # after a full disk it may be cut off
+    with contextlib.suppress(ValueError, KeyError):
+        content = json.loads(notebook.read_text("utf-8"))
+        del content["metadata"]["papermill"]
+        notebook.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _keep(executed: Any, step: Step, part: Path, out: Path) -> None:

@@ -13,7 +13,13 @@ from .params import find_root, has_tag
 INSTEAD = "(a figure with a patient's pictures: run the notebook to see it)"
 
 
-def write_reference(name: str, *, root: str | Path | None = None, max_mb: float = 3.0) -> Path:
+def write_reference(
+    name: str,
+    *,
+    root: str | Path | None = None,
+    max_mb: float = 3.0,
+    own_data: bool = False,
+) -> Path:
     """Copy a finished run's notebooks and summary to `papermill_runs/reference/<name>/`.
 
     Left out are the paths of this machine, and patients' pictures: the figures of cells tagged
@@ -24,6 +30,8 @@ def write_reference(name: str, *, root: str | Path | None = None, max_mb: float 
     name : folder in `papermill_runs/`.
     root : the repository; see `find_root`.
     max_mb : what the copy may take at most, in MB (10^6 bytes).
+    own_data : also of a run on other data than the sample, whose captions and ids the notebooks
+        print. A reference is made to be handed on.
 
     Returns
     -------
@@ -31,7 +39,8 @@ def write_reference(name: str, *, root: str | Path | None = None, max_mb: float 
 
     Raises
     ------
-    ValueError : the run is not finished, or the copy would take more than `max_mb`.
+    ValueError : the run is not finished, it is on data of your own, or the copy would take more
+        than `max_mb`.
     """
     root = find_root(root)
     out = root / "papermill_runs" / name / "out"
@@ -40,6 +49,13 @@ def write_reference(name: str, *, root: str | Path | None = None, max_mb: float 
     if missing:
         advice = f"start 'medtune run {name}' first"
         raise ValueError(f"run {name!r} has no finished {missing[0]}: {advice}")
+    for step in steps:
+        data = step.values.get("data", "sample")
+        if data != "sample" and not own_data:
+            raise ValueError(
+                f"run {name!r} is on {data}: its notebooks show captions and ids of it, and a "
+                "reference is made to be handed on; own_data=True keeps one nevertheless"
+            )
     texts = {}
     for step in steps:
         file = f"{step.notebook}.ipynb"
