@@ -23,14 +23,15 @@ PROFILES = {
     "qwen3-vl-30b-a3b-corrected-zero3": "Qwen/Qwen3-VL-30B-A3B-Instruct",
     "qwen3-vl-30b-a3b-webui": "Qwen/Qwen3-VL-30B-A3B-Instruct",
     "qwen3-vl-2b-multitask": "Qwen/Qwen3-VL-2B-Instruct",
+    "qwen3-vl-2b-multitask-2gpu": "Qwen/Qwen3-VL-2B-Instruct",
     "gemma3-4b-qlora": "google/gemma-3-4b-pt",
     "qwen2-vl-2b-lora": "Qwen/Qwen2-VL-2B-Instruct",
 }
 
 
 def trained_by(params: dict) -> str:
-    """The notebook of a run that trains: 03, or in several processes 03b."""
-    (notebook,) = [name for name in params if name.startswith(("03_", "03b_"))]
+    """The notebook of a run that trains: 03, in several processes 03b, with heads 07."""
+    (notebook,) = [name for name in params if name.startswith(("03_", "03b_", "07_"))]
     assert all(values.get("trained_by", notebook) == notebook for values in params.values()), (
         "05 and 06 go on from there"
     )

@@ -61,8 +61,8 @@ def explain(error: BaseException, out: str = "output_dir") -> tuple[str, bool]:
 
     Examples
     --------
-    >>> explain(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "))[0][:31]
-    'a process that loads data died '
+    >>> explain(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "))[0][:30]
+    'a process that loads data died'
     """
     # long enough for any message: the end of a line often says what to do
     line = one_line(error, limit=10_000)
