@@ -79,6 +79,9 @@ COMMANDS = [
     "evaluate",
     "compare",
     "version",
+    "clean",
+    "ids",
+    "translate",
 ]
 # each of these takes a good part of a second, or more
 HEAVY = ["torch", "transformers", "papermill", "datasets", "pandas", "numpy", "pydantic"]
@@ -450,6 +453,11 @@ def test_a_message_names_options_and_no_arguments_of_functions(medtune, pairs):
     assert code == 1 and "--captions" in err and "captions=" not in err
     code, _, err = medtune("convert", pairs, pairs / "out3", "--column", "caption")
     assert code == 1 and "OURS=THEIRS" in err and err.count("\n") == 1
+    code, _, err = medtune("convert", pairs, pairs / "out3", "--column", "scanner=a")
+    assert code == 1 and "'scanner' is none of our columns" in err and "group" in err
+    words = ["--captions", pairs / "words.csv", "--column", "caption=words"]
+    code, _, err = medtune("convert", pairs, pairs / "out3", *words, "--column", "image=Imag")
+    assert code == 1 and "--column image=image" in err, "the column that is most like it"
     code, _, err = medtune("convert", pairs, pairs / "out4", "--most-rejected", 2)
     assert code == 1 and "--most-rejected" in err
 
@@ -524,3 +532,39 @@ def test_compare_warns_of_answers_without_a_group(medtune, tmp_path):
     file.write_text("\n".join(map(json.dumps, rows)))
     code, _, err = medtune("compare", file, file, "--score", "finding")
     assert code == 0 and "2 samples name no group" in err
+
+
+# ---- what is not known is said
+
+
+def test_convert_and_audit_warn_where_no_patient_is_known(medtune, pairs, tmp_path):
+    table = pairs / "captions.csv"
+    table.write_text(table.read_text().replace(",patient", ",ward", 1))
+    code, out, err = medtune("convert", pairs, tmp_path / "out")
+    assert code == 0 and json.loads(out)["records"] == {"train": 12}
+    assert "neither patients nor a split are known" in err and "--column group=NAME" in err
+    assert "warning: no patients are known" in medtune("audit", pairs)[2]
+    # our word for the patient is group, and people say patient
+    code, out, err = medtune("convert", pairs, tmp_path / "dealt", "--column", "patient=ward")
+    assert code == 0 and json.loads(out)["split_by"] == "patient" and "warning" not in err
+
+
+def test_ids_says_which_file_an_id_stands_for(medtune, pairs):
+    table = pairs / "captions.csv"
+    table.write_text(table.read_text().replace("image,id,", "image,number,", 1))
+    code, out, _ = medtune("ids", pairs)
+    lines = out.splitlines()
+    assert code == 0 and len(lines) == 13
+    name, row, file = lines[4].split()
+    assert name.startswith("image-") and row == "3" and file.endswith("3.png")
+    code, out, _ = medtune("ids", pairs, "--only", name)
+    assert code == 0 and len(out.splitlines()) == 2
+    assert medtune("ids", pairs, "--only", "nobody")[0] == 1
+
+
+def test_a_part_of_the_records_is_answered(medtune, converted, tmp_path):
+    out = tmp_path / "answers.jsonl"
+    options = ["--model", TINY, "--max-new-tokens", 2, "--out", out, "--limit", 2]
+    code, _, err = medtune("evaluate", converted, "--split", "train", *options)
+    assert code == 0, err
+    assert len(out.read_text().splitlines()) == 2

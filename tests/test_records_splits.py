@@ -58,7 +58,7 @@ def test_a_rejected_row_needs_no_patient(tmp_path):
     assert set(summary["records"]) == set(SPLITS)
 
 
-@pytest.mark.parametrize("groups", [["a", "b", None, "c"], ["a", "a", "b", "b"], [None] * 4])
+@pytest.mark.parametrize("groups", [["a", "a", "b", "b"], [None] * 4])
 def test_unknown_or_few_patients_are_not_dealt_out(tmp_path, groups):
     rows = [pair(i, group=group) for i, group in enumerate(groups)]
     source = write_shard(tmp_path / "a.parquet", rows)
@@ -66,6 +66,27 @@ def test_unknown_or_few_patients_are_not_dealt_out(tmp_path, groups):
     assert summary["split_by"] == "none" and summary["records"] == {"train": 4}
     with pytest.raises(ValueError, match=r"split_by=patient needs|cannot fill 3 splits"):
         convert_pairs(source, tmp_path / "asked", split_by="patient")
+
+
+def test_a_row_that_names_no_patient_is_rejected_where_others_do(tmp_path):
+    """Its patient may be one of the others, so that it fits into no part."""
+    groups = ["a", "b", None, "c", "d"]
+    source = write_shard(
+        tmp_path / "a.parquet", [pair(i, group=group) for i, group in enumerate(groups)]
+    )
+    summary = convert_pairs(source, tmp_path / "out")
+    assert summary["split_by"] == "patient" and summary["rejected"] == 1
+    assert sum(summary["records"].values()) == 4
+    assert "names no patient" in (tmp_path / "out" / "rejected.jsonl").read_text()
+    whole = convert_pairs(source, tmp_path / "whole", split_by="none")
+    assert whole["records"] == {"train": 5}
+
+    groups = ["a", "b", "c", None, None, None, None]
+    source = write_shard(
+        tmp_path / "b.parquet", [pair(i, group=group) for i, group in enumerate(groups)]
+    )
+    with pytest.raises(ValueError, match=r"4 of 7 rows name no patient.*split_by=none"):
+        convert_pairs(source, tmp_path / "most")
 
 
 def test_a_split_of_the_source_is_kept(tmp_path):

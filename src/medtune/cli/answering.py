@@ -92,8 +92,11 @@ def evaluate(
     if source.is_dir() and (source / f"{split}.jsonl").is_file():
         from medtune.records import read_records
 
+        records = read_records(source, split)
+        if limit is not None:
+            records = records.select(range(min(limit, len(records))))
         rows = _answer(
-            read_records(source, split),
+            records,
             model,
             adapter,
             batch_size=batch_size,
@@ -226,9 +229,32 @@ def _print_scores(rows: list[dict[str, Any]], names: list[str] | None) -> None:
             found[name] = with_intervals(score, answers, references, groups=groups)
         else:
             found[name] = score(answers, references)
-    print_json(found)
+    _show_scores(found)
     if not grouped:
         print(f"medtune: {NO_INTERVALS}", file=sys.stderr)
+
+
+def _show_scores(found: dict[str, dict[str, Any]]) -> None:
+    """Print a table for people at a terminal, and JSON with everything for programs in a pipe."""
+    if not sys.stdout.isatty():
+        print_json(found)
+        return
+    rows = []
+    for name, scores in found.items():
+        intervals = scores.get("intervals", {})
+        for key, value in scores.items():
+            if not isinstance(value, float):
+                continue
+            interval = intervals.get(key) or {}
+            rows.append(
+                {
+                    "score": f"{name} {key}",
+                    "value": value,
+                    "low": interval.get("low"),
+                    "high": interval.get("high"),
+                }
+            )
+    print_table(rows)
 
 
 def _print_beside_report(answers: list[dict[str, Any]], report: str) -> None:
@@ -280,7 +306,8 @@ def compare(
 ) -> None:
     """Compare two runs on the samples they share.
 
-    For each score the difference, a minus b, and its interval.
+    For each score the difference, a minus b, its 95% interval, and whether that leaves out 0, which
+    decides between the two.
     """
     from medtune.pairs import names_group
     from medtune.scores import paired_bootstrap
@@ -321,7 +348,11 @@ def compare(
             if not isinstance(samples_a[column][0], float):
                 continue
             result = paired_bootstrap(samples_a[column], samples_b[column], groups, seed=seed)
-            shown = {key: result[key] for key in ("difference", "low", "high", "label")}
+            shown = {key: result[key] for key in ("difference", "low", "high")}
+            shown["decided"] = "no"
+            if result["low"] is not None and (result["low"] > 0 or result["high"] < 0):
+                shown["decided"] = "yes"
+            shown["label"] = result["label"]
             rows.append({"score": f"{name} {column}", **shown})
     print_table(rows)
 

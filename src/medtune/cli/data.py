@@ -25,6 +25,9 @@ from .options import (
 )
 from .printing import print_json, print_table
 
+# So many pictures are named one by one.
+MOST_NAMED = 30
+
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def sample(context: typer.Context, root: Root = None) -> None:
@@ -147,6 +150,13 @@ def convert(
         keep=keep or (),
     )
     print_json(report)
+    if report["split_by"] == "none" and split_by is None:
+        print(
+            "medtune: warning: neither patients nor a split are known, so that all records are for "
+            "training and none to judge by: name the column of the patients, --column group=NAME, "
+            "or make a split with 'medtune audit --write' and --splits",
+            file=sys.stderr,
+        )
     _complain_of_rejected(report, source, out, most_rejected)
 
 
@@ -263,8 +273,14 @@ def audit(
     if write is not None:
         write_splits(write, pairs["id"], splits, groups)
     print_json(report)
-    _warn_of_text(pairs)
     _complain_of_unreadable(pairs, marks.unreadable, source)
+    _warn_of_text(pairs)
+    if "group" not in pairs.column_names and not id_pattern:
+        print(
+            "medtune: warning: no patients are known, so that groups are look-alikes, and two "
+            "different pictures of one patient may be parted: --column group=NAME, or --id-pattern",
+            file=sys.stderr,
+        )
     _complain_of_leaks(report, source)
 
 
@@ -275,6 +291,13 @@ def _warn_of_text(pairs: Any) -> None:
     found = burned_in_text(pairs)
     for line in found.warnings():
         print(f"medtune: warning: {line}", file=sys.stderr)
+    suspects = found.flagged + found.with_text
+    if suspects:
+        print(
+            f"medtune: warning: look at {', '.join(suspects[:MOST_NAMED])}; 'medtune ids' with the "
+            "same source and options says which files these are",
+            file=sys.stderr,
+        )
 
 
 def _complain_of_unreadable(pairs: Any, unreadable: list[int], source: str) -> None:
@@ -298,6 +321,47 @@ def _complain_of_leaks(report: dict[str, Any], source: str) -> None:
             f"the split of {source} leaks: {', '.join(leaks)}; --split-by patient makes another, "
             "and --write FILE keeps it"
         )
+
+
+@app.command()
+def ids(
+    source: Source,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="An id to look up; may be repeated. By default all are listed."),
+    ] = None,
+    column: Column = None,
+    captions: Captions = None,
+    image_root: ImageRoot = None,
+    allow_empty_captions: AllowEmptyCaptions = False,
+    encoding: Encoding = None,
+    window: Window = None,
+) -> None:
+    """Say which file of a source each id stands for, on the screen only.
+
+    Ids are hashes where a name of a file or a patient's number would stand otherwise.
+    """
+    import datasets
+
+    asked = Asked(
+        column=column or [],
+        captions=captions,
+        image_root=image_root,
+        allow_empty_captions=allow_empty_captions,
+        encoding=encoding,
+        window=window,
+    )
+    pairs = asked.load(source)
+    undecoded = pairs.cast_column("image", datasets.Image(decode=False))
+    rows = []
+    for number, row in enumerate(undecoded):
+        if only and row["id"] not in only:
+            continue
+        path = (row["image"] or {}).get("path")
+        rows.append({"id": row["id"], "row": number, "file": path or row.get("problem")})
+    if only and not rows:
+        raise ValueError(f"{source} has no pair with one of these ids: give the same options")
+    print_table(rows)
 
 
 @app.command()

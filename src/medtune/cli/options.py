@@ -75,6 +75,11 @@ ScoreNames = Annotated[
 ]
 
 
+# What --column can give a name to: the parts of a pair, and those of an answer.
+OURS = ("image", "id", "caption", "caption_zh", "question", "group", "split", "modality")
+OURS += ("answer", "reference")
+
+
 @dataclass(frozen=True)
 class Asked:
     """What a command line says of its source, beside its name."""
@@ -119,12 +124,12 @@ def read_columns(given: list[str] | None) -> dict[str, str]:
 
     Raises
     ------
-    ValueError : no equals sign, or nothing on one of its sides.
+    ValueError : no equals sign, nothing on one of its sides, or a name that is none of ours.
 
     Examples
     --------
-    >>> read_columns(["caption=impression", "group=patient id"])
-    {'caption': 'impression', 'group': 'patient id'}
+    >>> read_columns(["caption=impression", "patient=case number"])
+    {'caption': 'impression', 'group': 'case number'}
     """
     columns = {}
     for text in given or []:
@@ -134,7 +139,15 @@ def read_columns(given: list[str] | None) -> dict[str, str]:
                 f"--column takes OURS=THEIRS, such as caption=impression or group={text}, "
                 f"not {text!r}"
             )
-        columns[ours.strip()] = theirs.strip()
+        name = ours.strip().lower()
+        if name == "patient":
+            name = "group"
+        if name not in OURS:
+            raise ValueError(
+                f"--column {text}: {ours.strip()!r} is none of our columns, which are "
+                f"{', '.join(OURS)}"
+            )
+        columns[name] = theirs.strip()
     return columns
 
 

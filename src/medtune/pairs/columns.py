@@ -1,5 +1,6 @@
 """Which column of a source is which of ours, and which split a word means."""
 
+import difflib
 import re
 from collections.abc import Iterable
 
@@ -84,6 +85,24 @@ def split_of_word(word: object) -> str | None:
     return SPLITS_IN_COLUMNS.get(word.strip().lower()) if isinstance(word, str) else None
 
 
+def own_names(columns: dict[str, str]) -> dict[str, str]:
+    """Give the caller's columns under our own names: who says patient means group.
+
+    Examples
+    --------
+    >>> own_names({"patient": "Case", "caption": "Report", "scanner": "Device"})
+    {'group': 'Case', 'caption': 'Report', 'scanner': 'Device'}
+    """
+    meant = {}
+    for name, theirs in columns.items():
+        ours = name
+        for known, aliases in ALIASES.items():
+            if plain_name(name) in (known, *aliases):
+                ours = known
+        meant[ours] = theirs
+    return meant
+
+
 def our_names(
     available: Iterable[str], columns: dict[str, str], where: object, need: tuple[str, ...] = ()
 ) -> dict[str, str]:
@@ -123,7 +142,8 @@ def our_names(
     missing += [ours for ours in need if ours not in taken.values()]
     if missing:
         raise ValueError(
-            f"{where} has no column {' or '.join(missing)}, only {shown(available)}: {ADVICE}"
+            f"{where} has no column {' or '.join(missing)}, only {shown(available)}: "
+            + _advice(missing[0], available, columns)
         )
     if "caption" in need and "caption" not in columns:
         _refuse_ambiguous(taken, available, where)
@@ -136,6 +156,14 @@ def our_names(
         if stripped and is_free and ours not in names.values():
             names[theirs] = ours
     return names
+
+
+def _advice(missing: str, available: list[str], columns: dict[str, str]) -> str:
+    """Say which of our names the missing column was for, and which column may be meant."""
+    ours = next((ours for ours, theirs in columns.items() if theirs == missing), missing)
+    near = difflib.get_close_matches(missing, [str(name) for name in available], 1)
+    name = near[0] if near and missing in columns.values() else "NAME"
+    return f"say which is which, columns={{{ours!r}: {name!r}}}"
 
 
 def _not_reserved(name: str) -> str:

@@ -217,7 +217,8 @@ def _say_once(notice: str) -> None:
 def _dicom_pictures(file: Path, window: Any, salt: str) -> Iterator[Picture]:
     about = describe(file, salt=salt)
     known = {"modality": about["modality"], "burned_in": about["burned_in_annotation"]}
-    for frame in read_frames(file, window=window):
+    # the window is meant for the CT slices of a folder: an X-ray among them keeps its own
+    for frame in read_frames(file, window=window if about["modality"] == "CT" else None):
         # PNG keeps the grey levels of the window exactly
         buffer = io.BytesIO()
         frame.save(buffer, "PNG")

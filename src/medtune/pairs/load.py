@@ -13,7 +13,7 @@ from pathlib import Path
 import datasets
 
 from .arrow import make_dataset
-from .columns import split_of_word
+from .columns import own_names, split_of_word
 from .dicom import SUFFIXES as DICOM_SUFFIXES
 from .find import OTHER_SOURCES, find_loose_pictures, find_shards, find_tables, folder_of_zip
 from .hub import load_from_hub
@@ -116,7 +116,7 @@ def load_pairs(  # noqa: PLR0913 - one function for every source, each with its 
     """
     name = str(source)
     path = _find_sample() if name == "sample" else Path(source).expanduser()
-    columns = columns or {}
+    columns = own_names(columns or {})
     if not path.exists():
         hub_id, config_in_name = _hub_id_of(name, path)
         return load_from_hub(

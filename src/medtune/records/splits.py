@@ -75,7 +75,8 @@ def choose_splits(
     ----------
     source : what holds the pairs.
     splits : one for each row, or a CSV of them by id; None or empty: as the source says.
-    split_by : "patient", "none", or None: by patient where all groups and no split are known.
+    split_by : "patient", "none", or None: by patient where groups and no split are known. Then rows
+        that name no patient are rejected.
     seed : of the order in which patients are dealt out.
 
     Raises
@@ -102,11 +103,28 @@ def choose_splits(
                 "split_by=patient needs the patient of each row in a column `group`: "
                 "name it with columns={'group': 'NAME'}"
             )
-        if groups is not None and (split_by or len(set(groups)) >= len(SPLITS)):
-            return Chosen("patient", split_by_group(groups, seed=seed))
+        if groups is not None and (split_by or len(set(groups) - {None}) >= len(SPLITS)):
+            return _by_patient(groups, seed)
     if known:
         return Chosen("source")
     return Chosen("none", ["train"] * source.rows)
+
+
+def _by_patient(groups: list[str | None], seed: int) -> Chosen:
+    """Deal out the patients; a row that names none goes nowhere, for its patient may be anywhere."""
+    without = [number for number, group in enumerate(groups) if group is None]
+    if len(without) > len(groups) / 2:
+        raise ValueError(
+            f"{len(without)} of {len(groups)} rows name no patient (first: row {without[0]}), so that "
+            "no split can keep patients together: fill them in, or say split_by=none"
+        )
+    rows = [number for number, group in enumerate(groups) if group is not None]
+    dealt = split_by_group([groups[number] for number in rows], seed=seed)
+    splits: list[str | None] = [None] * len(groups)
+    for number, split in zip(rows, dealt, strict=True):
+        splits[number] = split
+    missing = "group: it names no patient, who may stand in another split"
+    return Chosen("patient", splits, missing=missing)
 
 
 def _refuse_both(split_by: str | None) -> None:
@@ -122,18 +140,20 @@ def _says_splits(source: Source) -> bool:
     return any(isinstance(cell, str) and cell.strip() for cell in source.cells("split"))
 
 
-def _known_groups(source: Source) -> list[str] | None:
-    """Give the group of each row as text, or None if one of them is not known."""
-    groups = []
+def _known_groups(source: Source) -> list[str | None] | None:
+    """Give the group of each row as text, None where it is not known; None if none is."""
+    groups: list[str | None] = []
+    known = 0
     problems = source.cells("problem")
     for number, cell in enumerate(source.cells("group")):
         if names_group(cell):
             groups.append(str(cell))
+            known += 1
         elif problems[number]:
             groups.append(f"rejected row {number}")
         else:
-            return None
-    return groups
+            groups.append(None)
+    return groups if known else None
 
 
 # --- a file of splits -------------------------------------------------------------------------

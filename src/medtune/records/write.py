@@ -97,8 +97,8 @@ def convert_pairs(  # noqa: PLR0913 - each is a setting that a user may want to 
         perhaps group, as `medtune audit --write FILE` writes it. By default the column `split` says
         it, or else the name of the shard.
     split_by : "patient" deals the groups out, 80% of the rows for training and 10% each for
-        validation and test; "none" does not. By default that is done where the group of each row is
-        known and no split.
+        validation and test; "none" does not. By default that is done where groups are known and no
+        split; rows without a group are then rejected.
     keep : names of columns that go into the records besides those that the course knows (group,
         question, roi, has_box, shows, slice, structure, window, modality, fields). All others stay
         out: a table may hold names and ages.

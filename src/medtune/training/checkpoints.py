@@ -252,7 +252,7 @@ def _refuse_another_run(out: Path, settings: dict[str, Any], resume: bool) -> No
             return
     if noted.exists() or any(out.glob("checkpoint-*")):
         raise ValueError(
-            f"{out} holds another run: set resume to continue your own, "
+            f"{out} holds a run already: add --resume (resume: true) to continue it, "
             "or choose another output_dir"
         )
 

@@ -79,6 +79,9 @@ def train_model(trainer: Any, script_args: ScriptArguments, model_args: ModelCon
     with watch(trainer, script_args.watchdog_seconds):
         trainer.train(resume_from_checkpoint=start.checkpoint)
     if callback.stop:
+        if trainer.is_world_process_zero():
+            step = f"{trainer.state.global_step} of {trainer.state.max_steps}"
+            print(f"medtune train: stopped after step {step}, --resume goes on", file=sys.stderr)
         raise SystemExit(STOPPED)
     _save(trainer, script_args, model_args, settings)
 

@@ -6,8 +6,10 @@ is refused.
 
 from __future__ import annotations
 
+import difflib
 import os
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +108,7 @@ def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, SFTConfig, ModelC
     ('language', True, 4)
     >>> parse_arguments([*words, "--lora_rank", "4"])
     Traceback (most recent call last):
-    ValueError: Some specified arguments are not used by the HfArgumentParser: ['--lora_rank', '4']
+    ValueError: Some specified arguments are not used ... ['--lora_rank', '4'] Did you mean ... lora_r...
     """
     parser = _Parser((ScriptArguments, SFTConfig, ModelConfig), prog="medtune train")
     _set_defaults(parser)
@@ -115,7 +117,10 @@ def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, SFTConfig, ModelC
         # DeepSpeed's launcher adds a local rank, which is in the environment, too
         if not word.startswith("--local_rank="):
             words.append(ZERO.get(word, word))
-    script_args, training_args, model_args = parser.parse_args_and_config(words)
+    try:
+        script_args, training_args, model_args = parser.parse_args_and_config(words)
+    except ValueError as error:
+        raise ValueError(f"{error}{_did_you_mean(str(error))}") from None
     _refuse_what_cannot_train(training_args, model_args)
     if script_args.fast and torch.cuda.is_available():
         # all layers share one function of Transformers, and each variant of it counts
@@ -123,6 +128,20 @@ def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, SFTConfig, ModelC
         if not training_args.dataloader_num_workers:
             training_args.dataloader_num_workers = min(8, os.cpu_count() or 1)
     return script_args, training_args, model_args
+
+
+def _did_you_mean(message: str) -> str:
+    """Name the keys that are most like the first unknown one of a message; empty if none is."""
+    unknown = re.search(r"--(\w+)", message)
+    if not unknown:
+        return ""
+    known = []
+    for settings in (ScriptArguments, SFTConfig, ModelConfig):
+        known += [setting.name for setting in fields(settings)]
+    near = difflib.get_close_matches(unknown[1], known, 3)
+    if not near or unknown[1] in near:
+        return ""
+    return f" Did you mean {' or '.join(near)}?"
 
 
 def _set_defaults(parser: TrlParser) -> None:
