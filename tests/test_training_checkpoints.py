@@ -58,7 +58,7 @@ def test_a_run_is_continued_by_its_like_only(tmp_path, capsys):
 
 def test_checkpoints_without_settings_are_foreign(tmp_path):
     checkpoint(tmp_path, 4)
-    with pytest.raises(ValueError, match="another run"):
+    with pytest.raises(ValueError, match="holds a run already"):
         prepare(tmp_path, stage=None, ranks=1)
 
 
@@ -131,7 +131,7 @@ def test_a_finished_run_says_so_and_trains_no_more(place, capsys):
     code, said = train(place, capsys, resume=True, lora_r=4)
     assert (code, "another lora_r" in said) == (1, True)
     code, said = train(place, capsys)
-    assert (code, "holds another run" in said) == (1, True)
+    assert (code, "holds a run already" in said) == (1, True)
     assert state_of(out) == before
 
 
