@@ -227,7 +227,12 @@ def test_nothing_is_asked_when_no_endpoint_is_configured(options):
         captions.extract_with_llm(["A mass."], **options)
 
 
+def test_captions_stay_on_this_machine_unless_they_may_leave_it():
+    with pytest.raises(ValueError, match="allow_remote=True if they may"):
+        captions.extract_with_llm(["A mass."], base_url="http://192.0.2.1/v1", model="m")
+
+
 def test_missing_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(ImportError, match="pip install openai"):
-        captions.extract_with_llm(["A mass."], base_url="http://x/v1", model="m")
+        captions.extract_with_llm(["A mass."], base_url="http://127.0.0.1:9/v1", model="m")

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from medtune.files import one_line, write_json
 
+from .endpoint import open_endpoint
 from .rules import PLACES, Caption, detect_language, entities
 
 _EXTRACT = (
@@ -55,6 +56,8 @@ def extract_with_llm(texts: Sequence[str], **endpoint: Any) -> list[Caption | No
         What the endpoint calls the model, say "qwen3:4b".
     api_key : str, default "none"
         What the endpoint wants to see; Ollama takes anything.
+    allow_remote : bool, default False
+        Take an address that is not of this machine. The captions then leave it.
     cache_dir : path, optional
         A folder for one small JSON file per text: a second call asks only for what is missing. It
         holds answers: keep it as safe as the captions.
@@ -75,7 +78,7 @@ def extract_with_llm(texts: Sequence[str], **endpoint: Any) -> list[Caption | No
     Raises
     ------
     ValueError
-        If no endpoint is configured, or an answer stays wrong.
+        If no endpoint is configured or it is not on this machine, or an answer stays wrong.
     OSError
         If the endpoint fails; TimeoutError if it is too slow.
     ImportError
@@ -139,6 +142,7 @@ class _Endpoint:
     base_url: str | None = None
     model: str | None = None
     api_key: str = "none"
+    allow_remote: bool = False
     cache_dir: str | Path | None = None
     timeout: float = 60.0
     retries: int = 2
@@ -153,6 +157,14 @@ class _Endpoint:
                 "no LLM endpoint is configured: pass base_url, say 'http://localhost:11434/v1',"
                 " and model"
             )
+        # refuses an address elsewhere; the client below speaks to the one that was checked
+        open_endpoint(
+            self.base_url,
+            self.model,
+            api_key=self.api_key,
+            timeout=self.timeout,
+            allow_remote=self.allow_remote,
+        )
         # here and not at the top: openai is an extra, and the rules do not need it
         try:
             import openai
