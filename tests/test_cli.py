@@ -549,6 +549,23 @@ def test_convert_and_audit_warn_where_no_patient_is_known(medtune, pairs, tmp_pa
     assert code == 0 and json.loads(out)["split_by"] == "patient" and "warning" not in err
 
 
+def test_a_row_without_a_patient_gets_no_split(medtune, pairs, tmp_path):
+    """Its patient may be one of the others: audit and convert say the same of it."""
+    table = pairs / "captions.csv"
+    table.write_text(table.read_text().replace("patient-3", "", 1))
+    splits = tmp_path / "splits.csv"
+    code, _, err = medtune("audit", pairs, "--write", splits)
+    assert "1 rows name no patient (first: row 3, id id-3)" in err
+    assert "id-3,," in splits.read_text()
+    for number, options in enumerate([["--splits", splits], []]):
+        out = tmp_path / str(number)
+        code, printed, err = medtune("convert", pairs, out, *options)
+        assert code == 0, err
+        report = json.loads(printed)
+        assert report["rejected"] == 1 and sum(report["records"].values()) == 11
+        assert "id-3" in (out / "rejected.jsonl").read_text()
+
+
 def test_ids_says_which_file_an_id_stands_for(medtune, pairs):
     table = pairs / "captions.csv"
     table.write_text(table.read_text().replace("image,id,", "image,number,", 1))

@@ -270,6 +270,8 @@ def audit(
     groups = assign_groups(pairs, id_pattern=id_pattern, pairs=alike, fingerprints=marks)
     splits = pairs["split"] if keeps_split else split_by_group(groups, seed=seed)
     report = audit_split(pairs, groups, splits, fingerprints=marks, raise_on_leak=False)
+    if not id_pattern:
+        splits = _without_unnamed_patients(pairs, list(splits))
     if write is not None:
         write_splits(write, pairs["id"], splits, groups)
     print_json(report)
@@ -282,6 +284,28 @@ def audit(
             file=sys.stderr,
         )
     _complain_of_leaks(report, source)
+
+
+def _without_unnamed_patients(pairs: Any, splits: list[str | None]) -> list[str | None]:
+    """Take the rows that name no patient out of the split, where others do, and say so on stderr.
+
+    Their patients may be anywhere, so that they fit into no part.
+    """
+    from medtune.pairs import names_group
+
+    if "group" not in pairs.column_names:
+        return splits
+    unnamed = [row for row, group in enumerate(pairs["group"]) if not names_group(group)]
+    if not unnamed or len(unnamed) == len(splits):
+        return splits
+    print(
+        f"medtune: warning: {len(unnamed)} rows name no patient (first: row {unnamed[0]}, id "
+        f"{pairs['id'][unnamed[0]]}): they get no split, and conversion will reject them",
+        file=sys.stderr,
+    )
+    for row in unnamed:
+        splits[row] = None
+    return splits
 
 
 def _warn_of_text(pairs: Any) -> None:
