@@ -58,6 +58,16 @@ def test_batches_change_no_greedy_answer(model, processor, records, single, opti
     assert not model.training and processor.tokenizer.padding_side == "right"
 
 
+def test_a_picture_that_cannot_be_prepared_is_named_by_its_sample(model, processor):
+    strip = Picture.new("RGB", (2400, 8))
+    rows = [
+        {"id": "good", "image": Picture.new("RGB", (64, 64)), "caption": ""},
+        {"id": "strip", "image": strip, "caption": ""},
+    ]
+    with pytest.raises(ValueError, match="the sample with id strip cannot be prepared: .*aspect"):
+        generate_answers(model, processor, rows, max_new_tokens=2)
+
+
 def test_order_and_cache_change_no_greedy_answer(model, processor, records, single):
     backwards = generate_answers(model, processor, records[::-1], batch_size=3, max_new_tokens=24)
     assert texts(backwards[::-1]) == single

@@ -16,6 +16,7 @@ import datasets
 import torch
 from PIL import Image
 
+from medtune.files import one_line
 from medtune.pairs import names_group
 
 # What is asked where neither the caller nor the row has a question.
@@ -218,6 +219,7 @@ class Preparer:
 
     def __call__(self, rows: Iterable[int]) -> Any:
         """Make the inputs of these rows: a padded batch of tensors, or requests for vLLM."""
+        rows = list(rows)
         texts = []
         images = []
         for row in rows:
@@ -226,6 +228,14 @@ class Preparer:
             images.append(pictures)
         if self.dtype is None:
             return _vllm_requests(texts, images)
+        try:
+            return self._inputs(texts, images)
+        except ValueError:
+            # the processor does not say of which row it speaks
+            self._name_the_row(rows, texts, images)
+            raise
+
+    def _inputs(self, texts: list[str], images: list[list]) -> Any:
         # processors want None, not empty lists, where a batch has no picture at all
         shown = images if any(images) else None
         # a decoder goes on behind the last token of a row, so the padding must stand on the left
@@ -233,6 +243,17 @@ class Preparer:
             text=texts, images=shown, return_tensors="pt", padding=True, padding_side="left"
         )
         return inputs.to(dtype=self.dtype)
+
+    def _name_the_row(self, rows: list[int], texts: list[str], images: list[list]) -> None:
+        """Prepare rows one by one, and raise a ValueError that names the first that fails."""
+        for row, text, pictures in zip(rows, texts, images, strict=True):
+            try:
+                self._inputs([text], [pictures])
+            except ValueError as error:
+                name = self.dataset[row].get("id", row)
+                raise ValueError(
+                    f"the sample with id {name} cannot be prepared: {one_line(error)}"
+                ) from None
 
     def _shown(self, row: int) -> tuple[list[dict[str, Any]], list[Any]]:
         """Return the messages of a row and its pictures, exchanged and transformed."""
