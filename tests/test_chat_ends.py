@@ -38,6 +38,11 @@ time.sleep(60)
 """
 
 
+def heed_all() -> None:
+    """In a new process: heed SIGHUP also where the tests run under nohup, which ignores it."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start(tmp_path, monkeypatch):
     """Start a process with a page's folder; yields (process, folder)."""
@@ -48,7 +53,11 @@ def start(tmp_path, monkeypatch):
     def begin(*words: str):
         command = [sys.executable, "-c", ALONE, *words]
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            preexec_fn=heed_all,
         )
         started.append(process)
         return process, Path(process.stdout.readline().strip())
@@ -161,7 +170,9 @@ def serve(tmp_path, tiny_vlm, monkeypatch):
         command = [sys.executable, "-c", code, "chat", str(tiny_vlm)]
         command += ["--feedback", str(tmp_path / "feedback")]
         with open(tmp_path / "log.txt", "w") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, cwd=tmp_path)
+            process = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=tmp_path, preexec_fn=heed_all
+            )
         started.append(process)
         for _ in range(600):
             said = (tmp_path / "log.txt").read_text()

@@ -114,8 +114,9 @@ def test_the_notebooks_train_evaluate_and_merge_a_twin(
     size = sum(parameter.numel() for parameter in base.parameters())
     assert table.loc["total", "frozen"] >= size
     assert set(names["gradients"]) == names["trained_parts"], "the preflight saw every part"
-    # 96 pixels are 3 x 3 squares of 32, or 4 x 4 of 28; Gemma-3 has a fixed number
-    assert names["image_tokens"] == {"gemma-3": 4, "qwen2-vl": 16}.get(family, 9)
+    # 96 pixels are 3 x 3 squares of 32, or 4 x 4 of 28; Gemma-3 has a fixed number; SmolVLM sees
+    # four tiles and the whole, of four tokens each
+    assert names["image_tokens"] == {"gemma-3": 4, "qwen2-vl": 16, "smolvlm": 20}.get(family, 9)
 
     execute("05_evaluate", **shared)
     execute("06_merge_export", **shared, samples=2, merge_onto_4bit=False)

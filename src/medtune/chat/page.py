@@ -486,7 +486,7 @@ def _english(key: str) -> str:
     return TEXT[key][0]
 
 
-class ChatPage(gr.Blocks):
+class _ChatPage(gr.Blocks):
     """A page that deletes what visitors sent when it ends."""
 
     def close(self, verbose: bool = True) -> None:
@@ -529,7 +529,7 @@ def build_page(
     page = Page(models, feedback, examples, scratch)
     # gradio's copies of what visitors sent and saw may hold a patient's name: each minute those
     # older than two minutes are deleted
-    with ChatPage(title="medtune chat", analytics_enabled=False, delete_cache=(60, 120)) as blocks:
+    with _ChatPage(title="medtune chat", analytics_enabled=False, delete_cache=(60, 120)) as blocks:
         page.lay_out()
         page.connect()
     return blocks

@@ -77,19 +77,33 @@ class Settings:
 class Progress:
     """How far a conversion has come; `state.json` notes it after every block of rows.
 
-    row : how many rows of the source are done.
-    waiting : rows before it that wait for more of their sample, each with the row at which its
+    Attributes
+    ----------
+    row
+        How many rows of the source are done.
+    waiting
+        Rows before it that wait for more of their sample, each with the row at which its
         block begins.
-    sizes : bytes that the done rows take in each growing file.
-    pairs : rows that stand in the records.
-    samples : samples with pictures, by split.
-    text_only : dialogues written to the train split.
-    copied : pictures copied without being decoded.
-    stripped : those of them that lost EXIF, comments or the like.
-    converted : pictures made anew.
-    rejected : rows left out.
-    text_only_rejected : dialogues left out.
-    reasons : both by the first word of the reason, which is the name of a column.
+    sizes
+        Bytes that the done rows take in each growing file.
+    pairs
+        Rows that stand in the records.
+    samples
+        Samples with pictures, by split.
+    text_only
+        Dialogues written to the train split.
+    copied
+        Pictures copied without being decoded.
+    stripped
+        Those of them that lost EXIF, comments or the like.
+    converted
+        Pictures made anew.
+    rejected
+        Rows left out.
+    text_only_rejected
+        Dialogues left out.
+    reasons
+        Both by the first word of the reason, which is the name of a column.
     """
 
     row: int = 0

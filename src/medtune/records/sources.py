@@ -45,13 +45,21 @@ NO_JSON = re.compile(r"Value\('(large_)?(binary|date|time|duration|decimal)|(Ima
 class Shard:
     """A file of a source, or a whole `datasets.Dataset`.
 
-    name : name of the file; empty for a data set.
-    rows : how many rows it has; 1 for a file that cannot be opened.
-    small : those of `SMALL_COLUMNS` that it has, as pyarrow arrays.
-    foreign : whether it is a file as it came from elsewhere: its ids may be paths, and its pictures
-        must not name files of this machine.
-    read : gives tables of so many rows, from the first row to the last.
-    problem : why the file cannot be opened, if so.
+    Attributes
+    ----------
+    name
+        Name of the file; empty for a data set.
+    rows
+        How many rows it has; 1 for a file that cannot be opened.
+    small
+        Those of `SMALL_COLUMNS` that it has, as pyarrow arrays.
+    foreign
+        Whether it is a file as it came from elsewhere: its ids may be paths, and its
+        pictures must not name files of this machine.
+    read
+        Gives tables of so many rows, from the first row to the last.
+    problem
+        Why the file cannot be opened, if so.
     """
 
     name: str

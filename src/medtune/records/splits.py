@@ -34,12 +34,19 @@ OTHER_WORDS = {
 class Chosen:
     """The split of each row, and how it was found.
 
-    by : "given" (by the caller), "source" (a column, or the names of its files), "patient" (dealt
-        out here), or "none" (all rows are for training).
-    splits : the split of each row, None for a row that has none; no list where each row says it.
-    groups : the group of each row, where the file of splits says it.
-    missing : why a row has no split.
-    unused : lines of the file of splits that no row belongs to.
+    Attributes
+    ----------
+    by
+        "given" (by the caller), "source" (a column, or the names of its files), "patient"
+        (dealt out here), or "none" (all rows are for training).
+    splits
+        The split of each row, None for a row that has none; no list where each row says it.
+    groups
+        The group of each row, where the file of splits says it.
+    missing
+        Why a row has no split.
+    unused
+        Lines of the file of splits that no row belongs to.
     """
 
     by: str
