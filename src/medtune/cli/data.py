@@ -150,7 +150,8 @@ def convert(
         keep=keep or (),
     )
     print_json(report)
-    if report["split_by"] == "none" and split_by is None:
+    something = sum(report["records"].values()) > 0
+    if something and report["split_by"] == "none" and split_by is None:
         print(
             "medtune: warning: neither patients nor a split are known, so that all records are for "
             "training and none to judge by: name the column of the patients, --column group=NAME, "
