@@ -39,8 +39,9 @@ time.sleep(60)
 
 
 def heed_all() -> None:
-    """In a new process: heed SIGHUP also where the tests run under nohup, which ignores it."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    """In a new process: heed the signals that nohup, or a shell in the background, ignores."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture
