@@ -11,7 +11,6 @@ the subcommands, so that `medtune --help` need not wait for torch.
 
 import contextlib
 import logging
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -45,7 +44,6 @@ def main(arguments: list[str] | None = None) -> None:
     ...     end.code
     1
     """
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if arguments is None:
         arguments = sys.argv[1:]
     try:

@@ -140,10 +140,9 @@ def evaluate(
 
 def _is_picture(file: Path) -> bool:
     """Say whether a file is a picture or DICOM, and no table of answers."""
-    from medtune.pairs import is_dicom
+    from medtune.pairs import PICTURE_SUFFIXES, is_dicom
 
-    endings = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp"}
-    return file.suffix.lower() in endings or is_dicom(file)
+    return file.suffix.lower() in PICTURE_SUFFIXES or is_dicom(file)
 
 
 def _readable(pairs: Any, source: Path) -> Any:

@@ -21,6 +21,7 @@ from .dicom import (
     is_dicom,
     read_frames,
 )
+from .files_of_pictures import PICTURE_SUFFIXES
 from .load import load_pairs
 from .pictures import picture_bytes, reject_reason, to_rgb
 from .record import names_group
@@ -30,6 +31,7 @@ from .series import series_files
 from .tables import split_of
 
 __all__ = [
+    "PICTURE_SUFFIXES",
     "WINDOWS",
     "copy_without_patient",
     "describe",

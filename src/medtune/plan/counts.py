@@ -8,6 +8,7 @@ on the model.
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from .activations import BFLOAT16, FLOAT32
@@ -45,6 +46,12 @@ class Counts:
     parts: frozenset[str]
 
 
+@cache
+def _counts() -> dict:
+    """Read the table, once: a recommendation counts for every setting that it tries."""
+    return json.loads(TABLE.read_text("utf-8"))
+
+
 def count(name: str, dtype: str, adapter: Adapter | None, *, four_bit: bool) -> Counts:
     """Count weights, and what is trained of them: of the adapter, or all where there is none.
 
@@ -67,7 +74,7 @@ def count(name: str, dtype: str, adapter: Adapter | None, *, four_bit: bool) -> 
     (8716288, ['language MLP', 'language attention'])
     """
     shape = FACTS["same_shape"].get(name, name)
-    known = json.loads(TABLE.read_text("utf-8"))[shape]
+    known = _counts()[shape]
     itemsize = FLOAT32 if dtype == "float32" else BFLOAT16
     weights = known["weights"] * itemsize
     if four_bit:

@@ -27,8 +27,8 @@ from .overrides import copy_run
 from .params import check_name, declared_parameters, find_root, read_cells, read_params
 
 PACKAGE = Path(__file__).parents[1]
-# What a notebook's process gets: nothing is reported to anybody, and sets have the same order.
-QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONHASHSEED": "0"}
+# What a notebook's process gets beside what importing medtune sets: sets have the same order.
+QUIET = {"PYTHONHASHSEED": "0"}
 
 
 @dataclass
