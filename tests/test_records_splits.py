@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shards import KEPT, encode, json_lines, pair, picture, rejected, write_shard
 
+from medtune.pairs import split_of_word
 from medtune.records import SPLITS, check_folder, convert_pairs
-from medtune.records.splits import split_word
 
 
 def groups_of_splits(folder: Path) -> dict[str, set]:
@@ -109,7 +109,7 @@ def test_an_empty_column_split_says_nothing(tmp_path):
 @settings(max_examples=100)
 @given(st.text(max_size=12) | st.none() | st.integers() | st.floats())
 def test_any_cell_is_a_split_or_none(cell):
-    assert split_word(cell) in (*SPLITS, None)
+    assert split_of_word(cell) in (*SPLITS, None)
 
 
 def test_wrong_wishes_are_named(tmp_path):

@@ -14,6 +14,7 @@ their patients; both stand alone. `series.py` puts slices into order, `sample.py
 rows, `salt.py` hashes names of patients and of files.
 """
 
+from .columns import split_of_word
 from .dicom import (
     WINDOWS,
     copy_without_patient,
@@ -45,6 +46,7 @@ __all__ = [
     "sample_rows",
     "series_files",
     "split_of",
+    "split_of_word",
     "to_rgb",
     "user_salt",
 ]

@@ -14,12 +14,19 @@ from typing import Any
 from PIL import Image
 
 from medtune.captions import detect_language
-from medtune.pairs import names_group, picture_bytes, reject_reason, split_of, to_rgb
+from medtune.pairs import (
+    names_group,
+    picture_bytes,
+    reject_reason,
+    split_of,
+    split_of_word,
+    to_rgb,
+)
 
 from .dialects import MARK, SPLITS, find_mark
 from .progress import Settings
 from .sources import Block
-from .splits import Chosen, split_word
+from .splits import Chosen
 from .strip import strip_metadata
 
 SUFFIXES = {"JPEG": ".jpg", "PNG": ".png"}
@@ -108,7 +115,7 @@ class Judge:
             cell = row.get("split", split_by_name)
             if self.chosen.splits:
                 cell = self.chosen.splits[number]
-            split = split_word(cell)
+            split = split_of_word(cell)
             caption = self._caption(row)
             language = detect_language(caption)
             own = self._own_question(row)

@@ -9,25 +9,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from medtune.audit import split_by_group
 from medtune.files import one_line
-from medtune.pairs import names_group, safe_id, split_of
+from medtune.pairs import names_group, safe_id, split_of, split_of_word
 
 from .dialects import SPLITS
 from .sources import Source
-
-# Words for a split that are in use, besides the three of ours.
-OTHER_WORDS = {
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "dev": "validation",
-    "development": "validation",
-    "eval": "validation",
-    "testing": "test",
-}
 
 
 @dataclass
@@ -54,20 +42,6 @@ class Chosen:
     groups: list[str | None] | None = None
     missing: str = ""
     unused: int = 0
-
-
-def split_word(cell: Any) -> str | None:
-    """Give the split that a cell names: train, validation, test, or None.
-
-    Examples
-    --------
-    >>> split_word(" Dev "), split_word("test"), split_word("hold-out")
-    ('validation', 'test', None)
-    """
-    if not isinstance(cell, str):
-        return None
-    word = cell.strip().lower()
-    return word if word in SPLITS else OTHER_WORDS.get(word)
 
 
 def choose_splits(
@@ -224,7 +198,7 @@ def _read_lines(file: Path) -> dict[str, _Line]:
 
 
 def _line_of(cells: dict[str, str], where: str) -> _Line:
-    split = split_word(cells["split"])
+    split = split_of_word(cells["split"])
     if cells["split"] and split is None:
         raise ValueError(f"{where}: {cells['split']!r:.50} is none of {', '.join(SPLITS)}")
     return _Line(split, cells.get("group") or None)
