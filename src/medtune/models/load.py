@@ -26,6 +26,7 @@ from transformers.utils import cached_file, logging
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from medtune.files import one_line
+from medtune.modelscope import fetch_model, is_modelscope_name
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -38,8 +39,8 @@ def load_processor(
 
     Parameters
     ----------
-    path : model or adapter folder, or hub name. Without torchvision, Qwen processors are loaded for
-        pictures only.
+    path : model or adapter folder, hub name, or `modelscope:OWNER/NAME`. Without torchvision, Qwen
+        processors are loaded for pictures only.
     min_pixels, max_pixels : bounds for the number of pixels of the resized picture, and so for its
         image tokens (one for 32 x 32 pixels in Qwen3-VL).
 
@@ -75,6 +76,8 @@ def load_processor(
 def _check_path(path: str | PathLike) -> str:
     """Give the path of a model folder or a hub name, after a look whether there is such a model."""
     path = os.path.expanduser(os.fspath(path))
+    if is_modelscope_name(path):
+        return fetch_model(path)
     if os.path.isdir(path):
         return path
     if path.startswith((".", os.sep)) or path.count("/") != 1:
@@ -266,7 +269,7 @@ def load_base(
 
     Parameters
     ----------
-    path : model folder or hub name.
+    path : model folder, hub name, or `modelscope:OWNER/NAME`.
     dtype : "float32", "bfloat16", or "auto" for that of the file.
     quantization_config, device_map, **options : for `from_pretrained`; see `nf4_config`.
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import datasets
 
+from medtune.modelscope import fetch_dataset, is_modelscope_name
+
 from .arrow import make_dataset
 from .columns import own_names, split_of_word
 from .dicom import SUFFIXES as DICOM_SUFFIXES
@@ -54,9 +56,11 @@ def load_pairs(  # noqa: PLR0913 - one function for every source, each with its 
         a parquet file, of a CSV, TSV, Excel file, JSON or JSON Lines of captions, questions or
         dialogues (messages, conversations, prompt/completion), of COCO's or R2Gen's JSON, of a
         DICOM file, of a ZIP, or of a folder: parquet shards, a set that `datasets` saved, or
-        pictures with one table beside them or in each of its folders train, val and test.
+        pictures with one table beside them or in each of its folders train, val and test. What
+        "modelscope:OWNER/NAME" means is fetched from ModelScope, and read as such a folder.
     config : str, optional
-        Configuration of a hub set, such as "25M_demo"; it may also stand after a colon in `source`.
+        Configuration of a hub set, such as "25M_demo", or a folder of a set on ModelScope; it may
+        also stand after a colon in `source`.
     split : str, optional
         The split to keep: by the column `split`, by file names such as `test-00000.parquet` or
         `test.jsonl`, or by the hub's splits (there the default is "train"). Of local sources val,
@@ -115,7 +119,7 @@ def load_pairs(  # noqa: PLR0913 - one function for every source, each with its 
     'A black square.'
     """
     name = str(source)
-    path = _find_sample() if name == "sample" else Path(source).expanduser()
+    path = _find_source(source, config)
     columns = own_names(columns or {})
     if not path.exists():
         hub_id, config_in_name = _hub_id_of(name, path)
@@ -151,6 +155,16 @@ def load_pairs(  # noqa: PLR0913 - one function for every source, each with its 
     if not tables:
         tables = [find_loose_pictures(name, path, allow_empty_captions)]
     return make_dataset(name, tables, reading, streaming=streaming, limit=limit)
+
+
+def _find_source(source: str | os.PathLike, config: str | None) -> Path:
+    """Give the path of a source; one that is not there may be meant for the hub."""
+    name = str(source)
+    if name == "sample":
+        return _find_sample()
+    if is_modelscope_name(name):
+        return Path(fetch_dataset(name, config))
+    return Path(source).expanduser()
 
 
 def _given_table(captions: Path) -> list[Table]:

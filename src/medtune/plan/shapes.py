@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from medtune.modelscope import PREFIX
+
 FACTS: dict[str, Any] = json.loads(Path(__file__).with_name("shapes.json").read_text("utf-8"))
 
 
@@ -44,7 +46,8 @@ def model_facts(name: str) -> dict[str, Any]:
     >>> model_facts("gemma-3-4b-pt")["parameters"]
     4300079472
     """
-    wanted = name.lower()
+    # the same models are on ModelScope, under the same names
+    wanted = name.removeprefix(PREFIX).lower()
     for known in model_names():
         short = known.split("/")[1]
         if wanted in (known.lower(), short.lower()):

@@ -16,6 +16,7 @@ from transformers.integrations import deepspeed as deepspeed_integration
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 from medtune.models import adapter_targets, load_base, load_processor
+from medtune.modelscope import fetch_model, is_modelscope_name
 from medtune.records import read_records
 
 from .features import cache_features
@@ -148,7 +149,9 @@ def _loaded_whole_if_it_has_experts(
     if zero_stage(training_args) != 3:
         yield
         return
-    config = AutoConfig.from_pretrained(model_args.model_name_or_path, trust_remote_code=False)
+    name = model_args.model_name_or_path
+    folder = fetch_model(name) if is_modelscope_name(name) else name
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if not getattr(config.get_text_config(), "num_experts", 0):
         yield
         return
