@@ -33,8 +33,9 @@ def test_check_finds_each_fault(tmp_path, dialect):
         "prompt-completion": "completion",
         "messages": "messages",
         "sharegpt": "conversations",
+        "conversations": "conversations",
     }[dialect]
-    says = "value" if dialect == "sharegpt" else "content"
+    says = "value" if turns == "conversations" else "content"
     empty = [{"type": "text", "text": " "}] if dialect == "prompt-completion" else " "
     train[5]["images"] *= 2
     train[6][turns][-1][says] = empty

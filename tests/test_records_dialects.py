@@ -7,11 +7,13 @@ from types import SimpleNamespace
 
 import datasets
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from shards import CAPTION, encode, json_lines, pair, picture, write_shard
 
 from medtune.models import load_processor
 from medtune.records import DIALECTS, check_folder, convert_pairs, read_records
-from medtune.records.dialects import read_turns, turns_of_answers
+from medtune.records.dialects import make_record, pictures_of, read_turns, turns_of_answers
 
 
 @pytest.fixture
@@ -188,6 +190,45 @@ def test_what_was_written_is_read_back(tmp_path, dialogues, dialect):
         assert not problems
         if record["id"].startswith("id-"):
             assert [role for role, _ in turns] == ["system", "user", "assistant"]
+
+
+def test_the_published_dialect_is_written_to_the_letter(tmp_path):
+    """A recipe on a hosted trainer: keys of ShareGPT, roles of chat templates, marked question."""
+    rows = [pair(0, caption="肝脏可见一处病变。")]
+    source, out = write_shard(tmp_path / "a.parquet", rows), tmp_path / "out"
+    question = "<image>图片中的诊断结果是怎样?"
+    summary = convert_pairs(source, out, dialect="conversations", questions=question)
+    assert summary["dialect"] == "conversations"
+    (record,) = json_lines(out / "train.jsonl")
+    assert record["conversations"] == [
+        {"from": "user", "value": question},
+        {"from": "assistant", "value": "肝脏可见一处病变。"},
+    ]
+    assert record["images"] == ["images/id-00000.jpg"]
+    entry = json.loads((out / "dataset_info.json").read_text())["train"]
+    assert entry["tags"]["user_tag"] == "user" and entry["tags"]["assistant_tag"] == "assistant"
+    assert check_folder(out)["ok"]
+
+
+words = st.text("ab 肝?\n", min_size=1).filter(str.strip)
+
+
+@given(
+    st.sampled_from([name for name in DIALECTS if name != "prompt-completion"]),
+    st.none() | words,
+    st.lists(st.tuples(words, words), min_size=1, max_size=4),
+    st.integers(0, 3),
+)
+def test_a_record_is_read_back_whatever_was_said(dialect, system, said, pictures):
+    turns = [("system", system)] if system else []
+    for number, (question, answer) in enumerate(said):
+        marks = "<image>" * pictures if number == 0 else ""
+        turns += [("user", marks + question), ("assistant", answer)]
+    images = [f"images/{number}.jpg" for number in range(pictures)]
+    record = make_record("a", turns, images, dialect=dialect, with_history=False)
+    written = json.loads(json.dumps(record))
+    assert read_turns(written, pictures) == (turns, [])
+    assert pictures_of(written) == images
 
 
 def test_a_system_prompt_beside_the_messages_comes_first():

@@ -36,6 +36,31 @@ def test_a_row_is_asked_its_own_question(tmp_path):
     assert asked_in(tmp_path / "given") == ["What is it?"] * 4
 
 
+def test_a_question_may_say_where_the_picture_stands(tmp_path):
+    """One recipe publishes its question with the mark before it, another with the picture behind."""
+    rows = [pair(i, group="g", split="train") for i in range(2)]
+    source = write_shard(tmp_path / "a.parquet", rows)
+    published = {
+        "<image>What is it?": "<image>What is it?",
+        "What is it?<image>": "What is it?<image>",
+    }
+    published |= {"What is it?": "<image>What is it?"}
+    for number, (question, written) in enumerate(published.items()):
+        out = tmp_path / str(number)
+        convert_pairs(source, out, questions=question)
+        assert {record["instruction"] for record in json_lines(out / "train.jsonl")} == {written}
+        assert check_folder(out)["ok"]
+
+    out = tmp_path / "both"
+    convert_pairs(source, out, questions="What is it?<image>", pictures_per_sample=2)
+    (record,) = json_lines(out / "train.jsonl")
+    assert record["instruction"] == "What is it?<image><image>"
+    (row,) = read_records(out)
+    kinds = [part["type"] for part in row["prompt"][0]["content"]]
+    assert kinds == ["text", "image", "image"]
+    assert len(row["images"]) == 2
+
+
 def test_a_vqa_table_is_learned_with_its_questions(tmp_path):
     for name in "ab":
         picture(0).save(tmp_path / f"{name}.png")

@@ -237,7 +237,9 @@ def test_slices_of_one_series_make_one_sample(tmp_path):
         {"share": 1.0},
         {"pictures_per_sample": 0},
         {"questions": " "},
-        {"questions": "<image>What?"},
+        {"questions": "What <image> is it?"},
+        {"questions": "<image>What?<image>"},
+        {"questions": "<image>"},
     ],
 )
 def test_wrong_settings_are_named_before_anything_is_written(tmp_path, options):

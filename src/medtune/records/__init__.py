@@ -1,6 +1,6 @@
 """Training records: pictures and JSON Lines that TRL and LLaMA-Factory read.
 
-- `dialects`: the three ways to write a record, and how a record of any of them is read
+- `dialects`: the ways to write a record, and how a record of any of them is read
 - `write`: `convert_pairs`; its parts are `sources` (open what holds the pairs), `splits` (which
   split each row goes to), `judge` (which rows become pairs), `strip` (what a copied picture tells
   besides its pixels, which stands alone), `reasons` (what is said of rows that are left out) and

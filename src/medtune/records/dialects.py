@@ -1,4 +1,4 @@
-"""The three dialects of training records: how each is written, and how any of them is read.
+"""The dialects of training records: how each is written, and how any of them is read.
 
 Whatever the dialect, this package thinks of a record as turns: pairs of a role ("system", "user" or
 "assistant") and a text, in which `MARK` stands for a picture.
@@ -51,6 +51,19 @@ DIALECTS: dict[str, dict] = {
             "system_tag": "system",
         },
     },
+    # The keys of ShareGPT with the roles of chat templates, as one published recipe writes them.
+    # A trainer that was told of "human" and "gpt" finds no question here, so the tags say it.
+    "conversations": {
+        "formatting": "sharegpt",
+        "columns": {"messages": "conversations"},
+        "tags": {
+            "role_tag": "from",
+            "content_tag": "value",
+            "user_tag": "user",
+            "assistant_tag": "assistant",
+            "system_tag": "system",
+        },
+    },
 }
 
 # Words of ShareGPT, Gemma and others for two of the roles.
@@ -71,6 +84,24 @@ class Problem(NamedTuple):
 
     check: str
     text: str
+
+
+def question_with_marks(question: str, pictures: int) -> str:
+    """Put as many image marks before a question as there are pictures, or where it has one itself.
+
+    A question may begin or end with one mark, as published ones do: it stands for all pictures.
+
+    Examples
+    --------
+    >>> question_with_marks("What is it?", 2)
+    '<image><image>What is it?'
+    >>> question_with_marks("What is it?<image>", 2)
+    'What is it?<image><image>'
+    """
+    marks = MARK * pictures
+    if question.endswith(MARK):
+        return question.removesuffix(MARK) + marks
+    return marks + question.removeprefix(MARK)
 
 
 def find_mark(text: str) -> str | None:
@@ -156,6 +187,9 @@ def make_record(
     >>> record = make_record("a", turns, ["a.png"], dialect="sharegpt", with_history=False)
     >>> record["conversations"][1]
     {'from': 'gpt', 'value': 'A liver.'}
+    >>> record = make_record("a", turns, ["a.png"], dialect="conversations", with_history=False)
+    >>> record["conversations"][1]
+    {'from': 'assistant', 'value': 'A liver.'}
     """
     record: dict[str, Any] = {"id": sample_id}
     if dialect == "prompt-completion":

@@ -30,6 +30,7 @@ from .dialects import (
     Turn,
     dataset_columns,
     make_record,
+    question_with_marks,
     read_turns,
 )
 from .judge import Judge, Pair
@@ -81,11 +82,12 @@ def convert_pairs(  # noqa: PLR0913 - each is a setting that a user may want to 
     ----------
     source : a `datasets.Dataset` of pairs, or what `medtune.pairs.load_pairs` takes.
     out : the folder to write, new or empty.
-    dialect : "prompt-completion" (TRL), "messages" (role, content) or "sharegpt" (conversations
-        with from, value).
+    dialect : "prompt-completion" (TRL), "messages" (role, content), "sharegpt" (conversations with
+        from, value, spoken by human and gpt) or "conversations" (the same by user and assistant).
     questions : one question, or several to draw from by id and seed, such as `QUESTIONS`; it is in
         the language of the caption if there is one in it. They are asked of every row. By default a
-        row is asked its own `question`, and one without gets one of ours.
+        row is asked its own `question`, and one without gets one of ours. The picture comes before
+        the question, or after one that ends with `MARK`.
     language : "en" takes `caption`; "zh" takes `caption_zh`, or a Chinese `caption`, and rejects
         pairs that have neither.
     system_prompt : said before each question about pictures.
@@ -197,8 +199,13 @@ def _check_words(dialect: str, language: str, questions: list[str]) -> None:
     if language not in ("en", "zh"):
         raise ValueError(f"language={language} is neither en nor zh")
     for text in questions:
-        if not text.strip() or MARK in text:
-            raise ValueError(f"a question must be a text without {MARK}, not {text!r:.50}")
+        words = text.removeprefix(MARK).removesuffix(MARK)
+        marks = text.count(MARK)
+        if not words.strip() or MARK in words or marks > 1:
+            raise ValueError(
+                f"a question must be a text, with {MARK} at its beginning or end or without it, "
+                f"not {text!r:.50}"
+            )
 
 
 def _check_numbers(share: float, pictures_per_sample: int) -> None:
@@ -395,7 +402,7 @@ class Writer:
         # Neighbouring slices often have the same caption, which is then said once.
         captions = dict.fromkeys(pair.caption for pair in pairs)
         turns = [
-            ("user", MARK * len(pairs) + first.question),
+            ("user", question_with_marks(first.question, len(pairs))),
             ("assistant", "\n".join(captions)),
         ]
         if self.settings.system_prompt:
