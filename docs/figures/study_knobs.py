@@ -155,8 +155,12 @@ RULES = [
     ),
     Rule(
         "R1",
-        "rank 32 is the best value (alpha = 2 x rank)",
-        [Comparison(_rank(32), _rank(rank)) for rank in (2, 4, 8, 16, 64)],
+        # a knee: up to there more helps, beyond it does not
+        "rank 32 is the knee of benefit and cost (alpha = 2 x rank)",
+        [
+            *(Comparison(_rank(32), _rank(rank)) for rank in (2, 4, 8, 16)),
+            Comparison(_rank(32), _rank(64), NO_WORSE),
+        ],
     ),
     Rule(
         "R1",
@@ -176,8 +180,10 @@ RULES = [
     ),
     Rule(
         "R1",
-        "all linear layers of the language model, rather than a part",
-        [Comparison({}, {"target": part}) for part in ("attention", "mlp")],
+        # R1 sets it and gives no rule
+        "its setting: all linear layers of the language model, not a part, nor those of the vision "
+        "tower too",
+        [Comparison({}, {"target": part}) for part in ("attention", "mlp", "all-linear")],
     ),
     Rule(
         "R5",
