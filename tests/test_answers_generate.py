@@ -77,6 +77,33 @@ def test_order_and_cache_change_no_greedy_answer(model, processor, records, sing
     assert texts(answers) == single
 
 
+def test_an_answer_ends_where_the_chat_template_ends_it(model, processor, records, monkeypatch):
+    """A pretrained Gemma knows only the end of a document; what it learns is the end of a turn."""
+    document, turn = processor.tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    monkeypatch.setattr(model.generation_config, "eos_token_id", document)
+    # such a model says the end of its turn at once, and nothing else
+    always = {(turn,): 100.0}
+    answers = generate_answers(
+        model, processor, records[:2], max_new_tokens=6, sequence_bias=always
+    )
+    assert [(answer["answer"], answer["tokens"]) for answer in answers] == [("", 1), ("", 1)]
+
+
+def test_one_answer_is_drawn_as_a_recipe_does(model, processor, records):
+    """Temperature and top-p reach the model, and a seed draws the same answer again."""
+    options = {"max_new_tokens": 24, "do_sample": True, "temperature": 0.8, "top_p": 1.0}
+    drawn = [
+        generate_answers(model, processor, records[:1], seed=seed, **options) for seed in (0, 0, 1)
+    ]
+    first, again, other = [answers[0]["answer"] for answers in drawn]
+    assert first == again != other
+    # nearly the greedy one
+    options["temperature"] = 1e-4
+    (cold,) = generate_answers(model, processor, records[:1], seed=1, **options)
+    (greedy,) = generate_answers(model, processor, records[:1], max_new_tokens=24)
+    assert cold["answer"] == greedy["answer"]
+
+
 def test_a_large_batch_is_prepared_in_parts(model, processor, records, single):
     """40 samples of unequal length, prepared 32 at a time, are one batch padded on the left."""
     many = []

@@ -200,16 +200,82 @@ def test_nf4_keeps_gradients_after_an_evaluation():
         assert first.norm() > 0
 
 
+@pytest.mark.parametrize("storage", ["uint8", "bfloat16"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_notebook_03_configures_nf4_as_we_do(dtype):
+def test_notebook_03_configures_nf4_as_we_do(dtype, storage):
     names = {
         "method": "qlora",
         "dtype": dtype,
+        "bnb_4bit_quant_storage": storage,
         "torch": torch,
         "BitsAndBytesConfig": BitsAndBytesConfig,
     }
     exec(notebook_cell("03_finetune_lora", "quantization"), names)
-    assert names["quantization_config"].to_dict() == models.nf4_config(dtype).to_dict()
+    ours = models.nf4_config(dtype, storage=storage)
+    assert names["quantization_config"].to_dict() == ours.to_dict()
+
+
+def test_what_4bit_weights_lie_in_changes_no_number():
+    logits = {}
+    for storage in ("uint8", "bfloat16"):
+        config = models.nf4_config("float32", storage=storage)
+        base = models.load_base(tiny_folder(), quantization_config=config)
+        packed = [
+            module for module in base.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)
+        ]
+        assert {module.weight.dtype for module in packed} == {getattr(torch, storage)}
+        logits[storage] = models.text_logits(base, one_batch())
+    torch.testing.assert_close(logits["uint8"], logits["bfloat16"], rtol=0, atol=0)
+
+
+# --- types and ends ------------------------------------------------------------------------------
+
+
+def test_a_gpu_that_only_imitates_bfloat16_is_refused(monkeypatch):
+    """Only the card is not the real one."""
+    card = {"is_available": True, "get_device_name": "Tesla T4", "has": False}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: card["is_available"])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: card["get_device_name"])
+    # with emulation torch says yes of every card
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_bf16_supported",
+        lambda including_emulation=True: including_emulation or card["has"],
+    )
+    with pytest.raises(ValueError, match="Tesla T4 has no bfloat16: set dtype=float32") as caught:
+        models.check_dtype("bfloat16")
+    assert "\n" not in str(caught.value)
+    models.check_dtype("float32")
+    card["has"] = True
+    models.check_dtype("bfloat16")
+    card |= {"has": False, "is_available": False}
+    models.check_dtype("bfloat16")
+
+
+GEMMA = (
+    "<bos>{% for message in messages %}<start_of_turn>{{ message.role }}\n"
+    "{% for part in message.content %}{{ part.text | trim }}{% endfor %}<end_of_turn>\n"
+    "{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "special", "end"),
+    [
+        (None, [], "<|im_end|>"),
+        (GEMMA, ["<end_of_turn>"], "<end_of_turn>"),
+        (GEMMA.replace("<end_of_turn>\n", "\n"), ["<end_of_turn>"], None),
+        # words of a template that are no token of their own end nothing
+        (GEMMA, [], None),
+    ],
+)
+def test_what_ends_an_answer_is_read_from_the_template(template, special, end):
+    processor = models.load_processor(tiny_folder())
+    processor.tokenizer.add_tokens(special, special_tokens=True)
+    if template:
+        processor.chat_template = template
+    names = processor.tokenizer.convert_ids_to_tokens(sorted(models.turn_end_tokens(processor)))
+    assert names == ([end] if end else [])
 
 
 # --- saved adapter -------------------------------------------------------------------------------

@@ -18,6 +18,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from medtune.models import turn_end_tokens
+
 
 @dataclass(frozen=True)
 class Generated:
@@ -55,10 +57,15 @@ class TransformersBackend:
         model.eval()  # dropout of an adapter would make answers random
         self.model = model
         self.tokenizer = processor.tokenizer
-        self.options = {"use_cache": True, "pad_token_id": self.tokenizer.pad_token_id, **options}
+        self.end_tokens = _end_tokens(model, self.tokenizer) | turn_end_tokens(processor)
+        self.options = {
+            "use_cache": True,
+            "pad_token_id": self.tokenizer.pad_token_id,
+            "eos_token_id": sorted(self.end_tokens),
+            **options,
+        }
         self.cache_implementation = cache_implementation
         self.cache_length = 0  # tokens; grows with the longest batch so far
-        self.end_tokens = _end_tokens(model, self.tokenizer)
         text_config = getattr(model.config, "text_config", None)
         uses_sdpa = getattr(text_config, "_attn_implementation", None) == "sdpa"
         # only where decoding is compiled: there the reading of keys and values takes most of a step

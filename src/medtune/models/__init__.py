@@ -21,13 +21,22 @@ from .export import (
     text_logits,
     write_no_stub_cards,
 )
-from .load import image_token_id, load_base, load_processor, load_tuned, nf4_config
+from .load import (
+    check_dtype,
+    image_token_id,
+    load_base,
+    load_processor,
+    load_tuned,
+    nf4_config,
+    turn_end_tokens,
+)
 
 __all__ = [
     "PARTS",
     "TARGETS",
     "adapter_targets",
     "card_scores",
+    "check_dtype",
     "compare_logits",
     "count_parameters",
     "image_token_id",
@@ -40,5 +49,6 @@ __all__ = [
     "part_of",
     "save_model",
     "text_logits",
+    "turn_end_tokens",
     "write_no_stub_cards",
 ]

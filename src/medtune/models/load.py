@@ -223,6 +223,61 @@ def _bound_pixels(
     processor.image_processor.size = type(size)(shortest_edge=low, longest_edge=high)
 
 
+def check_dtype(dtype: str) -> None:
+    """Refuse a type that models are not loaded in here, or that the GPU only imitates.
+
+    A GPU before Ampere computes bfloat16 in float32 and converts to and fro, which is slow; torch
+    calls that supported. A CPU may be slow too, but there is nothing else to take.
+
+    Parameters
+    ----------
+    dtype : "float32" or "bfloat16".
+
+    Raises
+    ------
+    ValueError : it is neither, or bfloat16 on a GPU that has none.
+
+    Examples
+    --------
+    >>> check_dtype("float16")
+    Traceback (most recent call last):
+    ValueError: dtype must be float32 or bfloat16, not 'float16'
+    """
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype must be float32 or bfloat16, not {dtype!r}")
+    on_gpu = dtype == "bfloat16" and torch.cuda.is_available()
+    if on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+        name = torch.cuda.get_device_name()
+        raise ValueError(f"{name} has no bfloat16: set dtype=float32, or take a newer GPU")
+
+
+def turn_end_tokens(processor: ProcessorMixin) -> set[int]:
+    """Return the tokens that the chat template puts right behind an answer; training learns them.
+
+    Gemma's pretrained models do not know theirs: their own end is that of a document, so an answer
+    would go on to the last token allowed.
+
+    Parameters
+    ----------
+    processor : from `load_processor`.
+
+    Returns
+    -------
+    set of int : one id, or none where the template ends an answer with nothing of its own.
+    """
+    answer = "The answer."
+    messages = []
+    for role, text in (("user", "The question?"), ("assistant", answer)):
+        messages.append({"role": role, "content": [{"type": "text", "text": text}]})
+    rendered = processor.apply_chat_template(messages, tokenize=False)
+    behind = rendered.rpartition(answer)[2]
+    ids = processor.tokenizer(behind, add_special_tokens=False)["input_ids"]
+    known = processor.tokenizer.added_tokens_decoder
+    if not ids or ids[0] not in known or not known[ids[0]].special:
+        return set()
+    return {ids[0]}
+
+
 def image_token_id(processor: ProcessorMixin) -> int:
     """Return the id of the tokens that stand for the picture's patches in the text.
 
