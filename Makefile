@@ -38,7 +38,7 @@ lab: sample ## JupyterLab on 127.0.0.1
 
 sample: data/sample/sample.parquet ## build data/sample/ from the CT
 
-data/sample/sample.parquet: data/build_sample.py | $(VENV)/.core
+data/sample/sample.parquet: data/build_sample.py data/ct.py data/findings.py data/people.py | $(VENV)/.core
 	$(BIN)/python data/build_sample.py
 
 reference: sample ## run RUN and keep a small executed copy in papermill_runs/reference/

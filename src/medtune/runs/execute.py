@@ -360,14 +360,18 @@ def _programs_of(notebook: Path) -> list[Path]:
 def _stamps(value: str, root: Path) -> list[list[Any]]:
     """Return name, size and time of change of the files that a value names; empty if none.
 
-    `sample` stands for the script that builds the sample set.
+    `sample` stands for the scripts that build the sample set.
     """
-    named = "../data/build_sample.py" if value == "sample" else value
-    path = root / "notebooks" / named
+    if value == "sample":
+        return _stamps_of(sorted((root / "data").glob("*.py")))
+    path = root / "notebooks" / value
     # os.path.exists says no where Path.exists would fail, as for a text that is too long
     if not value or not os.path.exists(path):
         return []
-    files = [file for file in sorted([path, *path.rglob("*")]) if file.is_file()]
+    return _stamps_of([file for file in sorted([path, *path.rglob("*")]) if file.is_file()])
+
+
+def _stamps_of(files: list[Path]) -> list[list[Any]]:
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
