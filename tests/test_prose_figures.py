@@ -28,7 +28,7 @@ def test_both_readmes_hold_the_same_figures():
     assert sorted(english) == sorted(chinese)
 
 
-@pytest.mark.parametrize("name", ["knobs.md", "speed.md", "launch.md"])
+@pytest.mark.parametrize("name", ["knobs.md", "speed.md", "launch.md", "recipes.md"])
 def test_pages_with_an_artefact_have_figures(name):
     assert markers(REPO / "docs" / name)
 
