@@ -454,6 +454,78 @@ def _use_log_scale(axis: Axes) -> None:
 
 
 @_drawn
+def plot_losses(
+    logs: Mapping[str, Sequence[Mapping]],
+    *,
+    samples_per_step: Mapping[str, int | None] | None = None,
+) -> Figure:
+    """Draw the losses of several runs in one picture: over the steps, and over the samples seen.
+
+    Two runs over the same pairs whose steps differ in size do not end at the same step. Over the
+    samples they do, and over the steps one sees which of them was updated more often.
+
+    Parameters
+    ----------
+    logs : `trainer.state.log_history` of each run, by its name.
+    samples_per_step : how many samples a step of each run sees, on all its ranks; a run without it
+        is drawn over the steps only.
+
+    Returns
+    -------
+    matplotlib.figure.Figure : the figure. Lines are the loss in training, points that of
+        evaluations.
+
+    Examples
+    --------
+    >>> log = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.5}, {"step": 2, "eval_loss": 1.7}]
+    >>> figure = plot_losses({"a": log, "b": log}, samples_per_step={"a": 8, "b": 64})
+    >>> [float(line.get_xdata()[-1]) for line in figure.axes[1].lines if line.get_linestyle() == "-"]
+    [16.0, 128.0]
+    """
+    sizes = samples_per_step or {}
+    known = {name: size for name, size in sizes.items() if size and name in logs}
+    figure, axes = _grid_of_axes(1, 2 if known else 1, (10 if known else 6, 3.8))
+    over_steps = axes[0]
+    over_steps.set_xlabel("optimizer step")
+    for number, (name, log) in enumerate(logs.items()):
+        _losses_of(over_steps, log, name, number, 1)
+    if known:
+        over_samples = axes[1]
+        over_samples.set_xlabel("samples seen")
+        for number, (name, log) in enumerate(logs.items()):
+            if name in known:
+                _losses_of(over_samples, log, name, number, known[name])
+    for axis in axes:
+        axis.set_title("loss: lines in training, points in evaluation")
+        axis.grid(True)
+        _use_log_scale(axis)
+    # one legend for both, below them, where long names have room
+    handles, labels = over_steps.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", fontsize=9)
+    return figure
+
+
+def _losses_of(axis: Axes, log: Sequence[Mapping], name: str, number: int, size: int) -> None:
+    """Draw a run's loss over steps of a size, in training and in evaluation."""
+    colour = COLOURS[number % len(COLOURS)]
+    marker = MARKERS[number % len(MARKERS)]
+    styles = {
+        "loss": {"linestyle": "-", "linewidth": 1.6},
+        "eval_loss": {"linestyle": "none", "marker": marker},
+    }
+    # the legend names a run once
+    label = name
+    for key, style in styles.items():
+        entries = [entry for entry in log if key in entry]
+        if not entries:
+            continue
+        places = [entry["step"] * size for entry in entries]
+        losses = [entry[key] for entry in entries]
+        axis.plot(places, losses, color=colour, label=label, **style)
+        label = None
+
+
+@_drawn
 def plot_tasks(log_history: Sequence[Mapping]) -> Figure:
     """Draw loss, log-variance and metric of each task that a `medtune.multitask` trainer logged.
 

@@ -1,4 +1,4 @@
-"""Subcommands on answers: evaluate, compare."""
+"""The subcommand on answers: evaluate. What compares the answers of several runs is beside it."""
 
 import json
 import sys
@@ -222,7 +222,7 @@ def _print_scores(rows: list[dict[str, Any]], names: list[str] | None) -> None:
     references = [row["reference"] for row in rows]
     grouped = all(names_group(row.get("group")) for row in rows)
     found = {}
-    for name, score in _score_functions(names).items():
+    for name, score in score_functions(names).items():
         if grouped:
             groups = [str(row["group"]) for row in rows]
             found[name] = with_intervals(score, answers, references, groups=groups)
@@ -291,72 +291,7 @@ def _listed(words: set[str]) -> str:
     return ", ".join(sorted(words)) or "-"
 
 
-@app.command()
-def compare(
-    a: Annotated[
-        Path,
-        typer.Argument(help="A run's name, or a JSONL of answers, such as the tuned model's."),
-    ],
-    b: Annotated[
-        Path, typer.Argument(help="Another of these, with answers to some of the same ids.")
-    ],
-    scores: ScoreNames = None,
-    seed: Annotated[int, typer.Option(help="Seed of the resampling behind the intervals.")] = 0,
-) -> None:
-    """Compare two runs on the samples they share.
-
-    For each score the difference, a minus b, its 95% interval, and whether that leaves out 0, which
-    decides between the two.
-    """
-    from medtune.pairs import names_group
-    from medtune.scores import paired_bootstrap
-
-    of_a = {row["id"]: row for row in _read_predictions(a)}
-    of_b = {row["id"]: row for row in _read_predictions(b)}
-    shared = [key for key in of_a if key in of_b]
-    if not shared:
-        raise ValueError(f"{a} and {b} share no id: they answer different samples")
-    # a sample without a group is a group of its own
-    groups = []
-    alone = 0
-    for key in shared:
-        group = of_a[key].get("group", of_b[key].get("group"))
-        if names_group(group):
-            groups.append(str(group))
-        else:
-            groups.append(key)
-            alone += 1
-    if alone:
-        print(
-            f"medtune: warning: {alone} samples name no group and count as patients of their own: "
-            "if patients have several, the intervals are too narrow",
-            file=sys.stderr,
-        )
-    references = [of_a[key]["reference"] for key in shared]
-    answers_a = [of_a[key]["answer"] for key in shared]
-    answers_b = [of_b[key]["answer"] for key in shared]
-    only_a = len(of_a) - len(shared)
-    only_b = len(of_b) - len(shared)
-    print(f"{len(shared)} shared samples; {only_a} only in {a}, {only_b} only in {b}")
-    rows = []
-    for name, score in _score_functions(scores).items():
-        samples_a = score(answers_a, references, per_sample=True)
-        samples_b = score(answers_b, references, per_sample=True)
-        for column in samples_a:
-            # rows of counts have no difference of their own
-            if not isinstance(samples_a[column][0], float):
-                continue
-            result = paired_bootstrap(samples_a[column], samples_b[column], groups, seed=seed)
-            shown = {key: result[key] for key in ("difference", "low", "high")}
-            shown["decided"] = "no"
-            if result["low"] is not None and (result["low"] > 0 or result["high"] < 0):
-                shown["decided"] = "yes"
-            shown["label"] = result["label"]
-            rows.append({"score": f"{name} {column}", **shown})
-    print_table(rows)
-
-
-def _score_functions(names: list[str] | None) -> dict[str, Any]:
+def score_functions(names: list[str] | None) -> dict[str, Any]:
     """Return the score functions of these names; without names, all."""
     from medtune import scores
 

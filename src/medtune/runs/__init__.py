@@ -2,22 +2,26 @@
 
 `params` reads what notebooks declare and what a run says, `overrides` makes a new run of an old
 one, `execute` executes the notebooks with papermill and keeps what is finished and unchanged,
-`reference` copies a finished run to where it is kept, and `clean` removes what a run left. Two
-files load the large libraries and are imported by their own names: `medtune.runs.study` makes many
-runs of the levels of some parameters, `medtune.runs.rehearse` executes a run with random weights.
+`logs` reads what a training logged, `reference` copies a finished run to where it is kept, and
+`clean` removes what a run left. Two files load the large libraries and are imported by their own
+names: `medtune.runs.study` makes many runs of the levels of some parameters,
+`medtune.runs.rehearse` executes a run with random weights.
 """
 
 from .clean import clean
 from .execute import list_runs, run
+from .logs import TrainingLog, read_log
 from .params import Parameter, declared_parameters, find_root, read_params
 from .reference import write_reference
 
 __all__ = [
     "Parameter",
+    "TrainingLog",
     "clean",
     "declared_parameters",
     "find_root",
     "list_runs",
+    "read_log",
     "read_params",
     "run",
     "write_reference",
