@@ -45,7 +45,12 @@ def test_the_numbers_are_those_of_the_scores(scored, condition):
     names = scores.with_intervals(scores.finding_scores, texts, REFERENCES, groups=GROUPS)
     assert results["words"] == words["intervals"]["bleu"]
     assert results["name right"]["value"] == 100 * names["structure_exact"]
-    assert results["name right"]["low"] == 100 * names["intervals"]["structure_exact"]["low"]
+    name_right = names["intervals"]["structure_exact"]
+    assert results["name right"]["error"] == 100 * name_right["error"]
+    if name_right["low"] is None:  # the base names nothing, in any group
+        assert results["name right"]["low"] is None
+    else:
+        assert results["name right"]["low"] == 100 * name_right["low"]
     assert scored[condition].facts["bleu_signature"] == words["bleu_signature"]
     assert scored[condition].facts["by_kind"] == names["by_kind"]
 
@@ -60,13 +65,42 @@ def test_a_judge_of_one_answer_is_a_score():
         score(["a", "b"], ["c"])
 
 
+def test_a_condition_that_never_speaks_of_a_matter_is_not_scored_on_it():
+    def names_heart(text: str) -> bool:
+        return "heart" in text
+
+    score = scores.pair_score(same_length, speaks=names_heart)
+    silent = ["an image of liver"] * len(REFERENCES)
+    measures = [scores.Measure("length", score, "same_length")]
+    scored = scores.score_conditions(
+        {"tuned": REFERENCES, "base": silent}, REFERENCES, measures, groups=GROUPS
+    )
+    assert scored["tuned"].results["length"]["value"] == 1
+    assert scored["base"].results["length"]["value"] is None
+    assert scores.compare_conditions(scored["tuned"], scored["base"], groups=GROUPS) == {}
+    # one answer that speaks is enough: then the four silent ones are wrong
+    some = [REFERENCES[2], *silent[1:]]
+    assert score(some, REFERENCES) == {"same_length": pytest.approx(1 / 5)}
+
+
+def test_samples_of_one_patient_are_compared_by_their_slices():
+    groups = ["held-out-block-0"] * 6
+    options = {"groups": groups, "slices": range(6)}
+    scored = scores.score_conditions(ANSWERS, REFERENCES, MEASURES, **options)
+    assert scored["tuned"].results["words"]["label"] == "within one patient: 6 slices"
+    found = scores.compare_conditions(scored["tuned"], scored["base"], **options)
+    assert found["words"]["better"] and found["words"]["label"] == "within one patient: 6 slices"
+    without = scores.compare_conditions(scored["tuned"], scored["base"], groups=groups)
+    assert without["words"]["better"] is None and "slices" in without["words"]["reason"]
+
+
 def test_a_comparison_is_the_paired_bootstrap_in_the_unit_of_the_measure(scored):
     found = scores.compare_conditions(scored["tuned"], scored["base"], groups=GROUPS)
     assert list(found) == ["words", "name right", "same length"]
     ours = scores.finding_scores(ANSWERS["tuned"], REFERENCES, per_sample=True)
     theirs = scores.finding_scores(ANSWERS["base"], REFERENCES, per_sample=True)
     wanted = scores.paired_bootstrap(ours["structure_exact"], theirs["structure_exact"], GROUPS)
-    for end in ("difference", "low", "high"):
+    for end in ("difference", "low", "high", "error"):
         wanted[end] *= 100
     assert found["name right"] == wanted
 
@@ -77,8 +111,8 @@ def test_the_difference_of_a_corpus_score_is_that_of_the_corpus(scored):
     base = scored["base"].results["words"]["value"]
     assert found["words"]["difference"] == pytest.approx(tuned - base)
     itself = scores.compare_conditions(scored["base"], scored["base"], ["words"], groups=GROUPS)
-    assert itself["words"]["low"] == itself["words"]["high"] == 0
-    assert itself["words"]["better"] is False
+    assert itself["words"]["difference"] == itself["words"]["error"] == 0
+    assert itself["words"]["better"] is itself["words"]["decided"] is False
 
 
 def test_without_groups_there_are_values_and_no_intervals():

@@ -152,6 +152,7 @@ def _of_rows(judge: Callable[[np.ndarray, np.ndarray], float]) -> Statistic:
             return math.nan
         return judge(labels, rows[:, 1])
 
+    statistic.bounds = (0.0, 1.0)  # for `bootstrap_interval`
     return statistic
 
 

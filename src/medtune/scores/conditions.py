@@ -73,8 +73,8 @@ class ScoredCondition:
 
     Attributes
     ----------
-    results : for each measure a mapping with "value", "low", "high", "groups", "label" and "reason"
-        as in `bootstrap_interval`, in the unit of the measure.
+    results : for each measure a mapping with "value", "low", "high", "error", "groups", "label" and
+        "reason" as in `bootstrap_interval`, in the unit of the measure.
     columns : for each measure what `compare_conditions` takes.
     facts : what the scores tell besides, such as "bleu_signature" and "note".
     """
@@ -84,12 +84,17 @@ class ScoredCondition:
     facts: dict[str, Any]
 
 
-def pair_score(judge: Callable[[str, str], float]) -> Score:
+def pair_score(
+    judge: Callable[[str, str], float], *, speaks: Callable[[str], Any] | None = None
+) -> Score:
     """Make a score of a function that judges a single answer.
 
     Parameters
     ----------
     judge : takes an answer and its reference, and returns a number, NaN where nothing compares.
+    speaks : says of a text whether it speaks at all of what is judged. Where no answer of a set
+        does, the set is not scored: a model that was never taught the words is not wrong about the
+        matter, it is silent. Where some answers do, the silent ones are judged like any other.
 
     Returns
     -------
@@ -102,6 +107,8 @@ def pair_score(judge: Callable[[str, str], float]) -> Score:
     ...     return float(answer[-1] == reference[-1])
     >>> pair_score(ends_alike)(["liver", "spleen"], ["spleen", "spleen"])
     {'ends_alike': 0.5}
+    >>> pair_score(ends_alike, speaks=str.isalpha)(["1", "2"], ["spleen", "spleen"])
+    {'ends_alike': None}
     """
 
     def score(
@@ -113,6 +120,8 @@ def pair_score(judge: Callable[[str, str], float]) -> Score:
     ) -> dict[str, Any]:
         pairs = text_pairs(predictions, references)
         values = [judge(answer, reference) for answer, reference in pairs]
+        if speaks is not None and not any(speaks(answer) for answer, _ in pairs):
+            values = [math.nan] * len(pairs)
         if per_sample:
             return {judge.__name__: values}
         entries = {judge.__name__: (values, mean_of_known)}
@@ -122,12 +131,13 @@ def pair_score(judge: Callable[[str, str], float]) -> Score:
     return score
 
 
-def score_conditions(
+def score_conditions(  # noqa: PLR0913 - groups, slices and seed are those of the intervals
     answers: Mapping[str, Sequence[str]],
     references: Sequence[str],
     measures: Sequence[Measure],
     *,
     groups: Sequence[str] | None = None,
+    slices: Sequence | None = None,
     seed: int = 0,
 ) -> dict[str, ScoredCondition]:
     """Score the answers of several conditions to the same questions, with intervals.
@@ -138,6 +148,7 @@ def score_conditions(
     references : what the answers should be.
     measures : what is measured. A function that several of them share is called once a condition.
     groups : the patient, series or block of each sample; without them there are no intervals.
+    slices : the slice of each sample, for samples of one patient, as `bootstrap_interval` takes it.
     seed : of the resamples.
 
     Returns
@@ -162,7 +173,7 @@ def score_conditions(
         columns, facts = _columns_and_facts(texts, references, measures)
         results = {}
         for measure, column in columns.items():
-            results[measure] = _result(column, groups, seed)
+            results[measure] = _result(column, groups, slices, seed)
         scored[name] = ScoredCondition(results, columns, facts)
     return scored
 
@@ -186,15 +197,20 @@ def _columns_and_facts(
     return columns, facts
 
 
-def _result(column: Column, groups: Sequence[str] | None, seed: int) -> dict[str, Any]:
+def _result(
+    column: Column, groups: Sequence[str] | None, slices: Sequence | None, seed: int
+) -> dict[str, Any]:
     if groups is not None:
-        found = bootstrap_interval(column.rows, groups, statistic=column.statistic, seed=seed)
-        return _in_unit(found, ("value", "low", "high"), column.factor)
+        found = bootstrap_interval(
+            column.rows, groups, slices=slices, statistic=column.statistic, seed=seed
+        )
+        return _in_unit(found, ("value", "low", "high", "error"), column.factor)
     value = float(column.statistic(np.asarray(column.rows, dtype=float)))
     return {
         "value": None if math.isnan(value) else column.factor * value,
         "low": None,
         "high": None,
+        "error": None,
         "groups": None,
         "label": None,
         "reason": NO_GROUPS,
@@ -210,12 +226,13 @@ def _in_unit(found: dict[str, Any], keys: Iterable[str], factor: float) -> dict[
     return scaled
 
 
-def compare_conditions(
+def compare_conditions(  # noqa: PLR0913 - groups, slices and seed are those of the intervals
     first: ScoredCondition,
     second: ScoredCondition,
     measures: Iterable[str] | None = None,
     *,
     groups: Sequence[str] | None,
+    slices: Sequence | None = None,
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
     """Compare two conditions pair by pair: the difference, first minus second, and its interval.
@@ -228,6 +245,7 @@ def compare_conditions(
     first, second : two conditions that `score_conditions` has scored on the same samples.
     measures : the names of those to compare; by default all.
     groups : the patient, series or block of each sample.
+    slices : the slice of each sample, for samples of one patient.
     seed : of the resamples.
 
     Returns
@@ -263,8 +281,13 @@ def compare_conditions(
         theirs = second.columns[name]
         check_lengths(first=ours.rows, second=theirs.rows, groups=groups)
         found = paired_bootstrap(
-            ours.rows, theirs.rows, groups, statistic=ours.statistic, seed=seed
+            ours.rows,
+            theirs.rows,
+            groups,
+            slices=slices,
+            statistic=ours.statistic,
+            seed=seed,
         )
         if found["difference"] is not None:
-            compared[name] = _in_unit(found, ("difference", "low", "high"), ours.factor)
+            compared[name] = _in_unit(found, ("difference", "low", "high", "error"), ours.factor)
     return compared

@@ -62,6 +62,9 @@ RATIOS: dict[str, Callable[[np.ndarray], float]] = {
 }
 """Statistics of rows [matched, predicted, wanted], one a sample; 0 where there is nothing."""
 
+for _ratio in RATIOS.values():
+    _ratio.bounds = (0.0, 1.0)  # for `bootstrap_interval`
+
 
 def finding_scores(
     predictions: Iterable[str],

@@ -38,6 +38,14 @@ Column = tuple[Sequence, Callable[[np.ndarray], float]]
 """The rows of a score, one a sample, and the statistic of an array of rows that is the score."""
 
 
+def _mean_percent(values: np.ndarray) -> float:
+    return float(np.mean(values))
+
+
+# An interval of the score stays within them.
+_mean_percent.bounds = (0.0, 100.0)
+
+
 def text_pairs(predictions: Iterable[str], references: Iterable[str]) -> list[tuple[str, str]]:
     """Pair each answer with its reference, and refuse what cannot be scored.
 
@@ -143,7 +151,7 @@ def llamafactory_scores(
     if per_sample:
         return samples
     if columns:
-        return {name: (values, np.mean) for name, values in samples.items()}
+        return {name: (values, _mean_percent) for name, values in samples.items()}
     return {name: float(np.mean(values)) for name, values in samples.items()}
 
 
@@ -362,7 +370,7 @@ def standard_scores(
         "chrf": _corpus_column(libraries.chrf, answers, wanted),
     }
     for name in ("rouge1", "rouge2", "rougeL"):
-        scores[name] = samples[name], np.mean
+        scores[name] = samples[name], _mean_percent
 
     note = None
     if answer_language != wanted_language:
@@ -435,4 +443,5 @@ def _corpus_column(metric: Metric, answers: list[str], references: list[str]) ->
     def score_of_sum(rows: np.ndarray) -> float:
         return metric._compute_score_from_stats(rows.sum(axis=0).tolist()).score
 
+    score_of_sum.bounds = (0.0, 100.0)  # as those of `_mean_percent`
     return counts, score_of_sum
