@@ -71,7 +71,7 @@ class LLM:
 
 
 def test_unknown_backend(processor, records):
-    with pytest.raises(ValueError, match="backend='vLLM': use 'transformers' or 'vllm'"):
+    with pytest.raises(ValueError, match="backend='vLLM': use 'transformers', 'vllm' or 'openai'"):
         generate_answers("no/model", processor, records, backend="vLLM")
 
 

@@ -252,7 +252,7 @@ def test_a_server_that_dies_ends_the_call_and_nothing_is_lost(twins, tmp_path):
         (404, "ollama", "answers 404: pull the model .ollama pull m., or, if this is not Ollama"),
         (404, "openai", "answers 404: is a model called m served there"),
         (401, "openai", "answers 401: give api_key=KEY"),
-        (307, "openai", "answers 307: it sends captions on to another address"),
+        (307, "openai", "answers 307: it sends what it is asked on to another address"),
     ],
 )
 def test_what_no_caption_would_get_past_ends_the_call(tmp_path, status, protocol, advice):
@@ -281,7 +281,9 @@ def test_what_no_caption_would_get_past_ends_the_call(tmp_path, status, protocol
     ],
 )
 def test_captions_do_not_leave_this_machine_by_mistake(tmp_path, address):
-    with pytest.raises(ValueError, match="is not this machine, and captions would leave it"):
+    with pytest.raises(
+        ValueError, match="is not this machine, and what it is asked would leave it"
+    ):
         translate_captions(["A mass."], tmp_path / "zh.jsonl", base_url=address, model="m")
     assert not list(tmp_path.iterdir())
 

@@ -1,5 +1,7 @@
-"""Write a file whole or not at all, read JSON Lines one by one, and put an error into one line."""
+"""Write a file whole or not at all, read JSON Lines, put an error into one line, and a picture too."""
 
+import base64
+import io
 import json
 import os
 import secrets
@@ -21,6 +23,27 @@ def one_line(error: object, limit: int = 300) -> str:
     'KeyboardInterrupt'
     """
     return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+def data_url(picture: Any) -> str:
+    """Write a picture as the `data:` address of a PNG, as OpenAI's API takes it.
+
+    Parameters
+    ----------
+    picture : of PIL; its metadata stay behind.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> data_url(Image.new("RGB", (1, 1)))[:22]
+    'data:image/png;base64,'
+    """
+    file = io.BytesIO()
+    # as bare pixels, so that no comment of the file goes along
+    bare = picture.convert("RGB")
+    bare.info = {}
+    bare.save(file, "PNG", compress_level=1)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def write_whole(

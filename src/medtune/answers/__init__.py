@@ -1,21 +1,27 @@
 """Answers of a vision-language model to a whole data set: in batches, resumable, with controls.
 
 `generate` asks every sample and sums up the speed; `controls` makes the pictures of the control
-runs; `prompts` turns rows of a data set into inputs; `backends` has the two that answer,
-Transformers and vLLM; `resume` keeps the answers on disk and goes on after a kill; `predictions`
-reads answers that others made.
+runs; `prompts` turns rows of a data set into inputs; `backends` has those that answer: Transformers,
+vLLM, and a `server` that speaks OpenAI's API; `resume` keeps the answers on disk and goes on after a
+kill; `predictions` reads answers that others made.
 """
 
+from .backends import TransformersBackend
 from .controls import grey_picture, no_picture, shuffle_pictures
 from .generate import generate_answers, generation_speed
 from .predictions import read_predictions
+from .prompts import prompt_of
 from .resume import read_answers
+from .server import OpenAIServer
 
 __all__ = [
+    "OpenAIServer",
+    "TransformersBackend",
     "generate_answers",
     "generation_speed",
     "grey_picture",
     "no_picture",
+    "prompt_of",
     "read_answers",
     "read_predictions",
     "shuffle_pictures",

@@ -1,12 +1,12 @@
-"""What answers a batch: a model of Transformers, padded on the left and seeded, or vLLM.
+"""What answers a batch: a model of Transformers, padded on the left and seeded, vLLM, or a server.
 
-Both backends have one method, `answer(parts, seed)`: it takes the inputs of a batch in the parts in
+Each backend has one method, `answer(parts, seed)`: it takes the inputs of a batch in the parts in
 which they were prepared, and returns what was generated for each row.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,7 @@ from transformers.masking_utils import sdpa_mask
 
 from medtune.models import turn_end_tokens
 
-
-@dataclass(frozen=True)
-class Generated:
-    """What a model said.
-
-    Parameters
-    ----------
-    text : without special tokens and without blanks around it.
-    tokens : how many tokens were generated, the end token too.
-    """
-
-    text: str
-    tokens: int
+from .server import Generated, OpenAIServer
 
 
 class TransformersBackend:
@@ -150,6 +138,54 @@ class VllmBackend:
             output = request.outputs[0]
             result.append(Generated(output.text.strip(), len(output.token_ids)))
         return result
+
+
+class ServerBackend:
+    """Answers by a server that speaks OpenAI's API.
+
+    Parameters
+    ----------
+    model : the server.
+    options : by the names of Transformers, with `max_new_tokens` and `do_sample`; others go to the
+        server as they are.
+
+    Raises
+    ------
+    ValueError : `model` is no `OpenAIServer`, or its address cannot be used.
+    """
+
+    def __init__(self, model: Any, options: Mapping[str, Any]) -> None:
+        if not isinstance(model, OpenAIServer):
+            raise ValueError("backend='openai' takes OpenAIServer(base_url, model) as the model")
+        model.endpoint()  # a wrong address shows before the first picture is read
+        self.server = model
+        settings = dict(options)
+        self.settings = {"max_tokens": settings.pop("max_new_tokens")}
+        self.draws = settings.pop("do_sample")
+        if not self.draws:
+            self.settings["temperature"] = 0
+        self.settings |= settings
+
+    def answer(self, parts: Sequence[list[dict[str, Any]]], seed: int) -> list[Generated]:
+        """Answer the requests of a batch, several at the same time."""
+        requests = []
+        for part in parts:
+            requests += part
+        settings = {**self.settings, "seed": seed} if self.draws else self.settings
+
+        def ask(request: Mapping[str, Any]) -> Generated:
+            try:
+                return self.server.ask(request["messages"], request["pictures"], settings)
+            except ValueError as error:
+                name = request["id"]
+                raise ValueError(f"the sample with id {name} is not answered: {error}") from None
+
+        pool = ThreadPoolExecutor(self.server.parallel)
+        try:
+            return list(pool.map(ask, requests))
+        finally:
+            # after an error nobody waits for the others
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def join_parts(parts: Sequence[Mapping[str, torch.Tensor]], pad: int) -> dict[str, torch.Tensor]:

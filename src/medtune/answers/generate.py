@@ -19,9 +19,10 @@ from tqdm.auto import tqdm
 
 from medtune.files import one_line
 
-from .backends import Generated, TransformersBackend, VllmBackend
+from .backends import ServerBackend, TransformersBackend, VllmBackend
 from .prompts import Preparer, Survey, survey_rows
 from .resume import append, digest_of, resume
+from .server import Generated
 
 # Rows that are prepared at once, so that many worker processes can share a large batch.
 ROWS_PER_PART = 32
@@ -65,7 +66,8 @@ def generate_answers(  # noqa: PLR0913 - each is a setting of its own, given by 
     ----------
     model, processor
         Model on its device, with or without adapter (it is left in evaluation mode), and its
-        processor. For vLLM the model is a folder, a hub id or a `vllm.LLM`.
+        processor. For vLLM the model is a folder, a hub id or a `vllm.LLM`; for a server it is an
+        `OpenAIServer`, and the processor is not used.
     dataset
         `datasets.Dataset` or list of dicts: converted records (`prompt`, `completion`, `images`),
         or pairs (`image`, `caption`). Neither needs a reference, `completion` or `caption`. `id`
@@ -88,8 +90,8 @@ def generate_answers(  # noqa: PLR0913 - each is a setting of its own, given by 
         What all pairs are asked. By default each is asked its own `question`, and one that has none
         to describe the picture. Records bring their own question.
     backend
-        "transformers" or "vllm" (which does its own batching: give it a batch size of several
-        hundred).
+        "transformers", "vllm" (which does its own batching: give it a batch size of several
+        hundred) or "openai", a server that speaks OpenAI's API, such as `medtune serve`.
     cache_implementation
         "static" compiles decoding on a GPU, which takes about a minute; "auto" does so where
         batches times tokens are 3,000 or more, so many that it pays.
@@ -102,8 +104,8 @@ def generate_answers(  # noqa: PLR0913 - each is a setting of its own, given by 
     -------
     list of dict
         In the order of the data set: "id", "question", "answer", "reference" (str, empty without
-        one), "group" where the data set knows it, "tokens" (generated, the end token too) and
-        "seconds" (its share of the batch's time). `generation_speed` sums them up.
+        one), "group" and "slice" where the data set knows them, "tokens" (generated, the end token
+        too) and "seconds" (its share of the batch's time). `generation_speed` sums them up.
 
     Raises
     ------
@@ -122,12 +124,9 @@ def generate_answers(  # noqa: PLR0913 - each is a setting of its own, given by 
     Traceback (most recent call last):
     ValueError: the data set streams: take a part of it, ...
     """
-    if backend not in ("transformers", "vllm"):
-        raise ValueError(f"backend={backend!r}: use 'transformers' or 'vllm'")
-    if not hasattr(dataset, "__getitem__"):
-        raise ValueError(
-            "the data set streams: take a part of it, list(dataset.take(100)), to have it answered"
-        )
+    _check_asked(backend, dataset)
+    if backend == "openai":
+        processor = None  # the server prepares questions and pictures
     survey = survey_rows(dataset, processor, question)
     donors = _check_donors(pictures_from, len(survey.samples))
     done = {}
@@ -160,10 +159,7 @@ def generate_answers(  # noqa: PLR0913 - each is a setting of its own, given by 
         workers = min(8, len(os.sched_getaffinity(0))) if on_gpu else 0
 
     options = {"do_sample": do_sample, "max_new_tokens": max_new_tokens, **options}
-    if backend == "vllm":
-        engine = VllmBackend(model, options)
-    else:
-        engine = TransformersBackend(model, processor, options, cache_implementation)
+    engine = _open_engine(backend, model, processor, options, cache_implementation)
     dtype = getattr(model, "dtype", None)  # what vLLM takes has none
     prepare = Preparer(dataset, processor, donors, image_transform, question, dtype)
     answered = _answer_batches(batches, prepare, engine, seed=seed, workers=workers)
@@ -176,6 +172,31 @@ def generate_answers(  # noqa: PLR0913 - each is a setting of its own, given by 
             done |= new
             bar.update(len(new))
     return [done[sample["id"]] for sample in survey.samples]
+
+
+def _check_asked(backend: str, dataset: Any) -> None:
+    """Refuse a backend that there is not, and a data set without an end."""
+    if backend not in ("transformers", "vllm", "openai"):
+        raise ValueError(f"backend={backend!r}: use 'transformers', 'vllm' or 'openai'")
+    if not hasattr(dataset, "__getitem__"):
+        raise ValueError(
+            "the data set streams: take a part of it, list(dataset.take(100)), to have it answered"
+        )
+
+
+def _open_engine(
+    backend: str,
+    model: Any,
+    processor: Any,
+    options: Mapping[str, Any],
+    cache_implementation: str | None,
+) -> TransformersBackend | VllmBackend | ServerBackend:
+    """Make what answers the batches."""
+    if backend == "vllm":
+        return VllmBackend(model, options)
+    if backend == "openai":
+        return ServerBackend(model, options)
+    return TransformersBackend(model, processor, options, cache_implementation)
 
 
 @dataclass
@@ -252,7 +273,7 @@ def _fill_up(batches: list[Batch], batch_size: int) -> None:
 def _answer_batches(
     batches: Sequence[Batch],
     prepare: Preparer,
-    engine: TransformersBackend | VllmBackend,
+    engine: TransformersBackend | VllmBackend | ServerBackend,
     *,
     seed: int,
     workers: int,

@@ -25,6 +25,7 @@ DEFAULT_QUESTION = "Describe this medical image."
 # One image token of Qwen3-VL stands for 32 x 32 pixels. For other models this is a rough figure,
 # which is enough to sort prompts by length.
 PIXELS_PER_TOKEN = 1024
+CHARACTERS_PER_TOKEN = 4
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,8 @@ class Survey:
 
     Parameters
     ----------
-    samples : for each row a dict of "id", "question", "reference" and, where it is known, "group",
-        all of them texts.
+    samples : for each row a dict of "id", "question", "reference" and, where they are known, "group"
+        and "slice", all of them texts.
     lengths : for each row about how many tokens its prompt has, image tokens included.
     digest : SHA-256 of all prompts, references and pictures: the same for the same data only.
     """
@@ -127,7 +128,8 @@ def survey_rows(dataset: Any, processor: Any, question: str | None) -> Survey:
     Parameters
     ----------
     dataset : `datasets.Dataset` or list of dicts.
-    processor : processor of the model, with its tokenizer and chat template.
+    processor : processor of the model, with its tokenizer and chat template; None for a model that
+        a server has.
     question : what pairs are asked, see `prompt_of`; records bring their own question.
 
     Raises
@@ -153,6 +155,9 @@ def survey_rows(dataset: Any, processor: Any, question: str | None) -> Survey:
         if names_group(row.get("group")):
             # scores resample patients, so an answer says whose it is
             sample["group"] = str(row["group"])
+        if row.get("slice") is not None:
+            # of one patient they resample slices
+            sample["slice"] = str(row["slice"])
         area = 0
         for picture in prompt.pictures:
             pixels, content = _measure(picture)
@@ -162,15 +167,26 @@ def survey_rows(dataset: Any, processor: Any, question: str | None) -> Survey:
         texts.append(text)
         areas.append(area)
     _check_ids(samples)
-    tokens = processor.tokenizer(texts)["input_ids"]
     lengths = []
-    for ids, area in zip(tokens, areas, strict=True):
-        lengths.append(len(ids) + area // PIXELS_PER_TOKEN)
+    for tokens, area in zip(_token_counts(processor, texts), areas, strict=True):
+        lengths.append(tokens + area // PIXELS_PER_TOKEN)
     return Survey(samples, lengths, digest.hexdigest())
 
 
+def _token_counts(processor: Any, texts: list[str]) -> list[int]:
+    """Count the tokens of texts, roughly where only a server has the tokenizer."""
+    if processor is None:
+        return [len(text) // CHARACTERS_PER_TOKEN for text in texts]
+    return [len(ids) for ids in processor.tokenizer(texts)["input_ids"]]
+
+
 def render(processor: Any, messages: Sequence[Mapping[str, Any]]) -> str:
-    """Write messages as the text that the model continues with its answer."""
+    """Write messages as the text that the model continues with its answer.
+
+    A server has a template of its own: without a processor the messages stand for themselves.
+    """
+    if processor is None:
+        return json.dumps(messages)
     return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 
@@ -200,7 +216,7 @@ class Preparer:
     Parameters
     ----------
     dataset : rows with decoded pictures.
-    processor : processor of the model.
+    processor : processor of the model; None makes requests for a server, which has its own.
     donors : for each row the row whose pictures it is shown; its own number where nothing is
         exchanged.
     image_transform : function of a PIL picture that returns the one to show, or None for no
@@ -208,6 +224,7 @@ class Preparer:
     question : what pairs are asked.
     dtype : type of the model's weights, which the pixels take; None makes requests for vLLM instead
         of tensors.
+    begun : for each row the words that its answer has begun with; None where no answer has.
     """
 
     dataset: Any
@@ -216,15 +233,19 @@ class Preparer:
     image_transform: Callable | None
     question: str | None
     dtype: torch.dtype | None
+    begun: Sequence[str] | None = None
 
     def __call__(self, rows: Iterable[int]) -> Any:
-        """Make the inputs of these rows: a padded batch of tensors, or requests for vLLM."""
+        """Make the inputs of these rows: a padded batch of tensors, or requests of vLLM or a server."""
         rows = list(rows)
+        if self.processor is None:
+            return [self._server_request(row) for row in rows]
         texts = []
         images = []
         for row in rows:
             messages, pictures = self._shown(row)
-            texts.append(render(self.processor, messages))
+            text = render(self.processor, messages)
+            texts.append(text if self.begun is None else text + self.begun[row])
             images.append(pictures)
         if self.dtype is None:
             return _vllm_requests(texts, images)
@@ -234,6 +255,12 @@ class Preparer:
             # the processor does not say of which row it speaks
             self._name_the_row(rows, texts, images)
             raise
+
+    def _server_request(self, row: int) -> dict[str, Any]:
+        """Write messages and pictures of a row, for a server that prepares both."""
+        messages, pictures = self._shown(row)
+        name = self.dataset[row].get("id", row)
+        return {"id": name, "messages": messages, "pictures": pictures}
 
     def _inputs(self, texts: list[str], images: list[list]) -> Any:
         # processors want None, not empty lists, where a batch has no picture at all

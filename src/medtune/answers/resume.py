@@ -16,6 +16,8 @@ import torch
 
 from medtune.files import write_whole
 
+from .server import OpenAIServer
+
 
 def read_answers(path: str | os.PathLike) -> list[dict[str, Any]]:
     r"""Read what `generate_answers` wrote; a last line that a kill cut short is left out.
@@ -124,15 +126,15 @@ def digest_of(thing: Any) -> str:
     Parameters
     ----------
     thing : a processor, of which template and picture settings count, or a model, of which
-        configuration and about 16 numbers of each weight count; a folder or hub id stands for
-        itself.
+        configuration and about 16 numbers of each weight count; a folder, a hub id or the name of
+        a served model stands for itself.
 
     Examples
     --------
     >>> digest_of("Qwen/Qwen3-VL-2B-Instruct")
     'Qwen/Qwen3-VL-2B-Instruct'
     """
-    if isinstance(thing, str | Path):
+    if isinstance(thing, str | Path | OpenAIServer):
         return str(thing)
     # settings files of runs that may go on hold this digest: its ingredients and their order must
     # stay

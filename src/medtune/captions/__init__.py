@@ -7,6 +7,7 @@ the numbers of `quantities.py`.
 """
 
 from .differences import Difference, check_translation, check_translations
+from .endpoint import Endpoint, NoAnswer, open_endpoint
 from .llm import extract_with_llm
 from .rules import PLACES, TERMS, Caption, detect_language, entities, parse_caption
 from .translation import add_translations, read_translations, translate_captions
@@ -16,12 +17,15 @@ __all__ = [
     "TERMS",
     "Caption",
     "Difference",
+    "Endpoint",
+    "NoAnswer",
     "add_translations",
     "check_translation",
     "check_translations",
     "detect_language",
     "entities",
     "extract_with_llm",
+    "open_endpoint",
     "parse_caption",
     "read_translations",
     "translate_captions",

@@ -26,6 +26,8 @@ _PIECE = 1 << 16
 
 # The reason of a `NoAnswer` where nobody takes the connection.
 NOTHING_LISTENS = "the connection is refused"
+# The reason of a `NoAnswer` where the reply is something else.
+NOT_THIS_PROTOCOL = "the reply is not of this protocol"
 
 
 class NoAnswer(Exception):
@@ -85,12 +87,25 @@ class Endpoint:
             request["think"] = False
         else:
             request["temperature"] = 0
+        reply = self.post(request)
+        try:
+            return _words_of_ollama(reply) if self.ollama else _words_of_openai(reply)
+        except (KeyError, TypeError, IndexError, AttributeError):
+            raise NoAnswer(NOT_THIS_PROTOCOL, lost=False) from None
+
+    def post(self, request: dict[str, Any]) -> Any:
+        """Send a whole request and return the reply, read from JSON.
+
+        Raises
+        ------
+        NoAnswer : this request was in vain.
+        OSError : the endpoint will refuse every other request, too.
+        """
         raw = self._send(json.dumps(request).encode())
         try:
-            reply = json.loads(raw)
-            return _words_of_ollama(reply) if self.ollama else _words_of_openai(reply)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-            raise NoAnswer("the reply is not of this protocol", lost=False) from None
+            return json.loads(raw)
+        except ValueError:
+            raise NoAnswer(NOT_THIS_PROTOCOL, lost=False) from None
 
     def _send(self, body: bytes) -> bytes:
         """Post a request and return the bytes of the reply."""
@@ -140,7 +155,7 @@ class Endpoint:
         if status in (401, 403):
             return "give api_key=KEY"
         if status != 404 and status != 405:
-            return "it sends captions on to another address, which is not followed"
+            return "it sends what it is asked on to another address, which is not followed"
         if self.ollama:
             return (
                 f"pull the model (ollama pull {self.model}), or, if this is not Ollama, give"
@@ -178,7 +193,7 @@ def open_endpoint(
     local = _is_loopback(host)
     if not local and not allow_remote:
         raise ValueError(
-            f"base_url={base_url} is not this machine, and captions would leave it: give"
+            f"base_url={base_url} is not this machine, and what it is asked would leave it: give"
             " allow_remote=True if they may"
         )
     ollama = path in ("", "/api", "/api/chat")

@@ -133,7 +133,7 @@ def translate_captions(  # noqa: PLR0913 - each is a setting of its own, given b
 
     >>> translate_captions(["A cyst."], "zh.jsonl", base_url="http://example.org/v1", model="m")
     Traceback (most recent call last):
-    ValueError: base_url=http://example.org/v1 is not this machine, and captions would leave it: ...
+    ValueError: base_url=http://example.org/v1 is not this machine, and what it is asked would leave it: ...
     """
     _check_settings(to, batch_size=batch_size, workers=workers, retries=retries)
     if not timeout > 0 or not pause >= 0:

@@ -1,10 +1,8 @@
 """The page itself, in the order in which a visitor sees it, and what each of its buttons does."""
 
 import contextlib
-import ipaddress
 import os
 import secrets
-import ssl
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 import gradio as gr
 
 from medtune.boxes import draw_box
+from medtune.deploy import check_reach
 from medtune.pairs import load_pairs, read_frames, to_rgb
 
 from .feedback import save_feedback
@@ -25,8 +24,6 @@ from .uploads import MAX_PICTURES, MAX_SIZE, Upload, read_upload
 MAX_TURNS = 10
 #: Characters of a question or a caption.
 MAX_CHARACTERS = 2000
-#: Characters of a password, at least.
-LEAST_PASSWORD = 8
 # Goes into the page's head: its style, and a rule for the browser to ask no other server.
 HEAD = Path(__file__).with_name("head.html")
 
@@ -577,7 +574,7 @@ def launch(  # noqa: PLR0913 - each is a setting that a caller names
         certificate and a key that do not belong together.
     OSError : a file of these is missing, or the port is taken.
     """
-    _check_reach(host, password, tls_cert, tls_key)
+    check_reach(host, password, tls_cert, tls_key)
 
     def is_right(_: str, given: str) -> bool:
         # takes the same time wherever the first difference lies
@@ -612,59 +609,3 @@ def launch(  # noqa: PLR0913 - each is a setting that a caller names
         raise
     print(f"medtune chat: {page.local_url} (Ctrl+C stops it)", flush=True)
     return page
-
-
-def _check_reach(
-    host: str,
-    password: str | None,
-    tls_cert: str | os.PathLike | None,
-    tls_key: str | os.PathLike | None,
-) -> None:
-    """Raise ValueError or OSError if others could reach the page, or read along, unguarded."""
-    others_reach_it = not _is_loopback(host)
-    if (others_reach_it or password) and len(password or "") < LEAST_PASSWORD:
-        raise ValueError(
-            f"others can reach {host}: set a password of at least {LEAST_PASSWORD} characters, "
-            "or stay on 127.0.0.1"
-        )
-    if bool(tls_cert) != bool(tls_key):
-        raise ValueError("TLS needs both: tls_cert=FILE and tls_key=FILE")
-    if tls_cert:
-        _check_certificate(tls_cert, tls_key)
-    elif others_reach_it:
-        raise ValueError(
-            f"without TLS the network can read pictures and password on the way to {host}: "
-            "give tls_cert=FILE and tls_key=FILE, or stay on 127.0.0.1 and use an SSH tunnel"
-        )
-
-
-def _is_loopback(host: str) -> bool:
-    """Tell whether only this machine can reach an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _check_certificate(tls_cert: str | os.PathLike, tls_key: str | os.PathLike) -> None:
-    """Raise ValueError or OSError, in one line, if a server cannot use a certificate and key."""
-    for file in (tls_cert, tls_key):
-        # says which of the two is missing, or may not be read; OpenSSL does not
-        with open(file, "rb"):
-            pass
-
-    def no_passphrase() -> str:
-        raise ValueError(f"{tls_key} has a passphrase: give tls_key=FILE with a key without one")
-
-    try:
-        # the passphrase as a function: without one OpenSSL would ask at the terminal
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
-            tls_cert, tls_key, password=no_passphrase
-        )
-    except ssl.SSLError as error:
-        raise ValueError(
-            f"tls_cert={tls_cert} and tls_key={tls_key} are no PEM certificate and its key: "
-            f"{error.reason or error}"
-        ) from None
