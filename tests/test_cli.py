@@ -78,6 +78,7 @@ COMMANDS = [
     "audit",
     "evaluate",
     "compare",
+    "curves",
     "version",
     "clean",
     "ids",

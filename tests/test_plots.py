@@ -94,6 +94,37 @@ def test_without_such_a_font_there_is_one_hint(tmp_path):
     assert (tmp_path / "bars.png").exists()
 
 
+def test_losses_of_two_runs_stand_over_steps_and_over_samples():
+    """25 steps of 1,024 samples and 202 of 128 see the same pairs: the published pair of runs."""
+    logs = {}
+    for name, steps in (("batch 32", 25), ("batch 4", 202)):
+        log = [{"step": step, "loss": 1 + 3.0 / step} for step in range(1, steps + 1)]
+        logs[name] = [*log, {"step": steps, "eval_loss": 1.5}]
+    sizes = {"batch 32": 1024, "batch 4": 128}
+    figure = plots.plot_losses(logs, samples_per_step=sizes)
+    over_steps, over_samples = figure.axes
+    ends = [[line.get_xdata()[-1] for line in axis.lines] for axis in figure.axes]
+    assert ends == [[25, 25, 202, 202], [25600, 25600, 25856, 25856]]
+    assert over_steps.get_xlabel() == "optimizer step"
+    assert over_samples.get_xlabel() == "samples seen"
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(logs)
+    colours = {line.get_color() for line in over_steps.lines}
+    assert len(colours) == 2, "one a run"
+    pixels(figure)
+
+
+def test_a_run_whose_step_is_not_known_is_drawn_over_steps_only():
+    log = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
+    evaluated = [{"step": 2, "eval_loss": 1.5}]
+    figure = plots.plot_losses({"a": log, "b": evaluated}, samples_per_step={"a": None})
+    (axis,) = figure.axes
+    assert [line.get_label() for line in axis.lines] == ["a", "b"]
+    pixels(figure)
+    first, second = plots.plot_losses({"a": log, "b": log}, samples_per_step={"b": 8}).axes
+    assert (len(first.lines), len(second.lines)) == (2, 1)
+
+
 def test_training_curves_show_all_points():
     steps = range(1, 6)
     log = [{"step": n, "loss": 3.0 / n, "mean_token_accuracy": n / 10} for n in steps]
