@@ -3,8 +3,8 @@
 `near` hashes pictures and finds close hashes, `fingerprints` reads each picture of a data set once,
 `duplicates` lists what is there twice, `groups` says which pictures belong together, `splits` deals
 groups out, `leaks` counts what crosses a split, `closest` shows what looks most alike across it,
-and `keep` writes a split down. `burned_in` warns of text in the pixels. `near` and `splits` stand
-alone.
+and `keep` writes a split down. `burned_in` warns of text in the pixels. `unknown`
+guesses groups where none are known, and rates the guess. `near` and `splits` stand alone.
 """
 
 from .burned_in import BurnedIn, burned_in_text
@@ -16,6 +16,7 @@ from .keep import write_splits
 from .leaks import audit_split
 from .near import near_pairs, picture_hash
 from .splits import split_by_group
+from .unknown import count_unknown_groups, group_clues, guess_groups, rate_groups
 
 __all__ = [
     "BurnedIn",
@@ -24,12 +25,16 @@ __all__ = [
     "audit_split",
     "burned_in_text",
     "closest_across",
+    "count_unknown_groups",
     "duplicate_captions",
     "exact_duplicates",
     "fingerprint",
+    "group_clues",
+    "guess_groups",
     "near_duplicates",
     "near_pairs",
     "picture_hash",
+    "rate_groups",
     "split_by_group",
     "write_splits",
 ]

@@ -9,6 +9,7 @@ import typer
 
 from .app import app
 from .options import (
+    AcceptUnknownGroups,
     AllowEmptyCaptions,
     Asked,
     Captions,
@@ -92,6 +93,7 @@ def convert(
             "views of one report."
         ),
     ] = 1,
+    accept_unknown_groups: AcceptUnknownGroups = False,
     jpeg_quality: Annotated[
         int | None, typer.Option(help="Save pictures that need converting as JPEG of this quality.")
     ] = None,
@@ -129,9 +131,12 @@ def convert(
         split=split,
         limit=limit,
     )
+    # a source of which nothing is said is read from where it lies, with flat memory
+    pairs = source if asked.is_plain() else asked.load(source)
+    if split_by == "patient" and splits is None:
+        pairs = _with_groups(pairs, asked, source, accept_unknown_groups)
     report = convert_pairs(
-        # a source of which nothing is said is read from where it lies, with flat memory
-        source if asked.is_plain() else asked.load(source),
+        pairs,
         out,
         dialect=dialect,
         questions=question,
@@ -150,15 +155,60 @@ def convert(
         keep=keep or (),
     )
     print_json(report)
-    something = sum(report["records"].values()) > 0
-    if something and report["split_by"] == "none" and split_by is None:
+    _warn_of_unknown_groups(report, split_by)
+    _complain_of_rejected(report, source, out, most_rejected)
+
+
+def _with_groups(pairs: Any, asked: Asked, source: str, accepted: bool) -> Any:
+    """Give a source that names no patient guessed groups, if the user accepts them.
+
+    Raises
+    ------
+    ValueError : the user does not.
+    """
+    from medtune.audit import count_unknown_groups, fingerprint, group_clues, guess_groups
+
+    loaded = asked.load(source) if isinstance(pairs, str) else pairs
+    if count_unknown_groups(loaded) < len(loaded):
+        return pairs
+    _refuse_unknown_groups(len(loaded), len(loaded), accepted)
+    clues = group_clues(loaded, fingerprints=fingerprint(loaded))
+    alike = [pair for found in clues.values() for pair in found]
+    if "group" in loaded.column_names:
+        loaded = loaded.remove_columns("group")
+    return loaded.add_column("group", guess_groups(len(loaded), alike))
+
+
+def _refuse_unknown_groups(unknown: int, rows: int, accepted: bool) -> None:
+    """Raise ValueError where a split would be made without knowing patients, unless it is accepted."""
+    if not accepted:
+        raise ValueError(
+            f"{unknown} of {rows} pairs name no patient, so that a split can only be guessed from "
+            "look-alikes, and pictures of one patient may stand on both sides: name the column, "
+            "--column group=NAME, or accept the guess with --accept-unknown-groups"
+        )
+
+
+def _warn_of_unknown_groups(report: dict[str, Any], split_by: str | None) -> None:
+    """Say on stderr how many pairs name no patient, and what that means for this split."""
+    unknown = report["unknown_groups"]
+    written = [split for split, count in report["records"].items() if count]
+    if not unknown or not written or split_by == "none":
+        return
+    count = f"medtune: warning: {unknown} of {report['rows']} pairs name no patient"
+    if report["split_by"] == "none":
         print(
-            "medtune: warning: neither patients nor a split are known, so that all records are for "
+            f"{count}: neither patients nor a split are known, so that all records are for "
             "training and none to judge by: name the column of the patients, --column group=NAME, "
-            "or make a split with 'medtune audit --write' and --splits",
+            "or let a split be guessed with --split-by patient --accept-unknown-groups",
             file=sys.stderr,
         )
-    _complain_of_rejected(report, source, out, most_rejected)
+    elif len(written) > 1 and report["split_by"] != "patient":
+        print(
+            f"{count}: whether the split that is given parts a patient, nobody can say: name the "
+            "column of the patients, --column group=NAME, and 'medtune audit' looks",
+            file=sys.stderr,
+        )
 
 
 def _complain_of_rejected(
@@ -231,6 +281,7 @@ def audit(
             "--splits'."
         ),
     ] = None,
+    accept_unknown_groups: AcceptUnknownGroups = False,
     config: Config = None,
     split: Split = None,
     limit: Limit = None,
@@ -243,7 +294,9 @@ def audit(
     from medtune.audit import (
         assign_groups,
         audit_split,
+        count_unknown_groups,
         fingerprint,
+        group_clues,
         near_duplicates,
         split_by_group,
         write_splits,
@@ -265,9 +318,16 @@ def audit(
     )
     pairs = asked.load(source)
     keeps_split = "split" in pairs.column_names and split_by != "patient"
+    unknown = 0 if id_pattern else count_unknown_groups(pairs)
+    all_unknown = unknown == len(pairs)
+    if write is not None and all_unknown and not keeps_split:
+        _refuse_unknown_groups(unknown, len(pairs), accept_unknown_groups)
     marks = fingerprint(pairs)
     # a new split keeps together what looks alike; of a given one, that is for the report to say
     alike = None if keeps_split else near_duplicates(pairs, fingerprints=marks)
+    if all_unknown and not keeps_split:
+        clues = group_clues(pairs, fingerprints=marks)
+        alike = [pair for found in clues.values() for pair in found]
     groups = assign_groups(pairs, id_pattern=id_pattern, pairs=alike, fingerprints=marks)
     splits = pairs["split"] if keeps_split else split_by_group(groups, seed=seed)
     report = audit_split(pairs, groups, splits, fingerprints=marks, raise_on_leak=False)
@@ -275,13 +335,14 @@ def audit(
         splits = _without_unnamed_patients(pairs, list(splits))
     if write is not None:
         write_splits(write, pairs["id"], splits, groups)
-    print_json(report)
+    print_json(report | {"unknown_groups": unknown})
     _complain_of_unreadable(pairs, marks.unreadable, source)
     _warn_of_text(pairs)
-    if "group" not in pairs.column_names and not id_pattern:
+    if all_unknown:
         print(
-            "medtune: warning: no patients are known, so that groups are look-alikes, and two "
-            "different pictures of one patient may be parted: --column group=NAME, or --id-pattern",
+            f"medtune: warning: no patients are known ({unknown} of {len(pairs)} pairs name none), "
+            "so that groups are guessed from pictures, captions and ids, and two different "
+            "pictures of one patient may be parted: --column group=NAME, or --id-pattern",
             file=sys.stderr,
         )
     _complain_of_leaks(report, source)

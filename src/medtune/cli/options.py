@@ -66,6 +66,14 @@ SplitBy = Annotated[
         "no split is."
     ),
 ]
+AcceptUnknownGroups = Annotated[
+    bool,
+    typer.Option(
+        "--accept-unknown-groups",
+        help="Where no pair names a patient, make a split all the same, by groups that are guessed "
+        "from look-alikes, equal captions and ids: a patient may stand on both sides.",
+    ),
+]
 ScoreNames = Annotated[
     list[str] | None,
     typer.Option(

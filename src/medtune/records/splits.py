@@ -35,6 +35,8 @@ class Chosen:
         Why a row has no split.
     unused
         Lines of the file of splits that no row belongs to.
+    unknown_groups
+        Rows that name no patient or other group, and are no rejected ones.
     """
 
     by: str
@@ -42,6 +44,7 @@ class Chosen:
     groups: list[str | None] | None = None
     missing: str = ""
     unused: int = 0
+    unknown_groups: int = 0
 
 
 def choose_splits(
@@ -67,6 +70,28 @@ def choose_splits(
     """
     if split_by not in (None, "patient", "none"):
         raise ValueError(f"split_by={split_by} must be patient or none")
+    chosen = _choose(source, splits, split_by, seed)
+    chosen.unknown_groups = _count_unknown(source, chosen.groups)
+    return chosen
+
+
+def _count_unknown(source: Source, told: list[str | None] | None) -> int:
+    """Count the rows that neither the source nor the file of splits gives a group."""
+    unknown = 0
+    groups = source.cells("group")
+    for number, problem in enumerate(source.cells("problem")):
+        known = names_group(groups[number]) or (told and names_group(told[number]))
+        if not known and not problem:
+            unknown += 1
+    return unknown
+
+
+def _choose(
+    source: Source,
+    splits: Sequence[str] | str | os.PathLike | None,
+    split_by: str | None,
+    seed: int,
+) -> Chosen:
     if isinstance(splits, (str, os.PathLike)):
         _refuse_both(split_by)
         return _of_file(source, Path(splits).expanduser())

@@ -118,7 +118,8 @@ def convert_pairs(  # noqa: PLR0913 - each is a setting that a user may want to 
         `pictures_per_sample` a record holds several pairs); dialogues without pictures,
         `text_only`, and `text_only_rejected`; pictures `copied`, those of them `stripped` of EXIF
         and the like, and `converted`; `split_by`, where the splits come from: "patient", "given",
-        "source" or "none"; `columns_left_out`, and the `splits_unused` of a CSV.
+        "source" or "none"; `unknown_groups`, how many rows name no patient or other group;
+        `columns_left_out`, and the `splits_unused` of a CSV.
 
     Raises
     ------
@@ -182,6 +183,7 @@ def convert_pairs(  # noqa: PLR0913 - each is a setting that a user may want to 
         told = {
             "split_by": chosen.by,
             "splits_unused": chosen.unused,
+            "unknown_groups": chosen.unknown_groups,
             "columns_left_out": left_out_columns(opened.types, columns),
         }
         return folder.finish(progress, rows=opened.rows, features=types.to_dict(), told=told)
