@@ -1,13 +1,15 @@
 """Answers of a vision-language model to a whole data set: in batches, resumable, with controls.
 
 `generate` asks every sample and sums up the speed; `controls` makes the pictures of the control
-runs; `prompts` turns rows of a data set into inputs; `backends` has those that answer: Transformers,
+runs; `deciding` gives the odds of two words at one place of the reference;
+`prompts` turns rows of a data set into inputs; `backends` has those that answer: Transformers,
 vLLM, and a `server` that speaks OpenAI's API; `resume` keeps the answers on disk and goes on after a
 kill; `predictions` reads answers that others made.
 """
 
 from .backends import TransformersBackend
 from .controls import grey_picture, no_picture, shuffle_pictures
+from .deciding import deciding_log_odds
 from .generate import generate_answers, generation_speed
 from .predictions import read_predictions
 from .prompts import prompt_of
@@ -17,6 +19,7 @@ from .server import OpenAIServer
 __all__ = [
     "OpenAIServer",
     "TransformersBackend",
+    "deciding_log_odds",
     "generate_answers",
     "generation_speed",
     "grey_picture",

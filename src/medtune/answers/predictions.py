@@ -36,6 +36,7 @@ ALIASES = {
     ),
     "reference": ("reference", "label", "labels", "ground_truth", "target", "gt"),
     "group": ("group",),
+    "slice": ("slice",),
     "question": ("question", "prompt"),
 }
 
@@ -92,8 +93,8 @@ def read_predictions(
     Parameters
     ----------
     path : the file.
-    columns : the name that the file has for "id", "answer", "reference", "group" or "question", by
-        ours. A name with points leads into JSON objects: "response.text".
+    columns : the name that the file has for "id", "answer", "reference", "group", "slice" or
+        "question", by ours. A name with points leads into JSON objects: "response.text".
     references : where the references come from if the file has none, or others: a table with an id
         and a reference or caption, a file of training records, a mapping from id to reference, or
         rows of a data set. An answer whose id is the name of a file finds the record that
@@ -102,8 +103,8 @@ def read_predictions(
 
     Returns
     -------
-    list of dict : in the order of the file "id", "answer" and "reference" (str), and "group" and
-        "question" where they are known. Without ids in the file a row's number is its id, from 1.
+    list of dict : in the order of the file "id", "answer" and "reference" (str), and "group",
+        "slice" and "question" where they are known. Without ids in the file a row's number is its id, from 1.
 
     Raises
     ------
@@ -387,9 +388,9 @@ def _openai_answer(values: Mapping[str, Any]) -> Any:
 def _rest_of(
     values: Mapping[str, Any], columns: Mapping[str, str], joined: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Return group and question of a row, as far as they are known."""
+    """Return group, slice and question of a row, as far as they are known."""
     rest = {}
-    for ours in ("group", "question"):
+    for ours in ("group", "slice", "question"):
         value = _find(values, ours, columns)
         if value is _ABSENT or not names_group(value):
             value = joined.get(ours)
@@ -459,7 +460,7 @@ def _rows_of_references(path: Path, encoding: str | None) -> Iterator[Mapping[st
         if line.problem:
             raise ValueError(f"{path}, line {line.place}: {line.problem}")
         if any(key in line.values for key in TURNS) and path.suffix == ".jsonl":
-            columns = ["id", "prompt", "completion", "group"]
+            columns = ["id", "prompt", "completion", "group", "slice"]
             records = read_records(path.parent, path.stem)
             yield from records.select_columns([c for c in columns if c in records.column_names])
             return

@@ -1,11 +1,12 @@
 """Scores for answers, boxes and match probabilities, their intervals over patients, and rivals.
 
 `text` counts words and characters as LLaMA-Factory and as papers do, `findings` asks whether the
-right thing is named, `listing` whether all findings are listed and none is invented, `boxes` judges
-regions and match probabilities, `intervals` draws whole patients, `conditions` scores several
-models side by side, `predict` shows runs side by side as LLaMA-Factory does, `rivals` and `copiers`
-answer without a model, `agreement` counts the fields in which captions agree, and `library` offers
-the text scores to `evaluate`.
+right thing is named, `detection` whether a finding is reported where there is one, `listing`
+whether all findings are listed and none is invented, `boxes` judges regions and match
+probabilities, `intervals` draws whole patients or slices, `conditions` scores several models side
+by side, `predict` shows runs side by side as LLaMA-Factory does, `rivals` and `copiers` answer
+without a model, `agreement` counts the fields in which captions agree, and `library` offers the
+text scores to `evaluate`.
 `text` and `intervals` stand alone.
 
 Every score gives one number a data set. With `per_sample=True` it gives one value a sample, as
@@ -21,7 +22,8 @@ from .conditions import (
     pair_score,
     score_conditions,
 )
-from .copiers import copy_nearest, thumbnail_vectors
+from .copiers import answer_by_kind, copy_nearest, thumbnail_vectors
+from .detection import detection_scores
 from .findings import RATIOS, finding_scores
 from .intervals import bootstrap_interval, paired_bootstrap, with_intervals
 from .library import evaluate_metric
@@ -36,10 +38,12 @@ __all__ = [
     "RATIOS",
     "Measure",
     "ScoredCondition",
+    "answer_by_kind",
     "bootstrap_interval",
     "box_scores",
     "compare_conditions",
     "copy_nearest",
+    "detection_scores",
     "evaluate_metric",
     "field_agreement",
     "finding_scores",

@@ -22,11 +22,11 @@ SMALLEST = 1e-12
 def mean_of_known(values: np.ndarray) -> float:
     """Average what is not NaN; NaN when nothing is left.
 
-        Examples
-        --------
-        >>> import numpy as np
-        >>> mean_of_known(np.array([1, np.nan, 3]))
-        2.0
+    Examples
+    --------
+    >>> import numpy as np
+    >>> mean_of_known(np.array([1, np.nan, 3]))
+    2.0
     """
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else math.nan
@@ -53,11 +53,11 @@ def check_lengths(**columns: Sized) -> None:
 def values_of(entries: Mapping[str, Any]) -> dict[str, Any]:
     """Put the number in place of each (rows, statistic), None for NaN; other entries stay.
 
-        Examples
-        --------
-        >>> import numpy as np
-        >>> values_of({"iou": ([0.5, 1.0], np.mean), "missed": 3})
-        {'iou': 0.75, 'missed': 3}
+    Examples
+    --------
+    >>> import numpy as np
+    >>> values_of({"iou": ([0.5, 1.0], np.mean), "missed": 3})
+    {'iou': 0.75, 'missed': 3}
     """
     values = dict(entries)
     for name, entry in entries.items():
