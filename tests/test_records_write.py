@@ -51,6 +51,7 @@ def test_the_default_record_is_what_trl_reads(tmp_path):
         "converted": 0,
         "split_by": "none",
         "splits_unused": 0,
+        "unknown_groups": 1,
         "columns_left_out": [],
     }
     assert summary == json.loads((out / "convert.json").read_text())["summary"]
