@@ -7,11 +7,13 @@
   `progress` (what is noted, so that a killed run goes on)
 - `check`: `check_folder`, with `prepare`, which does to a record what a training will do
 - `read`: `read_records`
+- `stream`: the same records made of parquet shards while they are read
 """
 
 from .check import check_folder
 from .dialects import DIALECTS, MARK, QUESTIONS, SPLITS
 from .read import read_records
+from .stream import RecordStream, ShardIndex, count_rejected, index_shards, names_shards
 from .write import convert_pairs
 
 __all__ = [
@@ -19,7 +21,12 @@ __all__ = [
     "MARK",
     "QUESTIONS",
     "SPLITS",
+    "RecordStream",
+    "ShardIndex",
     "check_folder",
     "convert_pairs",
+    "count_rejected",
+    "index_shards",
+    "names_shards",
     "read_records",
 ]

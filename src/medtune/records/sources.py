@@ -217,7 +217,7 @@ def _open_parquet(path: Path) -> Source | None:
         return None
     if not types:
         raise ValueError(shards[0].problem)
-    if not _has_our_columns(types[0]) or types.count(types[0]) < len(types):
+    if not has_our_columns(types[0]) or types.count(types[0]) < len(types):
         return None
     return Source(shards, types[0], [_file_identity(file) for file in files])
 
@@ -245,7 +245,7 @@ def _small_columns(table: pa.Table) -> dict[str, list[pa.Array]]:
     return {name: table[name].chunks for name in table.column_names}
 
 
-def _has_our_columns(types: dict[str, Any]) -> bool:
+def has_our_columns(types: dict[str, Any]) -> bool:
     """Say whether a file has image, id and caption as we call them, and nothing to be renamed."""
     texts = types.get("id") == TEXT and types.get("caption") == TEXT
     for name in types:
@@ -323,14 +323,15 @@ def find_repeated_ids(source: Source) -> dict[int, int]:
 
     Only a hash of 8 bytes is kept of each id, so that this works for millions of them.
     """
-    hashes = np.fromiter(_id_hashes(source.shards), np.int64)
+    hashes = np.fromiter(id_hashes(source.shards), np.int64)
     _, firsts, groups = np.unique(hashes, return_index=True, return_inverse=True)
     first_of_row = firsts[groups]
     later = np.flatnonzero(first_of_row != np.arange(source.rows))
     return {int(row): int(first_of_row[row]) for row in later}
 
 
-def _id_hashes(shards: list[Shard]) -> Iterator[int]:
+def id_hashes(shards: Sequence[Shard]) -> Iterator[int]:
+    """Yield a hash of the id of each row."""
     for shard in shards:
         for chunk in shard.small.get("id", ()):
             # As bytes: an id that is not UTF-8 cannot become a text.

@@ -134,8 +134,8 @@ def convert_pairs(  # noqa: PLR0913 - each is a setting that a user may want to 
     >>> convert_pairs(pairs, pathlib.Path(tempfile.mkdtemp()) / "out")["records"]
     {'train': 1}
     """
-    asked = _list_questions(questions)
-    _check_words(dialect, language, asked)
+    asked = list_questions(questions)
+    check_words(dialect, language, asked)
     _check_numbers(share, pictures_per_sample)
     opened = open_source(source)
     if not opened.rows:
@@ -189,13 +189,15 @@ def convert_pairs(  # noqa: PLR0913 - each is a setting that a user may want to 
         return folder.finish(progress, rows=opened.rows, features=types.to_dict(), told=told)
 
 
-def _list_questions(questions: str | Sequence[str] | None) -> list[str]:
+def list_questions(questions: str | Sequence[str] | None) -> list[str]:
+    """List the questions to draw from: those of the caller, or else ours."""
     if isinstance(questions, str):
         return [questions]
     return list(questions or DEFAULT_QUESTIONS)
 
 
-def _check_words(dialect: str, language: str, questions: list[str]) -> None:
+def check_words(dialect: str, language: str, questions: list[str]) -> None:
+    """Raise `ValueError` for a dialect, a language or a question that cannot be."""
     if dialect not in DIALECTS:
         raise ValueError(f"dialect={dialect} is none of {', '.join(DIALECTS)}")
     if language not in ("en", "zh"):

@@ -24,8 +24,10 @@ from transformers import TrainerCallback
 from trl import ModelConfig, SFTConfig
 
 from medtune.files import write_json
+from medtune.records import names_shards
 
-from .settings import ScriptArguments, zero_stage
+from .settings import OF_SHARDS, ScriptArguments, zero_stage
+from .stream import ShardLoader
 
 # Of SFTConfig, what a run and its continuation share. The rest is places, printing, and how a step
 # is cut into batches.
@@ -64,6 +66,9 @@ def shared_settings(
     settings = asdict(script_args) | asdict(model_args)
     for key in OWN_TO_A_START:
         settings.pop(key)
+    if not names_shards(script_args.data):
+        for key in OF_SHARDS:
+            settings.pop(key)
     for key in SHARED_KEYS:
         settings[key] = getattr(training_args, key)
     # however they are cut: over ranks, over batches of a step
@@ -305,10 +310,12 @@ class RunCallback(TrainerCallback):
     Parameters
     ----------
     trainer : the trainer that this is added to.
+    stream : the loader of the shards that it trains from, if it does.
     """
 
-    def __init__(self, trainer: Any):
+    def __init__(self, trainer: Any, stream: ShardLoader | None = None):
         self.trainer = trainer
+        self.stream = stream
         self.out = Path(trainer.args.output_dir)
         self.is_first_rank = trainer.is_world_process_zero()
         # number of the signal that asked for an end, 0 for none
@@ -355,10 +362,12 @@ class RunCallback(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         """Note that a checkpoint is complete, once every rank has written its part."""
+        folder = self.out / f"checkpoint-{state.global_step}"
+        if self.stream is not None:
+            self.stream.save(folder)
         self.trainer.accelerator.wait_for_everyone()
         if not self.is_first_rank:
             return
-        folder = self.out / f"checkpoint-{state.global_step}"
         sizes = {}
         for file in folder.rglob("*"):
             if file.is_file():

@@ -22,6 +22,7 @@ from accelerate.utils import broadcast_object_list
 from trl import ModelConfig, SFTConfig
 
 from medtune.models import model_card, save_model, write_no_stub_cards
+from medtune.records import count_rejected
 
 from .checkpoints import (
     RunCallback,
@@ -33,6 +34,7 @@ from .checkpoints import (
 )
 from .failures import explain
 from .settings import ScriptArguments, parse_arguments, zero_stage
+from .stream import ShardLoader
 from .trainer import build_trainer
 from .watchdog import watch
 
@@ -69,7 +71,10 @@ def train_model(trainer: Any, script_args: ScriptArguments, model_args: ModelCon
     if start.universal:
         config = trainer.args.deepspeed_plugin.hf_ds_config.config
         config["checkpoint"] = {"load_universal": True}
-    callback = RunCallback(trainer)
+    stream = getattr(trainer, "shard_loader", None)
+    if stream is not None and start.checkpoint:
+        stream.load(Path(start.checkpoint))
+    callback = RunCallback(trainer, stream)
     trainer.add_callback(callback)
     # SIGUSR1 is what Slurm can send before the time of a job is over
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
@@ -83,6 +88,8 @@ def train_model(trainer: Any, script_args: ScriptArguments, model_args: ModelCon
             step = f"{trainer.state.global_step} of {trainer.state.max_steps}"
             print(f"medtune train: stopped after step {step}, --resume goes on", file=sys.stderr)
         raise SystemExit(STOPPED)
+    if stream is not None and trainer.is_world_process_zero():
+        _tell_what_was_left_out(stream)
     _save(trainer, script_args, model_args, settings)
 
 
@@ -147,10 +154,23 @@ def _save(
     trainer.accelerator.wait_for_everyone()
 
 
+def _tell_what_was_left_out(stream: ShardLoader) -> None:
+    """Say how many rows of the shards no step was trained on, and why."""
+    kinds = stream.stream.index.reasons + count_rejected(stream.stream.left_out.folder)
+    if kinds:
+        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        print(
+            f"medtune train: {kinds.total()} of {stream.stream.index.rows} rows were left out "
+            f"({listed}): {stream.stream.left_out.folder} lists those that were read",
+            file=sys.stderr,
+        )
+
+
 def _questions(data: Any) -> list[str]:
     """List what the first records ask, each question once: most data sets ask few."""
     questions = []
-    for row in data.select(range(min(RECORDS_ASKED, len(data)))).select_columns(["prompt"]):
+    # a stream and a data set alike
+    for row in data.select_columns(["prompt"]).take(RECORDS_ASKED):
         parts = row["prompt"][-1]["content"]
         question = "".join(part.get("text") or "" for part in parts).strip()
         if question not in questions and len(questions) < MOST_QUESTIONS:

@@ -2,11 +2,13 @@
 
 Of all records only the sizes of the pictures are read, and the texts where a length would cut them:
 a tenth to a third of a millisecond a record. The first few are prepared as a batch. What shows only
-later is raised with the id of its record.
+later is raised with the id of its record. Of a stream some records are looked at so; the others
+are judged when they come.
 """
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -59,12 +61,13 @@ class RecordLength:
         return self.prompt + self.answer
 
 
-def check_data(trainer: Any, *, allow_cut_answers: bool) -> None:
+def check_data(trainer: Any, train: datasets.Dataset, *, allow_cut_answers: bool) -> None:
     """Look at the records that a trainer will train on and evaluate with.
 
     Parameters
     ----------
     trainer : a `trl.SFTTrainer` on the data sets of `read_records`.
+    train : the records that it trains on, or those of a stream that are to be looked at.
     allow_cut_answers : whether answers that `max_length` cuts may be learned.
 
     Raises
@@ -75,7 +78,7 @@ def check_data(trainer: Any, *, allow_cut_answers: bool) -> None:
     processor = trainer.processing_class
     max_length = trainer.args.max_length
     cut_rows: set[int] = set()
-    for data in (trainer.eval_dataset, trainer.train_dataset):
+    for data in (trainer.eval_dataset, train):
         if not data:
             continue
         sizes = _sizes_of_pictures(data)
@@ -85,7 +88,7 @@ def check_data(trainer: Any, *, allow_cut_answers: bool) -> None:
             _refuse_cut(cut, len(data), max_length, allowed=allow_cut_answers)
             # the training data come last: the first batch is theirs
             cut_rows = {record.row for record in cut}
-    _check_first_batch(trainer, cut_rows)
+    _check_first_batch(trainer, train, cut_rows)
 
 
 def _name_of(row: dict[str, Any]) -> str:
@@ -107,7 +110,9 @@ def _sizes_of_pictures(data: datasets.Dataset) -> list[list[Size]]:
 def _size_of(picture: dict[str, Any], name: str) -> Size:
     """Read the size of a picture from the head of its file."""
     try:
-        with Image.open(picture["path"]) as opened:
+        # in a file beside the records, or in a stream the bytes themselves
+        held = picture["path"] if picture["bytes"] is None else io.BytesIO(picture["bytes"])
+        with Image.open(held) as opened:
             return opened.size
     except Exception as error:  # decoders raise many kinds
         raise ValueError(
@@ -249,17 +254,31 @@ def _decoded(picture: Any) -> Image.Image:
     return datasets.Image().decode_example(picture)
 
 
-def _check_first_batch(trainer: Any, cut_rows: set[int]) -> None:
+def decode_first(collate: Callable[[list[dict]], dict], rows: list[dict]) -> dict:
+    """Collate rows of a stream, whose pictures are files still, by a function that wants pictures.
+
+    Parameters
+    ----------
+    collate : makes a batch of rows as a data set gives them.
+    rows : with pictures as bytes.
+    """
+    decoded = []
+    for row in rows:
+        decoded.append(row | {"images": [_decoded(picture) for picture in row["images"]]})
+    return collate(decoded)
+
+
+def _check_first_batch(trainer: Any, train: datasets.Dataset, cut_rows: set[int]) -> None:
     """Raise `ValueError` if labels or image tokens of the first samples are wrong."""
     whole = []
-    for row in range(len(trainer.train_dataset)):
+    for row in range(len(train)):
         if len(whole) == ROWS_IN_DETAIL:
             break
         if row not in cut_rows:
             whole.append(row)
     if not whole:
         return
-    rows = [trainer.train_dataset[row] for row in whole]
+    rows = [train[row] for row in whole]
     answers = [_text_of(row["completion"][-1]) for row in rows]
     # collators may change the rows they get
     batch = trainer.data_collator([dict(row) for row in rows])
@@ -342,7 +361,8 @@ def name_records(trainer: Any) -> None:
     # `cache_features` reads no pictures, and has left them undecoded
     decode = trainer.train_dataset.features["images"].feature.decode
     if decode:
-        _load_undecoded(trainer, "train_dataset", "get_train_dataloader")
+        if not isinstance(trainer.train_dataset, datasets.IterableDataset):
+            _load_undecoded(trainer, "train_dataset", "get_train_dataloader")
         _load_undecoded(trainer, "eval_dataset", "get_eval_dataloader")
     trainer.data_collator = NamedRecords(
         trainer.data_collator, trainer.processing_class, decode=decode

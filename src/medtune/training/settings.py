@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from trl import ModelConfig, SFTConfig, TrlParser
 
+from medtune.records import names_shards
+
 # Files of settings for DeepSpeed by their short name: zero1, zero2 and zero3, and each with
 # _offload. `deepspeed: zero2` in a YAML file means the file of that name.
 ZERO = {path.stem: str(path) for path in Path(__file__).with_name("deepspeed").glob("*.json")}
@@ -27,7 +29,13 @@ class ScriptArguments:
 
     Attributes
     ----------
-    data : folder written by `medtune convert`.
+    data : folder written by `medtune convert`; or parquet shards (a file, a folder of such, a
+        pattern like `shards/*.parquet`) or a set on the hub, which are read as the training goes.
+    splits : for shards: CSV with id and split of each pair, as `medtune audit --write` writes it.
+    split_by, questions, language, system_prompt : for shards: as `medtune convert` takes them.
+    question_seed : for shards: decides which questions are drawn, as `medtune convert --seed`.
+    shuffle_buffer : for shards: rows that are shuffled together; up to 1 keeps them as they lie.
+    most_rejected : for shards: share of the rows that may be left out.
     target : layers that get an adapter, as words of `medtune.models.TARGETS` joined by `+`.
     eval_samples : number of validation pairs of an evaluation.
     max_pixels : most pixels of a picture; 0 leaves what the processor says.
@@ -39,7 +47,34 @@ class ScriptArguments:
     resume : continue from the newest complete checkpoint.
     """
 
-    data: str = field(metadata={"help": "Folder written by 'medtune convert'."})
+    data: str = field(
+        metadata={"help": "Folder written by 'medtune convert', parquet shards, or a hub set."}
+    )
+    splits: str | None = field(
+        default=None,
+        metadata={"help": "For shards: CSV with id and split, as 'medtune audit --write' has it."},
+    )
+    split_by: str | None = field(
+        default=None, metadata={"help": "For shards: patient or none, as 'medtune convert'."}
+    )
+    questions: list[str] | None = field(
+        default=None, metadata={"help": "For shards: what is asked, one or several to draw from."}
+    )
+    language: str = field(
+        default="en", metadata={"help": "For shards: language of the captions, en or zh."}
+    )
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "For shards: what is said before each question."}
+    )
+    question_seed: int = field(
+        default=0, metadata={"help": "For shards: decides the draw of questions, as in convert."}
+    )
+    shuffle_buffer: int = field(
+        default=1000, metadata={"help": "For shards: rows shuffled together; 0: as they lie."}
+    )
+    most_rejected: float = field(
+        default=0.1, metadata={"help": "For shards: share of the rows that may be left out."}
+    )
     target: str = field(
         default="language",
         metadata={"help": "Layers with an adapter: words of medtune.models.TARGETS, joined by +."},
@@ -70,6 +105,19 @@ class ScriptArguments:
     resume: bool = field(
         default=False, metadata={"help": "Continue from the newest complete checkpoint."}
     )
+
+
+# Keys that only shards have a use for.
+OF_SHARDS = (
+    "splits",
+    "split_by",
+    "questions",
+    "language",
+    "system_prompt",
+    "question_seed",
+    "shuffle_buffer",
+    "most_rejected",
+)
 
 
 class _Parser(TrlParser):
@@ -122,6 +170,7 @@ def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, SFTConfig, ModelC
     except ValueError as error:
         raise ValueError(f"{error}{_did_you_mean(str(error))}") from None
     _refuse_what_cannot_train(training_args, model_args)
+    _refuse_what_is_not_of_shards(script_args)
     if script_args.fast and torch.cuda.is_available():
         # all layers share one function of Transformers, and each variant of it counts
         torch._dynamo.config.recompile_limit = 64
@@ -177,6 +226,24 @@ def _refuse_what_cannot_train(training_args: SFTConfig, model_args: ModelConfig)
         raise ValueError(
             "one process sees several GPUs: start it with torchrun, or set CUDA_VISIBLE_DEVICES=0"
         )
+
+
+def _refuse_what_is_not_of_shards(script_args: ScriptArguments) -> None:
+    """Raise `ValueError` where a key of shards would be left unheeded, or one cannot be with them."""
+    if names_shards(script_args.data):
+        if script_args.cache_features:
+            raise ValueError(
+                "cache_features=true needs a converted folder: data names shards, which are read as "
+                "the training goes"
+            )
+        return
+    defaults = {setting.name: setting.default for setting in fields(ScriptArguments)}
+    for key in OF_SHARDS:
+        if getattr(script_args, key) != defaults[key]:
+            raise ValueError(
+                f"{key} is for shards, and data={script_args.data} names none: what a converted "
+                "folder holds was decided by medtune convert"
+            )
 
 
 def zero_stage(training_args: SFTConfig) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,12 +18,13 @@ from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantiz
 
 from medtune.models import adapter_targets, load_base, load_processor
 from medtune.modelscope import fetch_model, is_modelscope_name
-from medtune.records import read_records
+from medtune.records import names_shards, read_records
 
 from .features import cache_features
-from .preflight import check_data, name_records
+from .preflight import check_data, decode_first, name_records
 from .settings import ScriptArguments, zero_stage
 from .speed import pad_lengths, send_bytes, speed_up
+from .stream import LOOKED_AT, ShardLoader, open_streams, steps_known
 
 
 def build_trainer(
@@ -62,19 +64,25 @@ def build_trainer(
         # A loader process inherits the locks of the tokenizer's threads, but not the threads: where
         # the variable is true it would wait for them for ever. Alone it is fast enough.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    train, watched = _read_data(script_args, training_args)
+    stream = None
+    if names_shards(script_args.data):
+        stream, watched = open_streams(script_args, training_args)
+        train = stream.records()
+    else:
+        train, watched = _read_data(script_args, training_args)
     processor = load_processor(
         model_args.model_name_or_path, max_pixels=script_args.max_pixels or None
     )
     model = _load_model(script_args, training_args, model_args)
-    trainer = (trainer_class or SFTTrainer)(
-        model=model,
-        args=training_args,
-        train_dataset=train,
-        eval_dataset=watched,
-        processing_class=processor,
-        **options,
-    )
+    with steps_known(training_args) if stream else contextlib.nullcontext():
+        trainer = (trainer_class or SFTTrainer)(
+            model=model,
+            args=training_args,
+            train_dataset=train,
+            eval_dataset=watched,
+            processing_class=processor,
+            **options,
+        )
     # the loss is a mean over the tokens of all ranks, see notebook 03
     trainer.model_accepts_loss_kwargs = True
     _make_fast(trainer, script_args, own_batches=trainer_class is not None)
@@ -83,7 +91,15 @@ def build_trainer(
     if trainer_class is None:
         name_records(trainer)
         if trainer.is_world_process_zero():
-            check_data(trainer, allow_cut_answers=script_args.allow_cut_answers)
+            looked_at = stream.first(LOOKED_AT, seed=training_args.seed) if stream else train
+            check_data(trainer, looked_at, allow_cut_answers=script_args.allow_cut_answers)
+    if stream:
+        collate = trainer.data_collator
+        if trainer_class is not None:
+            # others want what a data set gives: pictures, not files
+            collate = partial(decode_first, collate)
+        trainer.shard_loader = ShardLoader(stream, script_args, training_args, collate)
+        trainer.get_train_dataloader = lambda: trainer.shard_loader
     return trainer
 
 
