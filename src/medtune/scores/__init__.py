@@ -4,9 +4,9 @@
 right thing is named, `detection` whether a finding is reported where there is one, `listing`
 whether all findings are listed and none is invented, `boxes` judges regions and match
 probabilities, `intervals` draws whole patients or slices, `conditions` scores several models side
-by side, `predict` shows runs side by side as LLaMA-Factory does, `rivals` and `copiers` answer
-without a model, `agreement` counts the fields in which captions agree, and `library` offers the
-text scores to `evaluate`.
+by side, `another` scores another person beside the held-out pairs, `predict` shows runs side by
+side as LLaMA-Factory does, `rivals` and `copiers` answer without a model, `agreement` counts the
+fields in which captions agree, and `library` offers the text scores to `evaluate`.
 `text` and `intervals` stand alone.
 
 Every score gives one number a data set. With `per_sample=True` it gives one value a sample, as
@@ -14,6 +14,7 @@ Every score gives one number a data set. With `per_sample=True` it gives one val
 """
 
 from .agreement import field_agreement
+from .another import score_people
 from .boxes import box_scores, match_scores
 from .conditions import (
     Measure,
@@ -57,6 +58,7 @@ __all__ = [
     "predict_table",
     "read_listing",
     "score_conditions",
+    "score_people",
     "standard_scores",
     "thumbnail_vectors",
     "with_intervals",
