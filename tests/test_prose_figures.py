@@ -1,6 +1,5 @@
 """Figures in prose say what the committed files say."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -49,7 +48,13 @@ def test_pages_with_an_artefact_have_figures(name):
 )
 def test_a_figure_that_is_not_its_files_is_found(text, problem):
     (found,) = prose_figures.problems(text)
-    assert "line 1" in found and problem in found
+    assert found.startswith("line 1") and problem in found
+
+
+@pytest.mark.parametrize("mark", ["<!--= {} -->", "<!-- ={} -->", "<!-- = {}-->", "<!--  = {} -->"])
+def test_a_marker_that_is_not_written_as_one_is_found(mark):
+    (found,) = prose_figures.problems("It is 0.74" + mark.format(SPECIFICITY))
+    assert "with these spaces" in found
 
 
 def test_figures_are_written_anew():
@@ -60,9 +65,13 @@ def test_figures_are_written_anew():
     assert prose_figures.rewritten(readme) == readme
 
 
-def test_the_script_checks():
-    script = REPO / "docs" / "figures" / "prose_figures.py"
-    done = subprocess.run(
-        [sys.executable, script, "--check"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+def test_the_script_checks_and_writes(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text(f"It is 0.99<!-- = {SPECIFICITY} -->.", "utf-8")
+    monkeypatch.setattr(prose_figures, "pages", lambda: [page])
+    with pytest.raises(SystemExit, match=r"page\.md, line 1: 0\.99 should be"):
+        prose_figures.main(["--check"])
+    assert "0.99" in page.read_text("utf-8")
+    prose_figures.main([])
+    prose_figures.main(["--check"])
+    assert "0.99" not in page.read_text("utf-8")

@@ -7,6 +7,7 @@ recipe, or in those that the span names. Every parameter that a run sets must st
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,7 @@ def problems_of_rows(rows: list[list[str]]) -> list[str]:
 
 def problems_of_run(run: str, rows: list[list[str]]) -> list[str]:
     """Compare what the table says of a run with its parameters, both ways."""
-    file = yaml.safe_load((REPO / "papermill_runs" / run / "params.yaml").read_text("utf-8"))
-    params = read_params(run, root=REPO)
+    file, params = parameters_of(run)
     spans = re.findall(r"`([^`]+)`", "\n".join(" ".join(row) for row in rows))
     found = []
     numbers = ", ".join(name.partition("_")[0] for name in file["notebooks"])
@@ -116,6 +116,13 @@ def problems_of_run(run: str, rows: list[list[str]]) -> list[str]:
                 if (section.partition("_")[0], key) not in mentioned:
                     found.append(f"sets {section}.{key}, of which the table does not speak")
     return found
+
+
+@cache
+def parameters_of(run: str) -> tuple[dict, dict[str, dict]]:
+    """Read what a run's file says, and all parameters of its notebooks."""
+    file = REPO / "papermill_runs" / run / "params.yaml"
+    return yaml.safe_load(file.read_text("utf-8")), read_params(run, root=REPO)
 
 
 def read_span(span: str) -> Said | None:

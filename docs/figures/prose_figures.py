@@ -35,6 +35,8 @@ FILES = ("summary.json", "result.json", "results.json", "measured.json")
 LINES = ("results.jsonl", "profile.jsonl")
 
 MARK = re.compile(r"<!-- = (.*?) -->")
+# what was meant for one, whatever its spaces
+ALMOST = re.compile(r"<!--\s*=")
 NUMBER = re.compile(r"[+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?%?$")
 
 
@@ -85,8 +87,12 @@ def figures_of(text: str) -> Iterator[Figure]:
 
     Raises
     ------
-    ValueError : a marker has no number before it.
+    ValueError : a marker has no number before it, or is not written as one.
     """
+    if len(ALMOST.findall(text)) != len(MARK.findall(text)):
+        raise ValueError(
+            "a marker reads `<!-- = SOURCE WAY FORMAT -->`, with these spaces, in one line"
+        )
     for mark in MARK.finditer(text):
         line = text.count("\n", 0, mark.start()) + 1
         number = NUMBER.search(text, max(0, mark.start() - 40), mark.start())
@@ -262,19 +268,19 @@ def rewritten(text: str) -> str:
     return text
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--check", action="store_true", help="write nothing; fail if a page differs"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     wrong = []
     for page in pages():
         text = page.read_text("utf-8")
         if args.check:
-            wrong += [f"{page.relative_to(REPO)}, {problem}" for problem in problems(text)]
+            wrong += [f"{page.name}, {problem}" for problem in problems(text)]
         else:
             page.write_text(rewritten(text), "utf-8")
     if wrong:
