@@ -55,6 +55,8 @@ from .write import check_words, list_questions
 NO_SPLIT = 255
 REPEATED = 254
 
+NO_TYPE = datasets.Value("null")
+
 # Columns that a record is made of, besides those that are copied.
 COLUMNS_JUDGED = ("image", "id", "caption", "caption_zh", "question", "problem")
 
@@ -205,12 +207,13 @@ def index_shards(
         codes, missing = _codes_of_table(shards, Path(splits).expanduser())
     else:
         codes, missing = _codes_of_source(shards, split_by, seed)
-    reasons = Counter(shard=len(shards) - len(sound))
+    lost = sum(shard.lost for shard in shards)
+    reasons = Counter(shard=lost)
     reasons[kind_of(missing)] += int((codes == NO_SPLIT).sum())
     repeated = _repeated_rows(shards)
     reasons["id"] += len(repeated)
     codes[repeated] = REPEATED
-    _refuse_too_many(+reasons, len(codes) + len(shards) - len(sound), most_rejected)
+    _refuse_too_many(+reasons, len(codes) + lost, most_rejected)
 
     digest = hashlib.sha256(json.dumps(identity).encode() + codes.tobytes()).hexdigest()
     return ShardIndex(
@@ -300,17 +303,21 @@ class _ShardOfRows(Shard):
 
     types : the feature of each column.
     group_rows : number of rows of each row group.
+    lost : rows of a shard that cannot be used; 1 where even their number cannot be read.
     """
 
     types: dict[str, Any] = field(default_factory=dict)
     group_rows: list[int] = field(default_factory=list)
+    lost: int = 0
 
 
 def _open_shard(file: str) -> _ShardOfRows:
     """Read what is small of a shard; one that cannot be used has a problem and no rows."""
     name = Path(file).name
+    lost = 1
     try:
         with _open_parquet(file) as parquet:
+            rows = lost = parquet.metadata.num_rows
             types = dict(datasets.Features.from_arrow_schema(parquet.schema_arrow))
             if not has_our_columns(types):
                 columns = ", ".join(types)
@@ -318,26 +325,31 @@ def _open_shard(file: str) -> _ShardOfRows:
                     f"shard: {name} has not the columns image (bytes), id and caption (texts), "
                     f"only {columns}: medtune convert reads others"
                 )
-                return _ShardOfRows(file, 0, {}, problem=problem)
+                return _ShardOfRows(file, 0, {}, problem=problem, lost=lost)
             there = [column for column in SMALL_COLUMNS if column in types]
             table = parquet.read(columns=there)
             small = {column: table[column].chunks for column in there}
             sizes = []
             for group in range(parquet.num_row_groups):
                 sizes.append(parquet.metadata.row_group(group).num_rows)
-            rows = parquet.metadata.num_rows
     except (OSError, ValueError) as error:
         problem = f"shard: {name} is cut off, fetch it again ({one_line(error)})"
-        return _ShardOfRows(file, 0, {}, problem=problem)
+        return _ShardOfRows(file, 0, {}, problem=problem, lost=lost)
     return _ShardOfRows(file, rows, small, foreign=True, types=types, group_rows=sizes)
 
 
 def _common_types(shards: list[_ShardOfRows]) -> dict[str, Any]:
-    """Give the columns that all shards have in the same type."""
-    types = dict(shards[0].types)
-    for shard in shards[1:]:
-        types = {name: kind for name, kind in types.items() if shard.types.get(name) == kind}
-    return types
+    """Give the columns of the shards, but for those that have another type in another shard."""
+    types: dict[str, Any] = {}
+    differ = set()
+    for shard in shards:
+        for name, kind in shard.types.items():
+            # a column without any value has no type, either
+            if kind == NO_TYPE:
+                continue
+            if types.setdefault(name, kind) != kind:
+                differ.add(name)
+    return {name: kind for name, kind in types.items() if name not in differ}
 
 
 def _repeated_rows(shards: list[_ShardOfRows]) -> np.ndarray:
