@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 from medtune.files import one_line, write_json
 from medtune.models import load_processor
 
+from .engine import Engine
 from .exported import ABOUT, PICTURE_MARK, Exported, digest_of_file
 from .pictures import Preparation
 
@@ -114,13 +116,16 @@ def export_gguf(
         (partial / "chat_template.jinja").write_text(template, "utf-8")
         _write_card(model, export, partial)
         write_json(partial / ABOUT, export.to_dict())
+        # what llama.cpp cannot load is no export
+        for type in types:
+            Engine(replace(export, folder=partial), type).close()
         shutil.rmtree(replaced, ignore_errors=True)
         if out.exists():
             os.replace(out, replaced)
         os.replace(partial, out)
     except OSError as error:
         raise OSError(
-            f"Could not export to {out}, nothing was written (disk full?): {one_line(error)}"
+            f"Could not export to {out}, nothing was written: {one_line(error)}"
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -216,7 +221,7 @@ def _convert(source: Path, target: Path, type: str, *, vision: bool) -> None:
         }[type]
         try:
             with torch.inference_mode():
-                _knowing_our_tokenizer(converter)(source, file_type, target).write()
+                _knowing_our_models(converter)(source, file_type, target).write()
         except OSError:
             raise
         except Exception as error:  # the converter has no class of its own for what it refuses
@@ -225,11 +230,13 @@ def _convert(source: Path, target: Path, type: str, *, vision: bool) -> None:
             ) from error
 
 
-def _knowing_our_tokenizer(converter: type) -> type:
-    """Give a converter that knows the pre-tokenizer of any vocabulary with Qwen's rule.
+def _knowing_our_models(converter: type) -> type:
+    """Give a converter that knows two things of models which Transformers 5 has saved.
 
     llama.cpp knows a tokenizer by the tokens that it makes of one text. A vocabulary that was
-    trained anew makes others, but the rule by which words are cut may still be a known one.
+    trained anew makes others, but the rule by which words are cut may still be a known one. And
+    Transformers 5 saves experts with the outputs before the inputs, the published files the other
+    way round.
     """
 
     def get_vocab_base_pre(self: Any, tokenizer: Any) -> str:
@@ -241,8 +248,34 @@ def _knowing_our_tokenizer(converter: type) -> type:
                 raise ValueError("llama.cpp does not know how this tokenizer cuts words") from None
             return PRE_TOKENIZERS[rule]
 
-    methods = {"get_vocab_base_pre": get_vocab_base_pre, "model_arch": converter.model_arch}
+    def modify_tensors(self: Any, data_torch: torch.Tensor, name: str, bid: int | None) -> Any:
+        text = self.hparams.get("text_config", self.hparams)
+        if _outputs_come_first(name, tuple(data_torch.shape), text):
+            data_torch = data_torch.permute(0, 2, 1)
+        return converter.modify_tensors(self, data_torch, name, bid)
+
+    methods: dict[str, Any] = {"get_vocab_base_pre": get_vocab_base_pre}
+    methods["modify_tensors"] = modify_tensors
+    methods["model_arch"] = converter.model_arch
     return type(converter.__name__, (converter,), methods)
+
+
+def _outputs_come_first(name: str, shape: tuple[int, ...], text: dict[str, Any]) -> bool:
+    """Tell whether a tensor holds experts in the order in which Transformers 5 saves them.
+
+    >>> text = {"hidden_size": 64, "moe_intermediate_size": 40}
+    >>> _outputs_come_first("layers.0.mlp.experts.gate_up_proj", (4, 80, 64), text)
+    True
+    """
+    width, inner = text.get("hidden_size"), text.get("moe_intermediate_size")
+    wanted = {"mlp.experts.gate_up_proj": (width, inner and 2 * inner)}
+    wanted["mlp.experts.down_proj"] = (inner, width)
+    for ending, (first, second) in wanted.items():
+        if name.removesuffix(".weight").endswith(ending) and len(shape) == 3:
+            if first == second:
+                raise ValueError(f"{name} is square: its order cannot be told")
+            return shape[1:] == (second, first)
+    return False
 
 
 def _splitting_rule(tokenizer: Any) -> str | None:

@@ -61,6 +61,9 @@ class GgufAnswers:
         self.name = export.name
         self.question = export.question
         self.marks = export.marks
+        self.warning = None
+        if not export.is_proven(type):
+            self.warning = f"{export.folder} is not proven to say what the model says: check_export"
         self.engine = Engine(export, type, threads=threads, parallel=parallel)
 
     def close(self) -> None:
@@ -111,7 +114,7 @@ class Served:
 
     Parameters
     ----------
-    answers : the model behind it.
+    answers : the model behind it; `warning` says what is wrong with it, None where nothing is.
     listener : the socket that it listens on.
     host : the address, for people.
     password, limits, tls_cert, tls_key : see `serve`.
@@ -135,6 +138,7 @@ class Served:
 
         self.answers = answers
         self.model = answers.name
+        self.warning = getattr(answers, "warning", None)
         scheme = "https" if tls_cert else "http"
         shown = f"[{host}]" if ":" in host else host
         port = listener.getsockname()[1]
