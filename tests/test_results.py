@@ -10,6 +10,7 @@ import pytest
 
 REPO = Path(__file__).parents[1]
 sys.path.insert(0, str(REPO / "docs" / "figures"))
+import results_figure  # noqa: E402
 import results_table  # noqa: E402
 
 
@@ -52,3 +53,35 @@ def test_the_heads_of_the_tiny_run_locate_and_verify():
     assert summary["n"] >= 290
     assert summary["match"]["auroc"] > 0.75
     assert summary["iou"]["model"] > 2 * summary["iou"]["constant mean box"]
+
+
+def test_a_measure_without_a_value_is_not_scored(runs):
+    """The base was never taught the words for findings; a seed may have no interval."""
+    assert results_table._cell([None, 86.3, 89.1], 1) == "not scored"
+    changed = json.loads(json.dumps(runs))
+    for run in changed:
+        run["finding_accuracy"]["base"] = None
+    changed[1]["paired"]["tuned_minus_shuffled"]["name right"]["low"] = None
+    for language in (1, 2):
+        table = results_table.build_table(changed, language)
+        finding = next(
+            line for line in table.splitlines() if results_table.ROWS[2][language] in line
+        )
+        assert finding.split("|")[2].strip() == results_table.NOT_SCORED[language]
+    gain = results_table.Gain.of(changed, "name right")
+    assert gain.low is gain.high is None and " to " not in str(gain)
+    # the envelope reaches over the intervals of all seeds
+    envelope = results_table.Gain.of(runs, "name right")
+    for run in runs:
+        interval = run["paired"]["tuned_minus_shuffled"]["name right"]
+        assert envelope.low <= interval["low"] < interval["high"] <= envelope.high
+
+
+def test_the_figure_leaves_out_what_is_not_scored(runs, tmp_path):
+    changed = json.loads(json.dumps(runs))
+    for run in changed:
+        run["place_accuracy"]["base"] = None
+    drawn = results_figure.bars(changed)
+    assert drawn["place_accuracy"]["base"] is None
+    results_figure.draw(drawn, 3, 1, tmp_path / "figure.svg")
+    assert results_figure.shown(tmp_path / "figure.svg") == drawn

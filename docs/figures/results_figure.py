@@ -17,7 +17,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
-from results_table import COLUMNS, REPO, Gain, read_runs
+from results_table import COLUMNS, NOT_SCORED, REPO, Gain, read_runs
 
 from medtune import plots
 
@@ -55,8 +55,8 @@ def bars(runs: list[dict[str, Any]]) -> Drawn:
 
     Returns
     -------
-    dict : by measure: for each answerer mean, lowest and highest over the seeds; the same of the
-        paired "gain"; and the "copier", or None.
+    dict : by measure: for each answerer mean, lowest and highest over the seeds, or None; mean and
+        envelope of the paired "gain"; and the "copier", or None.
     """
     # it learns nothing, and so is the same for each seed
     copied = runs[0]["copiers"]["split by group"]["nearest region"]
@@ -65,7 +65,11 @@ def bars(runs: list[dict[str, Any]]) -> Drawn:
         numbers: dict[str, Any] = {}
         for column, _, _ in COLUMNS:
             values = [run[key][column] for run in runs]
-            numbers[column] = _rounded(mean(values), min(values), max(values))
+            if None in values:
+                # not scored, such as the base on words that it was never taught
+                numbers[column] = None
+            else:
+                numbers[column] = _rounded(mean(values), min(values), max(values))
         gain = Gain.of(runs, pair)
         numbers["gain"] = _rounded(gain.mean, gain.low, gain.high)
         numbers["copier"] = copied[COPIED[key]] if key in COPIED else None
@@ -73,8 +77,8 @@ def bars(runs: list[dict[str, Any]]) -> Drawn:
     return drawn
 
 
-def _rounded(*values: float) -> list[float]:
-    return [round(value, 1) for value in values]
+def _rounded(*values: float | None) -> list[float | None]:
+    return [None if value is None else round(value, 1) for value in values]
 
 
 def shown(path: Path) -> Drawn:
@@ -111,11 +115,19 @@ def _draw_bars(axis: Any, drawn: Drawn, language: int) -> None:
     """Draw a bar for each answerer and measure, with its range and its height."""
     middle = (len(COLUMNS) - 1) / 2
     for number, column in enumerate(COLUMNS):
-        values = [drawn[row[0]][column[0]] for row in ROWS]
+        values = []
+        places = []
+        for place, row in enumerate(ROWS):
+            value = drawn[row[0]][column[0]]
+            where = place + (number - middle) * STEP
+            if value is None:
+                axis.text(where, 1.5, NOT_SCORED[language], ha="center", rotation=90, fontsize=9)
+            else:
+                values.append(value)
+                places.append(where)
         heights = [height for height, _, _ in values]
         below = [height - low for height, low, _ in values]
         above = [high - height for height, _, high in values]
-        places = [place + (number - middle) * STEP for place in range(len(ROWS))]
         axis.bar(
             places,
             heights,

@@ -34,19 +34,22 @@ COLUMNS = (
     ("shuffled", "tuned, shuffled picture", "微调后，图片打乱"),
     ("most_frequent", "most frequent caption", "最常见的描述"),
 )
+NOT_SCORED = {1: "not scored", 2: "不评分"}
 # The READMEs, and where a row or column has the words of their language.
 READMES = ((1, REPO / "README.md"), (2, REPO / "README.zh-CN.md"))
 ENGLISH_NOTE = (
     "Mean (range) of {runs} seeds; {pairs} held-out pairs, {names} names; {views} training views "
-    "in {steps} steps. Own minus shuffled picture: names {name_gain}, word BLEU-4 {bleu_gain} (95% "
-    "intervals within one patient, the widest of the seeds). The most frequent name scores "
+    "in {steps} steps. Own minus shuffled picture: names {name_gain}, word BLEU-4 {bleu_gain}; the "
+    "ends are the lowest and the highest of the seeds' own 95% intervals, each within one patient: "
+    "an envelope, no interval over seeds. The most frequent name scores "
     "{floor:.1f}%. Copying the caption of the most similar framed region of the training slices, "
     "without any model, names {copied_names:.1f}% right, word BLEU-4 {copied_bleu:.1f} "
     "(notebook 02)."
 )
 CHINESE_NOTE = (
     "{runs} 个随机种子的均值（范围），{pairs} 对留出数据，{names} 个名称；{steps} 步共 {views} 个样本。"
-    "原图减去打乱图片：名称 {name_gain}，词级 BLEU-4 {bleu_gain}（同一患者内的 95% 区间）。"
+    "原图减去打乱图片：名称 {name_gain}，词级 BLEU-4 {bleu_gain}；括号内为各种子"
+    "自己的 95% 区间的最低端到最高端，均在同一患者内：这是包络，不是跨种子的区间。"
     "总说最常见的名称可得 {floor:.1f}%。不用任何模型，照抄训练层面中最相似的框内区域的描述，"
     "名称正确率为 {copied_names:.1f}%（见 02）。"
 )
@@ -58,28 +61,32 @@ Run = dict[str, Any]
 class Gain:
     """What the own picture gives beyond another one, in points.
 
+    The ends are an envelope: each seed has its own interval over slices of one patient, and these
+    are the lowest and the highest end of them. No interval over seeds comes of three.
+
     Parameters
     ----------
     mean : over the seeds.
-    low, high : ends of the widest interval of the seeds.
+    low, high : ends of the envelope; None if a seed has no interval.
     """
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
     @classmethod
     def of(cls, runs: list[Run], score: str) -> "Gain":
         """Sum up the paired comparisons of all runs."""
         pairs = [run["paired"]["tuned_minus_shuffled"][score] for run in runs]
-        return cls(
-            mean(pair["difference"] for pair in pairs),
-            min(pair["low"] for pair in pairs),
-            max(pair["high"] for pair in pairs),
-        )
+        gain = mean(pair["difference"] for pair in pairs)
+        if any(pair["low"] is None for pair in pairs):
+            return cls(gain, None, None)
+        return cls(gain, min(pair["low"] for pair in pairs), max(pair["high"] for pair in pairs))
 
     def __str__(self) -> str:
-        return f"{self.mean:+.1f} [{self.low:.1f}, {self.high:.1f}]"
+        if self.low is None:
+            return f"{self.mean:+.1f}"
+        return f"{self.mean:+.1f} ({self.low:.1f} to {self.high:.1f})"
 
 
 def read_runs() -> list[Run]:
@@ -105,7 +112,7 @@ def build_table(runs: list[Run], language: int) -> str:
     for row in ROWS:
         cells = [row[language]]
         for column in COLUMNS:
-            cells.append(_cell([run[row[0]][column[0]] for run in runs]))
+            cells.append(_cell([run[row[0]][column[0]] for run in runs], language))
         lines.append(_line(cells))
     return "\n".join([*lines, "", _note(runs, language)])
 
@@ -114,8 +121,11 @@ def _line(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _cell(values: list[float]) -> str:
+def _cell(values: list[float | None], language: int) -> str:
     """Write the mean over the runs, and their range where they differ."""
+    if None in values:
+        # a base that was never taught the words cannot be wrong about findings
+        return NOT_SCORED[language]
     text = f"{mean(values):.1f}"
     if max(values) - min(values) < 0.05:
         return text
