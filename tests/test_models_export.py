@@ -234,6 +234,19 @@ def test_saving_forgets_where_the_base_lies(tmp_path):
     assert config["base_model_name_or_path"] == "Qwen/Qwen3-VL-2B-Instruct"
 
 
+@pytest.mark.parametrize("own", ["<|endoftext|>", ["<|endoftext|>", "<|im_end|>"]])
+def test_a_saved_model_ends_its_answers_where_the_template_does(tmp_path, own):
+    """Gemma's pretrained models end documents only; other programs read the file."""
+    model = models.load_base(tiny_folder())
+    processor = models.load_processor(tiny_folder())
+    document, turn = processor.tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    model.generation_config.eos_token_id = [document, turn] if isinstance(own, list) else document
+    models.save_model(model, processor, tmp_path / "saved", card="a card")
+    again = models.load_base(tmp_path / "saved")
+    assert again.generation_config.eos_token_id == [document, turn]
+    assert models.end_tokens(again, processor) == [document, turn]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("ours", [False, True])
 def test_a_training_leaves_no_stub_cards(tmp_path, ours):

@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from medtune.models import turn_end_tokens
+from medtune.models import end_tokens
 
 from .server import Generated, OpenAIServer
 
@@ -45,11 +45,11 @@ class TransformersBackend:
         model.eval()  # dropout of an adapter would make answers random
         self.model = model
         self.tokenizer = processor.tokenizer
-        self.end_tokens = _end_tokens(model, self.tokenizer) | turn_end_tokens(processor)
+        self.end_tokens = end_tokens(model, processor)
         self.options = {
             "use_cache": True,
             "pad_token_id": self.tokenizer.pad_token_id,
-            "eos_token_id": sorted(self.end_tokens),
+            "eos_token_id": self.end_tokens,
             **options,
         }
         self.cache_implementation = cache_implementation
@@ -217,20 +217,10 @@ def join_parts(parts: Sequence[Mapping[str, torch.Tensor]], pad: int) -> dict[st
     return batch
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """Return the ids of the tokens that end an answer."""
-    end = model.generation_config.eos_token_id
-    if isinstance(end, list):
-        return set(end)
-    if end is None:
-        return {tokenizer.eos_token_id}
-    return {end}
-
-
-def _up_to_end(tokens: list[int], end_tokens: set[int]) -> list[int]:
+def _up_to_end(tokens: list[int], ends: list[int]) -> list[int]:
     """Cut what stands behind the first end token: rows that end early are filled up."""
     for place, token in enumerate(tokens):
-        if token in end_tokens:
+        if token in ends:
             return tokens[: place + 1]
     return tokens
 

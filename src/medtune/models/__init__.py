@@ -23,12 +23,12 @@ from .export import (
 )
 from .load import (
     check_dtype,
+    end_tokens,
     image_token_id,
     load_base,
     load_processor,
     load_tuned,
     nf4_config,
-    turn_end_tokens,
 )
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "check_dtype",
     "compare_logits",
     "count_parameters",
+    "end_tokens",
     "image_token_id",
     "load_base",
     "load_processor",
@@ -49,6 +50,5 @@ __all__ = [
     "part_of",
     "save_model",
     "text_logits",
-    "turn_end_tokens",
     "write_no_stub_cards",
 ]

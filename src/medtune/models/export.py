@@ -16,6 +16,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from medtune.files import one_line
 
+from .load import end_tokens
+
 # Any of these files makes a folder one that `save_model` may replace.
 MODEL_FILES = ("config.json", "adapter_config.json")
 
@@ -373,6 +375,7 @@ def save_model(
         model.save_pretrained(partial, max_shard_size=max_shard_size)
         processor.save_pretrained(partial)
         _forget_local_base(partial / "adapter_config.json")
+        _note_end_tokens(partial / "generation_config.json", model, processor)
         # over the stub that PEFT writes
         (partial / "README.md").write_text(card, encoding="utf-8")
 
@@ -401,6 +404,21 @@ def _forget_local_base(config: Path) -> None:
     base = settings.get("base_model_name_or_path")
     if base and os.path.isabs(os.path.expanduser(base)):
         settings["base_model_name_or_path"] = None
+        config.write_text(json.dumps(settings, indent=2), "utf-8")
+
+
+def _note_end_tokens(config: Path, model: PreTrainedModel, processor: ProcessorMixin) -> None:
+    """Let other programs end an answer, too, where the chat template ends it.
+
+    An adapter has no such file: its base keeps its own.
+    """
+    if not config.exists():
+        return
+    settings = json.loads(config.read_text("utf-8"))
+    ids = end_tokens(model, processor)
+    noted = settings.get("eos_token_id")
+    if not set(ids) <= set(noted if isinstance(noted, list) else [noted]):
+        settings["eos_token_id"] = ids
         config.write_text(json.dumps(settings, indent=2), "utf-8")
 
 

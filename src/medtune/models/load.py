@@ -251,20 +251,31 @@ def check_dtype(dtype: str) -> None:
         raise ValueError(f"{name} has no bfloat16: set dtype=float32, or take a newer GPU")
 
 
-def turn_end_tokens(processor: ProcessorMixin) -> set[int]:
-    """Return the tokens that the chat template puts right behind an answer; training learns them.
+def end_tokens(model: PreTrainedModel, processor: ProcessorMixin) -> list[int]:
+    """Return the ids of the tokens that end an answer: the model's own, and the end of a turn.
 
-    Gemma's pretrained models do not know theirs: their own end is that of a document, so an answer
-    would go on to the last token allowed.
+    What the chat template puts right behind an answer is learned in training. Gemma's pretrained
+    models do not know theirs: their own end is that of a document, so an answer would go on to the
+    last token allowed.
 
     Parameters
     ----------
+    model : from `load_base` or `load_tuned`.
     processor : from `load_processor`.
 
     Returns
     -------
-    set of int : one id, or none where the template ends an answer with nothing of its own.
+    list of int : in ascending order.
     """
+    own = model.generation_config.eos_token_id
+    if own is None:
+        own = processor.tokenizer.eos_token_id
+    ids = set(own) if isinstance(own, list) else {own}
+    return sorted(ids | _turn_end(processor))
+
+
+def _turn_end(processor: ProcessorMixin) -> set[int]:
+    """Return the special token behind an answer, or none where the template has nothing there."""
     answer = "The answer."
     messages = []
     for role, text in (("user", "The question?"), ("assistant", answer)):
