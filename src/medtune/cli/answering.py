@@ -257,7 +257,9 @@ def _show_scores(found: dict[str, dict[str, Any]]) -> None:
 
 
 def _print_beside_report(answers: list[dict[str, Any]], report: str) -> None:
-    """Print what is found in each slice, and which of it the report says, too."""
+    """Print what is found in each slice, which of it the report says, and the findings of both."""
+    from medtune.scores import compare_with_report
+
     # by the rules that score captions: affirmed findings, under their common names
     in_report = _findings(report)
     rows = []
@@ -274,6 +276,10 @@ def _print_beside_report(answers: list[dict[str, Any]], report: str) -> None:
     print_table(rows)
     print(f"\nreport: {report or '(none given)'}")
     print(f"findings in the report: {_listed(in_report)}")
+    compared = compare_with_report([answer["answer"] for answer in answers], report)
+    if report and compared:
+        print()
+        print_table(compared)
 
 
 def _findings(text: str) -> set[str]:

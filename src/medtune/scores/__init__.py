@@ -5,8 +5,9 @@ right thing is named, `detection` whether a finding is reported where there is o
 whether all findings are listed and none is invented, `boxes` judges regions and match
 probabilities, `intervals` draws whole patients or slices, `conditions` scores several models side
 by side, `another` scores another person beside the held-out pairs, `predict` shows runs side by
-side as LLaMA-Factory does, `rivals` and `copiers` answer without a model, `agreement` counts the
-fields in which captions agree, and `library` offers the text scores to `evaluate`.
+side as LLaMA-Factory does, `series` sets answers about slices beside a report, `rivals` and
+`copiers` answer without a model, `agreement` counts the fields in which captions agree, and
+`library` offers the text scores to `evaluate`.
 `text` and `intervals` stand alone.
 
 Every score gives one number a data set. With `per_sample=True` it gives one value a sample, as
@@ -31,6 +32,7 @@ from .library import evaluate_metric
 from .listing import LISTING_QUESTIONS, listing_scores, read_listing
 from .predict import PREDICT_NAMES, predict_table
 from .rivals import most_frequent_caption, nearest_caption_copier
+from .series import compare_with_report
 from .text import llamafactory_scores, standard_scores
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "bootstrap_interval",
     "box_scores",
     "compare_conditions",
+    "compare_with_report",
     "copy_nearest",
     "detection_scores",
     "evaluate_metric",
