@@ -3,17 +3,21 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from datasets import Dataset
 from multitask_twins import FAMILIES, answer_of, make_records, record, trainer_of, twins_below
 from PIL import Image
+from safetensors.torch import load_file
 
 from medtune.multitask import LOGGED
 from medtune.records import convert_pairs
 from medtune.scores import box_scores
+from medtune.training import complete_checkpoints
 
 
 @pytest.fixture(scope="session")
@@ -133,8 +137,8 @@ def folder(records, tmp_path):
     return tmp_path / "data"
 
 
-def launch(twin, folder, out, command, **options):
-    """Train on a folder by a command of Python; return what was logged of each step."""
+def words_of(twin, folder, out, command, **options):
+    """The command that trains on a folder by a command of Python."""
     options = {
         "data": folder,
         "model_name_or_path": twin("qwen3-vl"),
@@ -148,7 +152,13 @@ def launch(twin, folder, out, command, **options):
     words = [sys.executable, *command]
     for option, value in options.items():
         words += [f"--{option}", value]
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
+    return [str(word) for word in words]
+
+
+def launch(twin, folder, out, command, **options):
+    """Train on a folder by a command of Python; return what was logged of each step."""
+    words = words_of(twin, folder, out, command, **options)
+    done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (out / "model" / "multitask.safetensors").is_file()
     log = json.loads((out / "log.json").read_text("utf-8"))
@@ -157,7 +167,7 @@ def launch(twin, folder, out, command, **options):
 
 def check_same(of_one, of_two):
     """Each logged number agrees, step by step."""
-    assert len(of_one) == 3
+    assert len(of_one) >= 3
     for one, two in zip(of_one, of_two, strict=True):
         for key in LOGGED:
             assert one[key] == pytest.approx(two[key], rel=1e-3, abs=1e-4), key
@@ -192,6 +202,56 @@ def test_deepspeed_on_two_ranks_trains_as_one_process_does(twin, folder, tmp_pat
     sharded["deepspeed"] = "zero2"
     of_two = launch(twin, folder, tmp_path / "two", [*TORCHRUN, *command], **sharded)
     check_same(of_one, of_two)
+
+
+def kill_at_a_checkpoint(words, out, log):
+    """Start a command, and kill all its processes once a checkpoint is complete."""
+    with open(log, "w") as file:
+        process = subprocess.Popen(words, stdout=file, stderr=file)
+    while not complete_checkpoints(out):
+        assert process.poll() is None, log.read_text()[-3000:]
+        time.sleep(0.02)
+    # the launcher first, or it would end the ranks in peace
+    for one in [process, *psutil.Process(process.pid).children(recursive=True)]:
+        one.kill()
+    process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+def test_a_launched_run_that_was_killed_goes_on(twin, folder, tmp_path):
+    """Under DeepSpeed on two ranks, to the numbers of one that nobody disturbed."""
+    heads = {"model": {}, "collator": {}, "trainer": {"head_learning_rate": 1e-3}}
+    settings = tmp_path / "heads.json"
+    settings.write_text(json.dumps(heads))
+    command = [*TORCHRUN, PROGRAM, settings]
+    options = {
+        "per_device_train_batch_size": 1,
+        "deepspeed": "zero2",
+        "max_steps": 20,
+        "save_strategy": "steps",
+        "save_steps": 5,
+    }
+    whole = launch(twin, folder, tmp_path / "whole", command, **options)
+
+    out = tmp_path / "killed"
+    words = words_of(twin, folder, out, command, **options)
+    kill_at_a_checkpoint(words, out, tmp_path / "killed.log")
+    assert not (out / "model").exists(), "it was killed on its way"
+    newest, _ = complete_checkpoints(out)[0]
+    (states,) = newest.glob("global_step*/mp_rank_00_model_states.pt")
+    saved = torch.load(states, weights_only=False)["module"]
+    frozen = [name for name in saved if "lora_" not in name and not name.startswith("heads")]
+    # DeepSpeed overlooks a head that shares its weights with the embedding
+    assert saved and set(frozen) <= {"base.base_model.model.lm_head.weight"}, frozen
+
+    again = launch(twin, folder, out, command, resume=True, **options)
+    assert [entry["step"] for entry in again] == [entry["step"] for entry in whole]
+    check_same(whole, again)
+    for file in ("multitask.safetensors", "adapter_model.safetensors"):
+        expected = load_file(tmp_path / "whole" / "model" / file)
+        for name, weight in load_file(out / "model" / file).items():
+            assert_close_named(name, weight, expected[name], rtol=1e-4, atol=1e-6)
 
 
 def squares(count):

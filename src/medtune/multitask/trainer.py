@@ -1,5 +1,6 @@
 """The trainer of three tasks: it weighs their losses over a whole step, and logs each of them."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from safetensors.torch import load_model
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
 from .losses import TASKS, count_items
 from .model import WEIGHTS_FILE, MultiTaskModel
@@ -136,6 +138,33 @@ class MultiTaskTrainer(Trainer):
         """Take adapter and heads from a checkpoint."""
         self.model.base.load_adapter(resume_from_checkpoint, "default", is_trainable=True)
         load_model(self.model.heads, Path(resume_from_checkpoint) / WEIGHTS_FILE)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Leave the frozen base out of DeepSpeed's part of a checkpoint.
+
+        Transformers does so where the model is peft's own; here it would write the base each time.
+        """
+        if self.is_deepspeed_enabled:
+            engine = self.model_wrapped
+            save = type(engine).save_checkpoint
+            engine.save_checkpoint = partial(save, engine, exclude_frozen_parameters=True)
+        super()._save_optimizer_and_scheduler(output_dir)
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> tuple[Any, Any]:
+        """Load what DeepSpeed has saved, in which the frozen base is not."""
+        if not self.is_deepspeed_enabled or resume_from_checkpoint is None:
+            return super()._prepare_for_training(
+                max_steps, train_dataloader, resume_from_checkpoint
+            )
+        # Transformers would insist on a whole model in the checkpoint
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        deepspeed_load_checkpoint(
+            self.model_wrapped, resume_from_checkpoint, load_module_strict=False
+        )
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
 
 
 class _CountEpochs(TrainerCallback):
