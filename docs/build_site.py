@@ -24,10 +24,10 @@ RUN = "tiny-cpu"
 PROGRESS_BAR = "application/vnd.jupyter.widget-view+json"
 # The four groups of the README. A room that stands in none of them is a mistake that a test finds.
 GROUPS = {
-    "Data": ("pairs", "captions", "boxes", "audit", "records"),
+    "Data": ("pairs", "modelscope", "captions", "boxes", "audit", "records"),
     "Model": ("models", "plan", "training", "multitask"),
     "Judge": ("answers", "scores", "plots"),
-    "Run": ("runs", "chat", "cli", "files"),
+    "Run": ("runs", "chat", "deploy", "cli", "files"),
 }
 # File of the repository -> page of the site; more are added where files are many.
 PAGES = {

@@ -112,7 +112,9 @@ def question_of(
     'Describe the abnormality in the CT image.\\nFocus on the region of interest.'
     """
     if not question:
-        return row["prompt"][-1]["content"][-1]["text"]
+        # the picture may stand behind the text as well as before it
+        parts = row["prompt"][-1]["content"]
+        return "".join(part["text"] for part in parts if part["type"] == "text")
     caption = parse_caption(_answer_of(row))
     structure = row.get("structure") or caption.structure
     if "{structure}" in question and not structure:
