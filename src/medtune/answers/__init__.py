@@ -4,7 +4,7 @@
 runs; `deciding` gives the odds of two words at one place of the reference;
 `prompts` turns rows of a data set into inputs; `backends` has those that answer: Transformers,
 vLLM, and a `server` that speaks OpenAI's API; `resume` keeps the answers on disk and goes on after a
-kill; `predictions` reads answers that others made.
+kill; `ranks` lets the processes of torchrun answer together; `predictions` reads answers that others made.
 """
 
 from .backends import TransformersBackend

@@ -21,6 +21,7 @@ from medtune.files import one_line
 
 from .backends import ServerBackend, TransformersBackend, VllmBackend
 from .prompts import Preparer, Survey, survey_rows
+from .ranks import find_ranks
 from .resume import append, digest_of, resume
 from .server import Generated
 
@@ -55,9 +56,13 @@ def generate_answers(  # noqa: PLR0913 - each is a setting of its own, given by 
     backend: str = "transformers",
     cache_implementation: str | None = "auto",
     workers: int | None = None,
+    over_ranks: bool = True,
     **options: Any,
 ) -> list[dict[str, Any]]:
     """Answer every sample of a data set.
+
+    Under torchrun all processes answer together, each with a model on its own device, and each
+    returns all answers.
 
     In float32 a greedy answer depends neither on the batch size nor on the order; in bfloat16 near
     ties may tip.
@@ -97,6 +102,9 @@ def generate_answers(  # noqa: PLR0913 - each is a setting of its own, given by 
         batches times tokens are 3,000 or more, so many that it pays.
     workers
         Processes that prepare pictures: by default up to 8 for a GPU, else none.
+    over_ranks
+        Under torchrun, share the samples out over all processes, which must all call this. If
+        False, each call answers everything alone.
     **options
         For `model.generate` (`temperature`, `min_new_tokens` ...) or `vllm.SamplingParams`.
 
@@ -129,6 +137,8 @@ def generate_answers(  # noqa: PLR0913 - each is a setting of its own, given by 
         processor = None  # the server prepares questions and pictures
     survey = survey_rows(dataset, processor, question)
     donors = _check_donors(pictures_from, len(survey.samples))
+    # vLLM and a server spread the work themselves
+    ranks = find_ranks(over_ranks=over_ranks and backend == "transformers")
     done = {}
     if out is not None:
         # The order of the names is that of the file. A greedy answer depends neither on the seed
@@ -144,9 +154,9 @@ def generate_answers(  # noqa: PLR0913 - each is a setting of its own, given by 
             "options": options,
             "drawn": [seed, batch_size] if do_sample else None,
         }
-        done = resume(Path(out), settings)
+        done = ranks.of_first(lambda: resume(Path(out), settings))
 
-    batches = _make_batches(survey, done, batch_size, keep_all=do_sample)
+    batches = ranks.share(_make_batches(survey, done, batch_size, keep_all=do_sample))
     on_gpu = backend == "transformers" and model.device.type == "cuda"
     if cache_implementation == "auto":
         tokens = len(batches) * max_new_tokens
@@ -164,13 +174,15 @@ def generate_answers(  # noqa: PLR0913 - each is a setting of its own, given by 
     prepare = Preparer(dataset, processor, donors, image_transform, question, dtype)
     answered = _answer_batches(batches, prepare, engine, seed=seed, workers=workers)
     # answers are written before the next batch begins: a kill costs one batch
-    with tqdm(total=len(survey.samples), initial=len(done), unit="sample") as bar:
+    quiet = ranks.rank > 0
+    with tqdm(total=len(survey.samples), initial=len(done), unit="sample", disable=quiet) as bar:
         for answers, seconds in answered:
             new = _to_records(answers, seconds, survey, done)
             if out is not None:
                 append(Path(out), new.values())
             done |= new
             bar.update(len(new))
+    done = ranks.collect(done)
     return [done[sample["id"]] for sample in survey.samples]
 
 

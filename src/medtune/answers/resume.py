@@ -5,12 +5,13 @@ that made them, `<name>.settings.json`. A run with other settings is refused, so
 models never mix in one file.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -101,15 +102,20 @@ def _check_same(out: Path, beside: Path, now: dict[str, Any]) -> None:
 def append(out: Path, answers: Iterable[Mapping[str, Any]]) -> None:
     """Add answers to the file, a line each, and wait until they are on the disk.
 
+    Several processes may add to one file at the same time.
+
     Raises
     ------
     OSError : in one line: the disk is full or cannot be written; what is on it stays good.
     """
     lines = [json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers]
     try:
-        # surrogatepass: a model may generate half a surrogate pair, and that must not end a run
-        with open(out, "a", encoding="utf-8", errors="surrogatepass", newline="\n") as file:
-            file.writelines(lines)
+        with open(out, "ab+") as file:
+            # another process waits here until these lines are written
+            fcntl.flock(file, fcntl.LOCK_EX)
+            _cut_unfinished_line(file)
+            # surrogatepass: a model may generate half a surrogate pair, and that must not end a run
+            file.write("".join(lines).encode("utf-8", "surrogatepass"))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -118,6 +124,17 @@ def append(out: Path, answers: Iterable[Mapping[str, Any]]) -> None:
             f"{out} cannot be written ({error.strerror or error}): free some space, "
             "the same call goes on where it stopped"
         ) from error
+
+
+def _cut_unfinished_line(file: BinaryIO) -> None:
+    """Cut off what another process wrote of a line before it was killed."""
+    end = file.seek(0, os.SEEK_END)
+    if not end:
+        return
+    file.seek(end - 1)
+    if file.read(1) != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def digest_of(thing: Any) -> str:
