@@ -794,12 +794,14 @@ class _Reader:
         try:
             for start, table in self._tables(piece):
                 wanted = []
-                for row in range(max(start, piece.start), min(start + len(table), piece.stop)):
+                for row in range(max(start, piece.start), min(start + table.num_rows, piece.stop)):
                     if index.codes[first + row] == self.stream.code:
                         wanted.append(row)
-                done = start + len(table)
+                done = start + table.num_rows
                 if wanted:
-                    rows = table.take(pa.array([row - start for row in wanted]))
+                    rows = table
+                    if len(wanted) < table.num_rows:
+                        rows = table.take(pa.array([row - start for row in wanted]))
                     yield Block(name, [first + row for row in wanted], rows, foreign=True)
         except (OSError, ValueError) as error:
             problem = f"shard: {name} breaks off here ({one_line(error)})"

@@ -152,6 +152,48 @@ def _refuse_odd_sizes(processor: Any, data: datasets.Dataset, sizes: list[list[S
             ) from error
 
 
+def without_odd_pictures(
+    processor: Any, data: datasets.Dataset, leave_out: Callable[[int | None, object, str], None]
+) -> datasets.Dataset:
+    """Leave the records of a stream out whose pictures the processor cannot prepare.
+
+    Parameters
+    ----------
+    processor : of the model.
+    data : some records of the stream.
+    leave_out : called with None, the id of each such record, and the reason.
+
+    Raises
+    ------
+    ValueError : none is left.
+    """
+    reason_of: dict[Size, str] = {}
+    good = []
+    for row, sizes in enumerate(_sizes_of_pictures(data)):
+        for size in sizes:
+            if size not in reason_of:
+                reason_of[size] = _why_refused(processor, size)
+        reasons = [reason_of[size] for size in sizes if reason_of[size]]
+        if reasons:
+            leave_out(None, data[row]["id"], f"record: {reasons[0]}")
+        else:
+            good.append(row)
+    if not good:
+        raise ValueError(
+            f"none of the first {len(data)} records can be prepared: {next(iter(reason_of.values()))}"
+        )
+    return data.select(good)
+
+
+def _why_refused(processor: Any, size: Size) -> str:
+    """Say why the processor refuses pictures of a size; empty if it takes them."""
+    try:
+        _tokens_with_picture(processor, size)
+    except Exception as error:  # processors raise many kinds
+        return one_line(error)
+    return ""
+
+
 def _tokens_with_picture(processor: Any, size: Size) -> int:
     """Count the tokens that a picture of a size adds to its mark in the text."""
     content = [{"type": "image"}, {"type": "text", "text": "?"}]

@@ -21,7 +21,7 @@ from medtune.modelscope import fetch_model, is_modelscope_name
 from medtune.records import names_shards, read_records
 
 from .features import cache_features
-from .preflight import check_data, decode_first, name_records
+from .preflight import check_data, decode_first, name_records, without_odd_pictures
 from .settings import ScriptArguments, zero_stage
 from .speed import pad_lengths, send_bytes, speed_up
 from .stream import LOOKED_AT, ShardLoader, open_streams, steps_known
@@ -91,7 +91,11 @@ def build_trainer(
     if trainer_class is None:
         name_records(trainer)
         if trainer.is_world_process_zero():
-            looked_at = stream.first(LOOKED_AT, seed=training_args.seed) if stream else train
+            looked_at = train
+            if stream:
+                looked_at = stream.first(LOOKED_AT, seed=training_args.seed)
+                leave_out = stream.left_out.add
+                looked_at = without_odd_pictures(processor, looked_at, leave_out)
             check_data(trainer, looked_at, allow_cut_answers=script_args.allow_cut_answers)
     if stream:
         collate = trainer.data_collator
