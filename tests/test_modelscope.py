@@ -28,6 +28,7 @@ class Site(ThreadingHTTPServer):
     ----------
     folders : the folder of each repository, by "models/OWNER/NAME" or "datasets/OWNER/NAME".
     asked : the files that were fetched.
+    paths : all that was asked for.
     refused : the status with which every question is answered, if it is not 0.
     """
 
@@ -37,6 +38,7 @@ class Site(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Answer)
         self.folders: dict[str, Path] = {}
         self.asked: list[str] = []
+        self.paths: list[str] = []
         self.refused = 0
 
 
@@ -51,6 +53,7 @@ class Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Give a list of files, or a file."""
         address = urlparse(self.path)
+        self.server.paths.append(address.path)
         asked = {name: values[0] for name, values in parse_qs(address.query).items()}
         words = address.path.removeprefix("/api/v1/").split("/")
         folder = self.server.folders.get("/".join(words[:3]))
@@ -135,6 +138,8 @@ def test_a_set_is_fetched_once_and_then_taken_from_the_cache(site, tmp_path, mon
     ]
     assert not list((tmp_path / "cache").rglob("*.py")), "code is not fetched"
 
+    assert not [path for path in site.paths if "some/pairs" not in path], "nothing else is asked"
+
     fetched = list(site.asked)
     offline(site, monkeypatch)
     again = load_pairs("modelscope:some/pairs:demo", streaming=True)
@@ -187,6 +192,7 @@ def test_a_model_is_loaded_by_its_name(site, tmp_path, tiny_vlm, monkeypatch):
     assert models.load_processor(name).chat_template
     offline(site, monkeypatch)
     model = models.load_base(name)
+    assert model.name_or_path == name, "an adapter names it so"
     assert model.num_parameters() == models.load_base(tiny_vlm).num_parameters()
     assert not {"modeling_evil.py", "pytorch_model.bin"} & set(site.asked)
     assert "model.safetensors" in site.asked

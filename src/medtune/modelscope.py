@@ -116,6 +116,8 @@ def _take_apart(name: str) -> tuple[str, str | None]:
 
 def _fetch(repository: str, kind: str, patterns: list[str] | None) -> Path:
     """Fetch what is missing of a repository; without a connection take what the cache has."""
+    # else it looks whether this machine stands in the cloud of ModelScope's owner, to be faster
+    os.environ.setdefault("MODELSCOPE_DOWNLOAD_INTRA_CLOUD", "false")
     # more than a second, and only those who name ModelScope need it
     try:
         from modelscope.hub.snapshot_download import snapshot_download

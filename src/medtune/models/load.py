@@ -354,6 +354,7 @@ def load_base(
     Traceback (most recent call last):
     FileNotFoundError: No model folder ./no-folder: give a folder or a hub name (...).
     """
+    name = os.fspath(path)
     path = _check_path(path)
     options["dtype"] = dtype
     options["device_map"] = device_map
@@ -375,6 +376,9 @@ def load_base(
             ) from error
         raise
     _keep_gradients_of_4bit_layers(model)
+    if is_modelscope_name(name):
+        # an adapter notes its base by this name, and a cache is a folder of one machine
+        model.name_or_path = name
     return model
 
 
