@@ -132,7 +132,13 @@ def evaluate(
     text = " ".join(report.read_text("utf-8").split()) if report else ""
     pairs = _readable(asked.load(str(source)), source)
     answers = _answer(
-        pairs, model, adapter, question=question, out=out, max_new_tokens=max_new_tokens
+        pairs,
+        model,
+        adapter,
+        question=question,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        out=out,
     )
     _print_beside_report(answers, text)
     print(f"answers: {out}")
@@ -185,11 +191,20 @@ def _answer(pairs: Any, model: str | None, adapter: str | None, **options: Any) 
     from medtune.answers import generate_answers
 
     base = model or _base_of(adapter)
-    loaded = models.load_base(base)
+    loaded = models.load_base(base, **_where_to_load())
     if adapter is not None:
         loaded = models.load_tuned(loaded, adapter)
     processor = models.load_processor(adapter or base)
     return generate_answers(loaded, processor, pairs, **options)
+
+
+def _where_to_load() -> dict[str, Any]:
+    """Load onto a GPU in half the bytes, where there is one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    return {"dtype": "bfloat16", "device_map": {"": "cuda"}}
 
 
 def _base_of(adapter: str | None) -> str:
