@@ -1,5 +1,6 @@
 """The subcommand on answers: evaluate. What compares the answers of several runs is beside it."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -16,10 +17,12 @@ from .options import (
     Encoding,
     ImageRoot,
     Limit,
+    Root,
     ScoreNames,
     Window,
     read_columns,
 )
+from .people import evaluate_run
 from .printing import print_json, print_table
 
 # How a message ends that is about answers without a group.
@@ -35,12 +38,25 @@ MOST_NAMED = 10
 @app.command()
 def evaluate(
     source: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
             help="A table of answers to score, a converted folder to answer and score, or pictures "
             "or slices to answer."
         ),
-    ],
+    ] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of a source: a finished run, whose tuned model answers about --data; its "
+            "scores stand beside those of its own held-out pairs."
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --run: pairs of other people, a converted folder or any source of pairs."
+        ),
+    ] = None,
     scores: ScoreNames = None,
     split: Annotated[
         str, typer.Option(help="For a converted folder: which of its splits is answered.")
@@ -80,15 +96,50 @@ def evaluate(
         ),
     ] = None,
     out: Annotated[
-        Path,
-        typer.Option(help="JSONL of the answers to write; one that is there is continued."),
-    ] = Path("predictions.jsonl"),
+        Path | None,
+        typer.Option(
+            help="JSONL of the answers to write, by default predictions.jsonl; one that is there is "
+            "continued. With --run a folder, by default in that of the run."
+        ),
+    ] = None,
+    root: Root = None,
 ) -> None:
     """Score answers against references, after a model has given them if need be.
 
     Answers of other programs are read as well: --column answer=predict names their columns. The
-    answers for a series are set beside a report.
+    answers for a series are set beside a report. With --run and --data a finished run answers about
+    other people, without training again.
     """
+    asked = Asked(
+        column=column or [],
+        captions=captions,
+        image_root=image_root,
+        # what is only described needs no caption
+        allow_empty_captions=allow_empty_captions or captions is None,
+        encoding=encoding,
+        window=window,
+        limit=limit,
+    )
+    if run is not None or data is not None:
+        if run is None or data is None or source is not None:
+            raise ValueError("give either a source, or both --run NAME and --data OTHER")
+        # scores need captions
+        described = dataclasses.replace(asked, allow_empty_captions=allow_empty_captions)
+        evaluate_run(
+            run,
+            data,
+            described,
+            split=split,
+            question=question,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            out=out,
+            root=root,
+        )
+        return
+    if source is None:
+        raise ValueError("nothing to evaluate: give a source, or --run NAME and --data OTHER")
+    out = out or Path("predictions.jsonl")
     if source.is_dir() and (source / f"{split}.jsonl").is_file():
         from medtune.records import read_records
 
@@ -119,16 +170,6 @@ def evaluate(
         rows = _read_predictions(source, columns=columns, references=references, encoding=encoding)
         _print_scores(rows, scores)
         return
-    asked = Asked(
-        column=column or [],
-        captions=captions,
-        image_root=image_root,
-        # what is only described needs no caption
-        allow_empty_captions=allow_empty_captions or captions is None,
-        encoding=encoding,
-        window=window,
-        limit=limit,
-    )
     text = " ".join(report.read_text("utf-8").split()) if report else ""
     pairs = _readable(asked.load(str(source)), source)
     answers = _answer(
@@ -240,7 +281,8 @@ def _print_scores(rows: list[dict[str, Any]], names: list[str] | None) -> None:
     for name, score in score_functions(names).items():
         if grouped:
             groups = [str(row["group"]) for row in rows]
-            found[name] = with_intervals(score, answers, references, groups=groups)
+            slices = [row.get("slice") for row in rows]
+            found[name] = with_intervals(score, answers, references, groups=groups, slices=slices)
         else:
             found[name] = score(answers, references)
     _show_scores(found)

@@ -73,9 +73,10 @@ def compare(
     _print_side_by_side(predict_table(rows, batch_size=sizes))
 
     groups = _groups_of(tuned, shared)
+    slices = _slices_of(tuned, shared)
     for other in tuned[1:]:
         print(f"\n{tuned[0].name} minus {other.name}")
-        print_table(_differences(tuned[0], other, shared, groups, scores, seed))
+        print_table(_differences(tuned[0], other, shared, (groups, slices), scores, seed))
 
 
 def _read_side(
@@ -193,17 +194,28 @@ def _groups_of(sides: list[Answered], shared: list[str]) -> list[str]:
     return groups
 
 
+def _slices_of(sides: list[Answered], shared: list[str]) -> list[str | None]:
+    """Give the slice of each sample, by which those of one patient are drawn."""
+    slices = []
+    for key in shared:
+        named = [one.answers[key].get("slice") for one in sides]
+        known = [name for name in named if name is not None]
+        slices.append(known[0] if known else None)
+    return slices
+
+
 def _differences(  # noqa: PLR0913 - two sides, what they share, and how it is scored
     a: Answered,
     b: Answered,
     shared: list[str],
-    groups: list[str],
+    units: tuple[list[str], list[str | None]],
     names: list[str] | None,
     seed: int,
 ) -> list[dict[str, Any]]:
     """Give for each score the difference of two sides, a minus b, with its interval."""
     from medtune.scores import paired_bootstrap
 
+    groups, slices = units
     references = [a.answers[key]["reference"] for key in shared]
     answers_a = [a.answers[key]["answer"] for key in shared]
     answers_b = [b.answers[key]["answer"] for key in shared]
@@ -215,12 +227,14 @@ def _differences(  # noqa: PLR0913 - two sides, what they share, and how it is s
             # rows of counts have no difference of their own
             if not isinstance(samples_a[column][0], float):
                 continue
-            result = paired_bootstrap(samples_a[column], samples_b[column], groups, seed=seed)
+            result = paired_bootstrap(
+                samples_a[column], samples_b[column], groups, slices=slices, seed=seed
+            )
             shown = {key: result[key] for key in ("difference", "low", "high")}
-            shown["decided"] = "no"
-            if result["low"] is not None and (result["low"] > 0 or result["high"] < 0):
-                shown["decided"] = "yes"
+            shown["decided"] = "yes" if result["decided"] else "no"
             shown["label"] = result["label"]
+            if result["low"] is None:
+                shown["label"] += f"; {result['reason']}"
             rows.append({"score": f"{name} {column}", **shown})
     return rows
 
