@@ -60,6 +60,36 @@ class OpenAIServer:
     pause: float = 1.0
     allow_remote: bool = False
 
+    @classmethod
+    def at(cls, address: str, **options: Any) -> "OpenAIServer":
+        """Find the model that a server has.
+
+        Parameters
+        ----------
+        address : of the API; where it has several models, with #NAME behind it.
+        **options : api_key, allow_remote and the others.
+
+        Raises
+        ------
+        ValueError : it has several models, or the address cannot be used.
+        OSError : nobody answers there, or lets nobody in.
+
+        Examples
+        --------
+        >>> OpenAIServer.at("http://127.0.0.1:8000/v1#liver-captions").model
+        'liver-captions'
+        """
+        base_url, _, name = address.partition("#")
+        if name:
+            return cls(base_url, name, **options)
+        try:
+            names = cls(base_url, "any", **options).endpoint().models()
+        except NoAnswer as error:
+            raise OSError(f"{base_url} does not say which model it has: {error.reason}") from None
+        if len(names) != 1:
+            raise ValueError(f"{base_url} has {', '.join(names) or 'no model'}: give URL#NAME")
+        return cls(base_url, names[0], **options)
+
     def __str__(self) -> str:
         # without the address: a run may go on when the server has got another port
         return f"{self.model}, as a server has it"

@@ -107,10 +107,24 @@ class Endpoint:
         except ValueError:
             raise NoAnswer(NOT_THIS_PROTOCOL, lost=False) from None
 
-    def _send(self, body: bytes) -> bytes:
-        """Post a request and return the bytes of the reply."""
+    def models(self) -> list[str]:
+        """Ask an endpoint of OpenAI's protocol which models it has.
+
+        Raises
+        ------
+        NoAnswer : this request was in vain.
+        OSError : the endpoint will refuse every other request, too.
+        """
+        raw = self._send(None, self.url.removesuffix("/chat/completions") + "/models")
+        try:
+            return [str(entry["id"]) for entry in json.loads(raw)["data"]]
+        except (ValueError, KeyError, TypeError):
+            raise NoAnswer(NOT_THIS_PROTOCOL, lost=False) from None
+
+    def _send(self, body: bytes | None, url: str | None = None) -> bytes:
+        """Post a request, or get what is at an address, and return the bytes of the reply."""
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.api_key}"}
-        request = urllib.request.Request(self.url, body, headers)
+        request = urllib.request.Request(url or self.url, body, headers)
         end = time.monotonic() + self.timeout
         # urllib raises OSError and HTTPException, which share no other ancestor
         try:

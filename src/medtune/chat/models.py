@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import TextIteratorStreamer
 
+from medtune.answers import OpenAIServer
 from medtune.models import load_base, load_processor, load_tuned
 from medtune.multitask import MultiTaskModel, locate_verify_diagnose
 
@@ -24,11 +25,12 @@ from medtune.multitask import MultiTaskModel, locate_verify_diagnose
 class ChatModels:
     """The models of a page, and the thread that generates."""
 
-    #: The base model; the same object as `tuned` where that is an adapter on it.
+    #: The base model, or its `OpenAIServer`; the same object as `tuned` where that is an adapter on
+    #: it.
     base: Any
-    #: The tuned model, or None.
+    #: The tuned model, or its `OpenAIServer`, or None.
     tuned: Any
-    #: One processor, so that both models get the same prompt.
+    #: One processor, so that both models get the same prompt; None where servers have their own.
     processor: Any
     #: Function of a picture and a question that locates, verifies, then answers; or None.
     locate: Callable[[Any, str], dict] | None = None
@@ -64,9 +66,10 @@ def load_models(  # noqa: PLR0913 - each is a setting that a caller names
 
     Parameters
     ----------
-    base : folder or hub name of the base model.
+    base : folder or hub name of the base model; or the address of a server that has it, such as
+        http://127.0.0.1:8000/v1, whose password is in MEDTUNE_SERVE_PASSWORD.
     adapter : folder of an adapter on the base.
-    tuned : folder of a merged model, instead of an adapter.
+    tuned : folder of a merged model, instead of an adapter; or the address of a server.
     heads : folder of a multi-task model, which locates, verifies, then answers.
     threshold : least match score, 0..1, with which the multi-task model gives an answer.
     max_pixels : most pixels of a picture after resizing.
@@ -80,17 +83,22 @@ def load_models(  # noqa: PLR0913 - each is a setting that a caller names
     """
     if adapter and tuned:
         raise ValueError("give an adapter or a tuned (merged) model, not both")
+    if is_address(base):
+        if adapter or heads or (tuned and not is_address(tuned)):
+            raise ValueError(f"{base} is a server: only another server can stand beside it")
+        return ChatModels(_at(base), _at(tuned) if tuned else None, None)
     if torch.cuda.is_available():
         options = {"dtype": "bfloat16", "device_map": {"": 0}} | options
     adapter_has_processor = adapter and any(Path(adapter).glob("*processor_config.json"))
-    processor_folder = adapter if adapter_has_processor else tuned or base
+    tuned_folder = None if is_address(tuned) else tuned
+    processor_folder = adapter if adapter_has_processor else tuned_folder or base
     processor = load_processor(processor_folder, max_pixels=max_pixels)
     base_model = load_base(base, **options)
     tuned_model = None
     if adapter:
         base_model = tuned_model = load_tuned(base_model, adapter)
     elif tuned:
-        tuned_model = load_base(tuned, **options)
+        tuned_model = _at(tuned) if is_address(tuned) else load_base(tuned, **options)
     models = ChatModels(base_model, tuned_model, processor)
     if heads:
         # on weights of its own: its adapter is another one
@@ -104,6 +112,16 @@ def load_models(  # noqa: PLR0913 - each is a setting that a caller names
 
         models.locate = locate
     return models
+
+
+def is_address(model: Any) -> bool:
+    """Tell whether a model is given by the address of a server."""
+    return isinstance(model, str) and model.startswith(("http://", "https://"))
+
+
+def _at(address: str) -> OpenAIServer:
+    # not an argument: other users of the machine see a command line
+    return OpenAIServer.at(address, api_key=os.environ.get("MEDTUNE_SERVE_PASSWORD") or "none")
 
 
 def answer(  # noqa: PLR0913 - each is a setting that a caller names
@@ -135,6 +153,9 @@ def answer(  # noqa: PLR0913 - each is a setting that a caller names
     Said : the answer so far.
     """
     model, processor = getattr(models, which), models.processor
+    if isinstance(model, OpenAIServer):
+        yield _answer_of_server(model, messages, pictures, max_new_tokens, do_sample)
+        return
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     images = [list(pictures)] if pictures else None
     inputs = processor(text=[prompt], images=images, return_tensors="pt")
@@ -178,3 +199,20 @@ def answer(  # noqa: PLR0913 - each is a setting that a caller names
         # who no longer listens need not be answered to the end
         listener_left = True
         job.cancel()
+
+
+def _answer_of_server(
+    server: OpenAIServer,
+    messages: Sequence[dict],
+    pictures: Sequence,
+    max_new_tokens: int,
+    do_sample: bool,
+) -> Said:
+    """Ask a server; it answers in one piece."""
+    settings: dict[str, Any] = {"max_tokens": max_new_tokens}
+    if not do_sample:
+        settings["temperature"] = 0
+    start = time.perf_counter()
+    generated = server.ask(messages, pictures, settings)
+    seconds = time.perf_counter() - start
+    return Said(generated.text, generated.tokens, seconds, seconds)

@@ -401,6 +401,8 @@ class Page:
 
     def without_marks(self, text: str) -> str:
         """A question without tokens of the chat template, such as the end of a turn."""
+        if self.models.processor is None:
+            return text  # the server has the template, and refuses them
         for mark in self.models.processor.tokenizer.get_added_vocab():
             text = text.replace(mark, " ")
         return text
