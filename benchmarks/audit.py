@@ -2,15 +2,21 @@
 
     python benchmarks/audit.py              # 5,000 and 20,000 pictures, made on the spot: minutes
     python benchmarks/audit.py --data shard.parquet --rows 162000
+    python benchmarks/audit.py --search papermill_runs/reference/audit-scale/results.json
 
 The pictures are JPEG of 512x512. One in twenty is planted: another one of the set, saved again,
 scaled, trimmed or brightened. The table tells how many of those were found, and whether any two
 others were called alike. Seconds are given on the wall and of the processors: on a shared machine
 the second tells more.
+
+With `--search` only the comparison is measured, on random fingerprints up to 5 million with 1%
+planted copies, one thread: half an hour. `--rivals` adds the indexes of faiss (`pip install
+faiss-cpu`), which are given the same task.
 """
 
 import argparse
 import io
+import json
 import subprocess
 import sys
 import tempfile
@@ -22,7 +28,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from _harness import Stopwatch, make_parser, peak_memory_mb
+from _audit_search import MEASURES, RIVALS, exponent_of, measure_rival, search, versions
+from _harness import Stopwatch, make_parser, peak_memory_mb, write_result
 from PIL import Image, ImageEnhance
 
 from medtune.audit import fingerprint, near_duplicates
@@ -35,6 +42,7 @@ SHARD = 500
 EVERY = 20
 TEXTURES = 40
 TEXTURE_SIDE = 1024
+MACHINE = "two CPU cores of an x86-64 server that did other work as well; one thread"
 HEADER = (
     "pictures  wall s  reading s  comparing s  processor s  pictures/s  peak MB  pairs  "
     "planted and found"
@@ -158,6 +166,60 @@ def audit_apart(source: str, rows: int, workers: int) -> None:
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
 
 
+# ---- the search alone
+
+
+def measure_apart(words: list[str]) -> dict:
+    """Measure one search in a process of its own; its last line is the result."""
+    command = [sys.executable, __file__, "--measure", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    line = "{}"
+    for line in process.stdout:
+        print(line, end="", flush=True)
+    if process.wait():
+        raise RuntimeError(f"{' '.join(words)} failed")
+    return json.loads(line)
+
+
+def measure_search(file: Path, sizes: list[int], rivals: bool) -> None:
+    """Measure some sizes, and write what is known after each; what the file has of others stays."""
+    result: dict = {"searches": [], "rivals": []}
+    if file.exists():
+        result = json.loads(file.read_text("utf-8"))
+    result["command"] = f"python benchmarks/audit.py --search {file} --rivals"
+    result["machine"] = MACHINE
+    result["versions"] = versions()
+
+    for measure in MEASURES:
+        if int(measure[0]) in sizes:
+            add_measured(result["searches"], measure_apart(["search", *measure]))
+            result["exponent_of_cpu_seconds"] = exponent_of(result["searches"])
+            write_result(file, result)
+    for rival in RIVALS if rivals else []:
+        add_measured(result["rivals"], measure_apart(["rival", *rival]))
+        write_result(file, result)
+
+
+def add_measured(rows: list[dict], new: dict) -> None:
+    """Put a result in the place of an older one of the same measurement; by size, ascending."""
+    measurement = ("index", "pictures", "exact")
+    key = [new.get(name) for name in measurement]
+    rows[:] = [row for row in rows if [row.get(name) for name in measurement] != key]
+    rows.append(new)
+    rows.sort(key=lambda row: row["pictures"])
+
+
+def measure_one(words: list[str]) -> None:
+    """Measure what `measure_apart` names, and print the result as one line."""
+    kind, *rest = words
+    if kind == "rival":
+        result = measure_rival(rest[0], int(rest[1]))
+    else:
+        pictures, distance, how = rest
+        result = search(int(pictures), int(distance), exact=how == "exact")
+    print(json.dumps(result), flush=True)
+
+
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[5_000, 20_000])
@@ -165,8 +227,24 @@ def main() -> None:
     parser.add_argument(
         "--data", help="audit these pictures instead (the planted column then says nothing)"
     )
+    parser.add_argument("--search", type=Path, help="measure the search alone, and write this file")
+    parser.add_argument(
+        "--sizes",
+        type=int,
+        nargs="+",
+        default=[100_000, 200_000, 1_000_000, 5_000_000],
+        help="fingerprints that are searched",
+    )
+    parser.add_argument("--rivals", action="store_true", help="measure the indexes of faiss too")
     parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.measure:
+        measure_one(args.measure)
+        return
+    if args.search:
+        measure_search(args.search, args.sizes, args.rivals)
+        return
     if args.one:
         audit(args.one, args.rows[0], args.workers)
         return

@@ -3,8 +3,9 @@
 `near` hashes pictures and finds close hashes, `fingerprints` reads each picture of a data set once,
 `duplicates` lists what is there twice, `groups` says which pictures belong together, `splits` deals
 groups out, `leaks` counts what crosses a split, `closest` shows what looks most alike across it,
-and `keep` writes a split down. `burned_in` warns of text in the pixels. `unknown`
-guesses groups where none are known, and rates the guess. `near` and `splits` stand alone.
+and `keep` writes a split down. `ids` finds ids that repeat across shards, `burned_in` warns of text
+in the pixels. `unknown` guesses groups where none are known, and rates the guess. `near` and
+`splits` stand alone.
 """
 
 from .burned_in import BurnedIn, burned_in_text
@@ -12,6 +13,7 @@ from .closest import closest_across
 from .duplicates import duplicate_captions, exact_duplicates, near_duplicates
 from .fingerprints import Fingerprints, fingerprint
 from .groups import assign_groups
+from .ids import RepeatedIds, repeated_ids
 from .keep import write_splits
 from .leaks import audit_split
 from .near import near_pairs, picture_hash
@@ -21,6 +23,7 @@ from .unknown import count_unknown_groups, group_clues, guess_groups, rate_group
 __all__ = [
     "BurnedIn",
     "Fingerprints",
+    "RepeatedIds",
     "assign_groups",
     "audit_split",
     "burned_in_text",
@@ -35,6 +38,7 @@ __all__ = [
     "near_pairs",
     "picture_hash",
     "rate_groups",
+    "repeated_ids",
     "split_by_group",
     "write_splits",
 ]

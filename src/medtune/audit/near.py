@@ -1,6 +1,6 @@
 """Find pictures that are nearly the same: hash each one, then look for hashes that are close.
 
-Needs numpy 2 and pillow.
+Needs numpy 2, pillow and scipy.
 
 The hash has 256 bits, one for each low frequency of the grey picture: is it above or below the
 median of them all? Saving again, rescaling and brightening hardly change that. A cut border does,
@@ -10,12 +10,13 @@ are alike when the whole of one is close to any view of the other.
 
 import functools
 import itertools
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import minimum_spanning_tree
 
 MAX_DISTANCE = 20
 """Bits, of 256, in which two pictures that are nearly the same may differ (see `near_pairs`)."""
@@ -54,11 +55,41 @@ BITS = LOW * LOW
 WORD_BITS = 16
 WORDS = BITS // WORD_BITS
 
-_SMALL_SET = 500  # pictures below which comparing all of them is faster than an index
-_CANDIDATES_AT_ONCE = (
-    1 << 21
-)  # pairs that are measured in one go: bounds the memory to some hundred MB
-_MANY_COPIES = 1024  # pairs of equal pictures above which only those with the first are listed
+# Pictures below which comparing all of them is faster than an index.
+_SMALL_SET = 500
+
+# Pictures up to which no look-alike is missed: above, the exact search takes minutes, then days.
+_EXACT_SET = 20_000
+
+# Views that share a word with whole pictures, above which a set is as slow as a large one.
+_MANY_CANDIDATES = 1 << 25
+
+# Pairs that are measured in one go: bounds the memory to some hundred MB.
+_CANDIDATES_AT_ONCE = 1 << 21
+
+# Pictures whose views are looked up in one go, 9 MB of them.
+_PICTURES_AT_ONCE = 1 << 14
+
+# Pairs of equal pictures above which only those with the first are listed.
+_MANY_COPIES = 1024
+
+# Links above which a picture keeps so many of its nearest, and those that connect.
+_MANY_LINKS = 1 << 18
+_LINKS_OF_PICTURE = 32
+
+# Links that wait until they are looked through.
+_WAITING_LINKS = 1 << 22
+
+# A distance from 0 to 256.
+_DISTANCE_BITS = 9
+
+# The large index: each round cuts the 32 bytes of a hash, in another order, into ten keys.
+_ROUNDS = 4
+_KEYS_OF_ROUND = 10
+_KEY_BYTES = 3
+
+# Pictures under one key above which a view is compared only with its neighbours among them.
+_CROWD = 32
 
 
 def picture_hash(image: Image.Image) -> np.ndarray:
@@ -147,6 +178,7 @@ def near_pairs(
     hashes: np.ndarray | Sequence[np.ndarray],
     max_distance: int = MAX_DISTANCE,
     *,
+    exact: bool | None = None,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> list[tuple[int, int, int]]:
     """List pairs (i, j, distance), i < j, of pictures that are nearly the same.
@@ -155,18 +187,26 @@ def near_pairs(
     from that of one of its trimmed views. On chest X-rays two patients are 60 or more apart, two
     films of one patient 48 or more; the same film saved again, rescaled, brightened or trimmed by
     up to 5% is within 20. Neighbouring slices of a CT (2.5 mm) often are, slices 7.5 mm apart are
-    not. A picture that is there more than 32 times is listed against its first row only.
+    not. A picture that is there more than 32 times is listed against its first row only. Of more
+    than 260,000 pairs, each picture keeps those with the 32 that are most like it and those
+    without which a chain of look-alikes would break: what belongs together stays together.
 
-    Not all pairs are compared: of the 16 words of two hashes that differ in less than 32 bits, one
-    word differs in at most one bit (multi-index hashing, Norouzi et al. 2012,
-    https://arxiv.org/abs/1307.2982). Twice the pictures still take four times as long in the end:
-    go through a set of many millions in parts that belong together.
+    Up to 20,000 pictures, unless thousands of them look the same, none is missed: of the 16 words
+    of two hashes that differ in less than 32 bits, one word differs in at most one bit (multi-index
+    hashing, Norouzi et al. 2012, https://arxiv.org/abs/1307.2982). That takes four times as long
+    for twice the pictures. Other sets are compared only where three of the 32 bytes are equal (of
+    less than 4 million pictures fewer bits), in 40 choices of three (locality sensitive hashing):
+    the time grows with the pictures, and of pairs that differ in 20 bits, drawn at random, 99.4 in
+    100 are found, of nearer ones more. `docs/scale.md` has what was measured.
 
     Parameters
     ----------
-    hashes : (n, 17, 4) uint64, or a list of what `picture_hash` gave.
-    max_distance : bits that may differ, 0 to 256; from 48 on all pairs are compared, which is slow.
-    progress : wraps the 16 rounds of the search, such as `tqdm`.
+    hashes : (n, 17, 4) uint64, or a list of what `picture_hash` gave; may be mapped from a file.
+    max_distance : bits that may differ, 0 to 256; more than 20 are always searched exactly, and
+        from 48 on all pairs are compared, which is slow.
+    exact : True misses none in a large set either, False always takes the faster way; by default
+        the set decides.
+    progress : wraps the rounds of the search, such as `tqdm`.
 
     Raises
     ------
@@ -181,41 +221,75 @@ def near_pairs(
     [(0, 1, 12)]
     """
     hashes = np.asarray(hashes, np.uint64).reshape(-1, len(VIEWS), BITS // 64)
-    classes = _equal_rows(hashes)
-    pairs = []
-    for (low, high), distance in _class_distances(hashes, classes, max_distance, progress).items():
-        for i, j in _row_pairs(classes[low], classes[high]):
-            pairs.append((i, j, distance))
-    return sorted(pairs)
+    if max_distance > MAX_DISTANCE:
+        exact = True
+    classes = _Classes.of(hashes)
+    search = _Search(
+        hashes=hashes,
+        rows=classes.first_rows,
+        whole=np.ascontiguousarray(hashes[classes.first_rows, 0]),
+        limit=max_distance,
+    )
+    links = _close_classes(search, exact, progress)
+    return sorted(_pairs_of_rows(links, classes))
 
 
-def _equal_rows(hashes: np.ndarray) -> list[list[int]]:
-    """Put rows whose bits are all equal into one class: copies of a file take part only once."""
-    rows = defaultdict(list)
-    for row, bits in enumerate(hashes):
-        rows[bits.tobytes()].append(row)
-    return list(rows.values())
+@dataclass(frozen=True)
+class _Classes:
+    """Rows whose bits are all equal are one class: copies of a file take part only once.
 
-
-def _class_distances(
-    hashes: np.ndarray, classes: list[list[int]], limit: int, progress: Callable
-) -> dict[tuple[int, int], int]:
-    """Give the distance of each pair of classes (low, high) within the limit.
-
-    A class is at distance 0 from itself.
+    Attributes
+    ----------
+    first_rows : (classes,) the first row of each class, ascending.
+    by_class : (n,) all rows, class by class, ascending in each.
+    starts : (classes + 1,) where each class begins in `by_class`.
     """
-    first_rows = np.array([rows[0] for rows in classes], dtype=np.int64)
-    views = hashes[first_rows]  # (classes, 17, 4)
-    search = _Search(whole=views[:, 0].copy(), views=views.reshape(-1, BITS // 64), limit=limit)
-    one, other, distances = _close_views(search, progress)
-    lows = np.minimum(one, other).tolist()
-    highs = np.maximum(one, other).tolist()
 
-    closest = {(number, number): 0 for number in range(len(classes))}
-    # a pair comes back once for every view that is close, from either side: the nearest counts
-    for low, high, distance in zip(lows, highs, distances.tolist(), strict=True):
-        closest[low, high] = min(distance, closest.get((low, high), distance))
-    return closest
+    first_rows: np.ndarray
+    by_class: np.ndarray
+    starts: np.ndarray
+
+    @classmethod
+    def of(cls, hashes: np.ndarray) -> "_Classes":
+        # 64 bits stand for the 4,352 of a row. Among 25 million rows the chance that two others
+        # have the same is one in 60,000.
+        keys = np.fromiter((hash(bits.tobytes()) for bits in hashes), np.int64, len(hashes))
+        _, first_rows, numbers = np.unique(keys, return_index=True, return_inverse=True)
+        # from the order of the keys, which is another in each process, to that of the rows
+        order = np.argsort(first_rows)
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        numbers = place[numbers]
+        starts = np.concatenate([[0], np.cumsum(np.bincount(numbers, minlength=len(order)))])
+        return cls(first_rows[order], np.argsort(numbers, kind="stable"), starts)
+
+    def rows(self, number: int) -> list[int]:
+        """Give the rows of a class."""
+        return self.by_class[self.starts[number] : self.starts[number + 1]].tolist()
+
+    @property
+    def repeated(self) -> np.ndarray:
+        """Say of each class whether it has more than one row."""
+        return np.diff(self.starts) > 1
+
+
+def _pairs_of_rows(links: np.ndarray, classes: _Classes) -> list[tuple[int, int, int]]:
+    """Turn links of classes, (n, 3), into pairs of rows with their distance."""
+    repeated = classes.repeated
+    single = ~repeated[links[:, :2]].any(axis=1)
+    # the first rows ascend with the classes, so that the lower one stays in front
+    one, other, distances = links[single].T
+    columns = [classes.first_rows[one], classes.first_rows[other], distances]
+    pairs = list(zip(*(column.tolist() for column in columns), strict=True))
+
+    for low, high, distance in links[~single].tolist():
+        for i, j in _row_pairs(classes.rows(low), classes.rows(high)):
+            pairs.append((i, j, distance))
+    for number in np.flatnonzero(repeated).tolist():
+        rows = classes.rows(number)
+        for i, j in _row_pairs(rows, rows):
+            pairs.append((i, j, 0))
+    return pairs
 
 
 def _row_pairs(left: list[int], right: list[int]) -> set[tuple[int, int]]:
@@ -237,17 +311,19 @@ def _row_pairs(left: list[int], right: list[int]) -> set[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class _Search:
-    """What is compared with what.
+    """What is compared with what. A picture's number is its place in `rows`.
 
     Attributes
     ----------
+    hashes : (all rows, 17, 4) uint64, where the views are read from.
+    rows : (n,) the rows of `hashes` that take part.
     whole : (n, 4) uint64, the hash of each whole picture.
-    views : (n * 17, 4) uint64, the hashes of all views, picture by picture.
     limit : bits in which a whole picture and a view may differ.
     """
 
+    hashes: np.ndarray
+    rows: np.ndarray
     whole: np.ndarray
-    views: np.ndarray
     limit: int
 
     @property
@@ -255,77 +331,195 @@ class _Search:
         """Of 16 words that differ in `limit` bits together, one differs in at most this many."""
         return self.limit // WORDS
 
-    @property
-    def whole_words(self) -> np.ndarray:
-        """The same bits as `whole`, as (n, 16) words of 16 bits."""
-        return self.whole.view(np.uint16).reshape(-1, WORDS)
-
-    @property
-    def view_words(self) -> np.ndarray:
-        """The same bits as `views`, as (n * 17, 16) words of 16 bits."""
-        return self.views.view(np.uint16).reshape(-1, WORDS)
+    def views(self, begin: int, end: int) -> np.ndarray:
+        """Read the hashes of the views of some pictures, (pictures * 17, 4)."""
+        return self.hashes[self.rows[begin:end]].reshape(-1, BITS // 64)
 
 
-# Rows of `whole` and rows of `views` that may be close, (n,) each, and the word that says so.
-_Candidates = tuple[np.ndarray, np.ndarray, int]
+@dataclass(frozen=True)
+class _Candidates:
+    """Whole pictures and views that may be close.
 
-
-def _close_views(search: _Search, progress: Callable) -> np.ndarray:
-    """Find which whole pictures are close to a view of another.
-
-    Returns (3, found) int64: the whole picture, the picture that has the view, the distance.
+    Attributes
+    ----------
+    wholes : (n,) the numbers of the whole pictures.
+    places : (n,) each one's view, as a place in `views`.
+    views : (pictures * 17, 4) hashes of the views of pictures that follow one another.
+    first : the number of the picture with which `views` begins.
     """
+
+    wholes: np.ndarray
+    places: np.ndarray
+    views: np.ndarray
+    first: int
+
+
+def _close_classes(search: _Search, exact: bool | None, progress: Callable) -> np.ndarray:
+    """Find pairs that are close, (found, 3) int64: number, higher number, distance."""
     # With three flips a word the index would be longer than comparing all.
-    if search.flips > 2 or len(search.whole) < _SMALL_SET:
+    if len(search.whole) < _SMALL_SET or search.flips > 2:
         candidates = _all_candidates(search)
+    elif exact or (exact is None and _is_easy(search)):
+        candidates = _word_candidates(search, progress)
     else:
-        candidates = _indexed_candidates(search, progress)
+        candidates = _key_candidates(search, progress)
 
-    found = [np.zeros((3, 0), np.int64)]
-    for rows, views, word in candidates:
-        found.append(_measure(search, rows, views, word))
-    return np.concatenate(found, axis=1)
+    links = _Links(len(search.whole))
+    for some in candidates:
+        links.add(_measure(search, some))
+    return links.all()
 
 
-def _measure(search: _Search, rows: np.ndarray, views: np.ndarray, word: int) -> np.ndarray:
-    """Keep of the candidates those that are close, as (3, kept).
+def _is_easy(search: _Search) -> bool:
+    """Say whether the exact search takes seconds."""
+    if len(search.whole) > _EXACT_SET:
+        return False
+    view_words = search.views(0, len(search.rows)).view(np.uint16).reshape(-1, WORDS)
+    whole_words = search.whole.view(np.uint16).reshape(-1, WORDS)
+    candidates = 0
+    for word in range(WORDS):
+        found = np.bincount(view_words[:, word], minlength=1 << WORD_BITS)
+        candidates += int(found[whole_words[:, word]].sum())
+    return candidates <= _MANY_CANDIDATES
 
-    Left out are a picture with its own views, and pairs that a word before `word` has found.
-    """
-    differing = search.whole[rows] ^ search.views[views]  # (candidates, 4)
+
+def _measure(search: _Search, some: _Candidates) -> np.ndarray:
+    """Keep of the candidates those that are close, (found, 3); none is of a picture with itself."""
+    pictures = some.first + some.places // len(VIEWS)
+    others = np.flatnonzero(some.wholes != pictures)
+    wholes = some.wholes[others]
+    pictures = pictures[others]
+    differing = search.whole[wholes] ^ some.views[some.places[others]]  # (others, 4)
     distances = np.bitwise_count(differing).sum(axis=1, dtype=np.int64)
-    pictures = views // len(VIEWS)
-    near = (distances <= search.limit) & (rows != pictures)
-    rows = rows[near]
-    views = views[near]
+    near = np.flatnonzero(distances <= search.limit)
+    low = np.minimum(wholes[near], pictures[near])
+    high = np.maximum(wholes[near], pictures[near])
+    return np.stack([low, high, distances[near]], axis=1)
 
-    before = search.whole_words[rows, :word] ^ search.view_words[views, :word]  # (near, word)
-    new = (np.bitwise_count(before) > search.flips).all(axis=1)
-    return np.stack([rows, pictures[near], distances[near]])[:, new]
+
+@dataclass
+class _Links:
+    """The pairs found so far, in bounded memory.
+
+    A pair is one number, so that sorting is fast: low * pictures + high, then 9 bits of distance.
+
+    Attributes
+    ----------
+    pictures : how many there are.
+    kept : each pair once, with its smallest distance, ascending.
+    new : what came since, where a pair may stand several times.
+    waiting : how many stand in `new`.
+    too_many : there were once more than `_MANY_LINKS`, so that not all are kept.
+    """
+
+    pictures: int
+    kept: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
+    new: list[np.ndarray] = field(default_factory=list)
+    waiting: int = 0
+    too_many: bool = False
+
+    def add(self, links: np.ndarray) -> None:
+        """Take more in, (n, 3): number, higher number, distance."""
+        low, high, distance = links.T.astype(np.uint64)
+        pairs = low * np.uint64(self.pictures) + high
+        # the same pair comes from several views: those of one block go at once
+        packed = _first_of_pairs(pairs << np.uint64(_DISTANCE_BITS) | distance)
+        self.new.append(packed)
+        self.waiting += len(packed)
+        if self.waiting > _WAITING_LINKS:
+            self._tidy()
+
+    def all(self) -> np.ndarray:
+        """Give what is kept in the end, (n, 3)."""
+        self._tidy()
+        return self._unpacked()
+
+    def _tidy(self) -> None:
+        self.kept = _first_of_pairs(np.concatenate([self.kept, *self.new]))
+        self.new = []
+        self.waiting = 0
+        self.too_many = self.too_many or len(self.kept) > _MANY_LINKS
+        if self.too_many:
+            self.kept = self.kept[_worth_keeping(self._unpacked())]
+
+    def _unpacked(self) -> np.ndarray:
+        distance = self.kept & np.uint64((1 << _DISTANCE_BITS) - 1)
+        low, high = np.divmod(self.kept >> np.uint64(_DISTANCE_BITS), np.uint64(self.pictures))
+        return np.stack([low, high, distance], axis=1).astype(np.int64)
+
+
+def _first_of_pairs(packed: np.ndarray) -> np.ndarray:
+    """Keep each pair once, with its smallest distance: it is found from either side."""
+    packed = np.sort(packed)
+    pairs = packed >> np.uint64(_DISTANCE_BITS)
+    first = np.ones(len(packed), bool)
+    first[1:] = pairs[1:] != pairs[:-1]
+    return packed[first]
+
+
+def _worth_keeping(links: np.ndarray) -> np.ndarray:
+    """Choose each picture's nearest links, and those without which a chain of them would break.
+
+    Thinning again with more links gives what thinning once would have given: a link that is not
+    among the nearest of some is not among those of more, and what it connected stays connected.
+    """
+    keep = _rank_of_links(links, end=0) < _LINKS_OF_PICTURE
+    keep |= _rank_of_links(links, end=1) < _LINKS_OF_PICTURE
+    return keep | _in_forest(links)
+
+
+def _rank_of_links(links: np.ndarray, end: int) -> np.ndarray:
+    """Count for each link how many of the picture at this end of it come before: nearer ones."""
+    order = np.lexsort((links[:, 1 - end], links[:, 2], links[:, end]))
+    pictures = links[order, end]
+    place = np.arange(len(links))
+    begins = np.searchsorted(pictures, pictures)  # where each picture's links begin
+    ranks = np.empty(len(links), np.int64)
+    ranks[order] = place - begins
+    return ranks
+
+
+def _in_forest(links: np.ndarray) -> np.ndarray:
+    """Say which links are enough to hold together what all of them do."""
+    pictures, ends = np.unique(links[:, :2], return_inverse=True)
+    ends = ends.reshape(-1, 2)
+    size = len(pictures)
+    # scipy takes a weight of 0 for no link at all
+    graph = coo_array((links[:, 2] + 1, ends.T), shape=(size, size)).tocsr()
+    forest = minimum_spanning_tree(graph).tocoo()
+    return np.isin(ends[:, 0] * size + ends[:, 1], forest.row.astype(np.int64) * size + forest.col)
+
+
+# --- candidates: all, by words, by keys -----------------------------------------------------------
 
 
 def _all_candidates(search: _Search) -> Iterator[_Candidates]:
-    """Yield every row of `whole` with every row of `views`, block by block."""
-    rows = len(search.whole)
-    views = len(search.views)
-    for row, view in itertools.product(range(0, rows, 512), range(0, views, 4096)):
-        block = np.mgrid[row : min(row + 512, rows), view : min(view + 4096, views)]
-        yield block[0].ravel(), block[1].ravel(), 0
+    """Yield every whole picture with every view, block by block."""
+    pictures = len(search.whole)
+    for begin in range(0, pictures, 256):
+        views = search.views(begin, begin + 256)
+        for row in range(0, pictures, 512):
+            wholes, places = np.mgrid[row : min(row + 512, pictures), 0 : len(views)]
+            yield _Candidates(wholes.ravel(), places.ravel(), views, begin)
 
 
-def _indexed_candidates(search: _Search, progress: Callable) -> Iterator[_Candidates]:
-    """Yield the rows of `whole` and `views` of which a word differs in at most `flips` bits."""
+def _word_candidates(search: _Search, progress: Callable) -> Iterator[_Candidates]:
+    """Yield the wholes and the views of which a word differs in at most `flips` bits."""
     masks = _flip_masks(search.flips)
+    views = search.views(0, len(search.rows))
+    view_words = views.view(np.uint16).reshape(-1, WORDS)
+    whole_words = search.whole.view(np.uint16).reshape(-1, WORDS)
     for word in progress(range(WORDS)):
         # The index of this word: the views in the order of their word, and where each of the
         # 65,536 values begins in that order.
-        words = search.view_words[:, word]
+        words = view_words[:, word]
         order = np.argsort(words, kind="stable")
         starts = np.searchsorted(words[order], np.arange((1 << WORD_BITS) + 1))
         for mask in masks:
-            wanted = (search.whole_words[:, word] ^ np.uint16(mask)).astype(np.int64)
-            for rows, views in _look_up(wanted, order, starts):
-                yield rows, views, word
+            wanted = (whole_words[:, word] ^ np.uint16(mask)).astype(np.int64)
+            begins = starts[wanted]
+            for asking, places in _expand(begins, starts[wanted + 1] - begins):
+                yield _Candidates(asking, order[places], views, 0)
 
 
 def _flip_masks(flips: int) -> list[int]:
@@ -337,28 +531,116 @@ def _flip_masks(flips: int) -> list[int]:
     return masks
 
 
-def _look_up(
-    wanted: np.ndarray, order: np.ndarray, starts: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield each row with each view that has the word it wants, in blocks, as (rows, views).
+def _key_candidates(search: _Search, progress: Callable) -> Iterator[_Candidates]:
+    """Yield the wholes and the views that have the same key, for one choice of key after another.
+
+    The views are read anew for each key, so that only one index is in memory at a time.
+    """
+    for chosen in progress(_key_choices()):
+        index = _KeyIndex.of(search.whole, chosen)
+        for begin in range(0, len(search.rows), _PICTURES_AT_ONCE):
+            views = search.views(begin, begin + _PICTURES_AT_ONCE)
+            for asking, places in _expand(*index.look_up(views)):
+                yield _Candidates(index.order[places], asking, views, begin)
+
+
+def _key_choices() -> list[np.ndarray]:
+    """Choose the bytes of each key: three, and five more that order what has the same three."""
+    chance = np.random.default_rng(0)
+    choices = []
+    for _ in range(_ROUNDS):
+        # Keys of one round share no byte, so that flipped bits which spoil one leave the others.
+        order = chance.permutation(BITS // 8)
+        for number in range(_KEYS_OF_ROUND):
+            choices.append(np.roll(order, -_KEY_BYTES * number)[:8])
+    return choices
+
+
+def _long_keys(hashes: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Read 8 chosen bytes of each hash as one number of 64 bits, the first byte the highest."""
+    taken = np.ascontiguousarray(hashes.view(np.uint8)[:, chosen])
+    return taken.view(">u8").ravel().astype(np.uint64)
+
+
+def _short_keys(hashes: np.ndarray, chosen: np.ndarray, bits: int) -> np.ndarray:
+    """Read the first bits of the chosen bytes alone, at most 32."""
+    taken = np.ascontiguousarray(hashes.view(np.uint8)[:, chosen[:4]])
+    return taken.view(">u4").ravel() >> np.uint32(32 - bits)
+
+
+@dataclass(frozen=True)
+class _KeyIndex:
+    """Whole pictures in the order of a key.
+
+    Attributes
+    ----------
+    chosen : the 8 bytes of a hash that are read, the key first.
+    order : (n,) the pictures in the order of these bytes.
+    long_keys : (n,) those bytes, in that order.
+    bits : the first bits of these bytes that are the key.
+    starts : (2 ** bits + 1,) where each key begins in `order`.
+    """
+
+    chosen: np.ndarray
+    order: np.ndarray
+    long_keys: np.ndarray
+    bits: int
+    starts: np.ndarray
+
+    @classmethod
+    def of(cls, whole: np.ndarray, chosen: np.ndarray) -> "_KeyIndex":
+        long_keys = _long_keys(whole, chosen)
+        order = np.argsort(long_keys, kind="stable").astype(np.int32)
+        # Twice to four times as many keys as pictures: of a random key there is then none or one.
+        bits = min(8 * _KEY_BYTES, len(whole).bit_length() + 1)
+        counts = np.bincount(_short_keys(whole, chosen, bits), minlength=1 << bits)
+        starts = np.zeros(len(counts) + 1, np.int32)
+        np.cumsum(counts.astype(np.int32), dtype=np.int32, out=starts[1:])
+        return cls(chosen, order, long_keys[order], bits, starts)
+
+    def look_up(self, views: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Say for each view where what has its key begins in `order`, and how many there are.
+
+        Of a crowd, such as thousands of black pictures, each view gets the part that agrees with it
+        in most of the following bytes: the work stays in proportion, and its neighbours' links
+        connect the crowd.
+        """
+        keys = _short_keys(views, self.chosen, self.bits)
+        begins = self.starts[keys]
+        counts = self.starts[keys + 1] - begins
+        crowded = np.flatnonzero(counts > _CROWD)
+        if len(crowded):
+            long_keys = _long_keys(views[crowded], self.chosen)
+            place = np.searchsorted(self.long_keys, long_keys) - _CROWD // 2
+            last = begins[crowded] + counts[crowded] - _CROWD
+            begins[crowded] = np.clip(place, begins[crowded], last)
+            counts[crowded] = _CROWD
+        return begins, counts
+
+
+def _expand(begins: np.ndarray, counts: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield each asking number with each place from its begin on, in blocks, as (asking, places).
 
     Parameters
     ----------
-    wanted : (n,) the word that each row looks for.
-    order, starts : the views with word w are `order[starts[w]:starts[w + 1]]`.
+    begins, counts : (n,) the first place that each asks for, and how many.
     """
-    counts = starts[wanted + 1] - starts[wanted]  # (n,) how many views each row finds
-    for begin, end in _blocks(counts):
-        found = counts[begin:end]
-        # Each row's places in `order` follow one another. So one long count is made, and moved for
-        # each row by where its run begins in `order` minus where it begins in the count.
-        moved = starts[wanted[begin:end]] - (np.cumsum(found) - found)
+    asking = np.flatnonzero(counts)
+    begins = begins[asking]
+    counts = counts[asking]
+    for first, last in _blocks(counts):
+        found = counts[first:last]
+        # Each one's places follow one another. So one long count is made, and moved for each by
+        # where its places begin minus where it begins in the count.
+        moved = begins[first:last] - (np.cumsum(found) - found)
         places = np.arange(found.sum()) + np.repeat(moved, found)
-        yield np.repeat(np.arange(begin, end), found), order[places]
+        yield np.repeat(asking[first:last], found), places
 
 
 def _blocks(counts: np.ndarray) -> list[tuple[int, int]]:
-    """Cut the rows into blocks (begin, end) that have about as many candidates as fit in memory."""
+    """Cut into blocks (begin, end) that have about as many candidates as fit in memory."""
+    if not len(counts):
+        return []
     total = np.cumsum(counts)
     steps = np.arange(0, total[-1] + 1, _CANDIDATES_AT_ONCE)
     cuts = np.searchsorted(total, steps).tolist()
