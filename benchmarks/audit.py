@@ -17,6 +17,7 @@ faiss-cpu`), which are given the same task.
 import argparse
 import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -181,32 +182,51 @@ def measure_apart(words: list[str]) -> dict:
     return json.loads(line)
 
 
-def measure_search(file: Path, sizes: list[int], rivals: bool) -> None:
-    """Measure some sizes, and write what is known after each; what the file has of others stays."""
-    result: dict = {"searches": [], "rivals": []}
-    if file.exists():
-        result = json.loads(file.read_text("utf-8"))
-    result["command"] = f"python benchmarks/audit.py --search {file} --rivals"
-    result["machine"] = MACHINE
-    result["versions"] = versions()
-
+def measure_search(file: Path, sizes: list[int], memory: list[int], rivals: bool) -> None:
+    """Measure what is asked for; what the file has of other measurements stays."""
     for measure in MEASURES:
         if int(measure[0]) in sizes:
-            add_measured(result["searches"], measure_apart(["search", *measure]))
-            result["exponent_of_cpu_seconds"] = exponent_of(result["searches"])
-            write_result(file, result)
+            add_measured(file, "searches", measure_apart(["search", *measure]))
+    for rows in memory:
+        with tempfile.TemporaryDirectory() as folder:
+            # the same pictures again and again: their fingerprints take as much room as others
+            make_shard(folder, 0)
+            [shard] = Path(folder).iterdir()
+            for number in range(1, rows // SHARD):
+                os.link(shard, Path(folder) / f"{number * SHARD:08d}.parquet")
+            add_measured(file, "reading", measure_apart(["memory", folder]))
     for rival in RIVALS if rivals else []:
-        add_measured(result["rivals"], measure_apart(["rival", *rival]))
-        write_result(file, result)
+        add_measured(file, "rivals", measure_apart(["rival", *rival]))
 
 
-def add_measured(rows: list[dict], new: dict) -> None:
+def add_measured(file: Path, kind: str, new: dict) -> None:
     """Put a result in the place of an older one of the same measurement; by size, ascending."""
+    result: dict = {"searches": [], "reading": [], "rivals": []}
+    if file.exists():
+        result = json.loads(file.read_text("utf-8"))
     measurement = ("index", "pictures", "exact")
     key = [new.get(name) for name in measurement]
-    rows[:] = [row for row in rows if [row.get(name) for name in measurement] != key]
-    rows.append(new)
-    rows.sort(key=lambda row: row["pictures"])
+    rows = [row for row in result[kind] if [row.get(name) for name in measurement] != key]
+    result[kind] = sorted([*rows, new], key=lambda row: row["pictures"])
+    result["exponent_of_cpu_seconds"] = exponent_of(result["searches"])
+    result["command"] = "python benchmarks/audit.py --rivals --search results.json"
+    result["machine"] = MACHINE
+    result["versions"] = versions()
+    write_result(file, result)
+
+
+def measure_memory(source: str) -> dict:
+    """Fingerprint a stream of shards into a folder, which is how a set that fits nowhere is read."""
+    pairs = load_pairs(source, streaming=True)
+    watch = Stopwatch()
+    marks = fingerprint(pairs, keep=Path(source) / "marks")
+    spent = watch.read()
+    return {
+        "pictures": len(marks.digests),
+        "cpu_seconds": round(spent.cpu, 1),
+        "wall_seconds": round(spent.wall, 1),
+        "peak_mb": int(peak_memory_mb()),
+    }
 
 
 def measure_one(words: list[str]) -> None:
@@ -214,6 +234,8 @@ def measure_one(words: list[str]) -> None:
     kind, *rest = words
     if kind == "rival":
         result = measure_rival(rest[0], int(rest[1]))
+    elif kind == "memory":
+        result = measure_memory(rest[0])
     else:
         pictures, distance, how = rest
         result = search(int(pictures), int(distance), exact=how == "exact")
@@ -235,6 +257,13 @@ def main() -> None:
         default=[100_000, 200_000, 1_000_000, 5_000_000],
         help="fingerprints that are searched",
     )
+    parser.add_argument(
+        "--memory",
+        type=int,
+        nargs="*",
+        default=[5_000, 50_000],
+        help="pictures that are read from a stream into a folder of fingerprints",
+    )
     parser.add_argument("--rivals", action="store_true", help="measure the indexes of faiss too")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
@@ -243,7 +272,7 @@ def main() -> None:
         measure_one(args.measure)
         return
     if args.search:
-        measure_search(args.search, args.sizes, args.rivals)
+        measure_search(args.search, args.sizes, args.memory, args.rivals)
         return
     if args.one:
         audit(args.one, args.rows[0], args.workers)

@@ -129,5 +129,8 @@ def near_duplicates(
     marks = fingerprint(dataset) if fingerprints is None else fingerprints
     readable = [row for row, digest in enumerate(marks.digests) if digest is not None]
     progress = functools.partial(tqdm, desc="Comparing pictures", delay=2)
+    if not marks.unreadable:
+        # taking rows out would copy them all, which may be mapped from a file
+        return near_pairs(marks.hashes, max_distance, progress=progress)
     pairs = near_pairs(marks.hashes[readable], max_distance, progress=progress)
     return [(readable[i], readable[j], distance) for i, j, distance in pairs]

@@ -1,14 +1,18 @@
 """Read every picture once and keep what the audit needs of it."""
 
+import contextlib
 import hashlib
 import io
 import itertools
+import os
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
+import filelock
 import numpy as np
 from PIL import Image
 from threadpoolctl import threadpool_limits
@@ -45,7 +49,9 @@ class _Mark(NamedTuple):
     feature: np.ndarray
 
 
-def fingerprint(dataset: Iterable[dict], *, workers: int = 2) -> Fingerprints:
+def fingerprint(
+    dataset: Iterable[dict], *, workers: int = 2, keep: str | os.PathLike | None = None
+) -> Fingerprints:
     """Read every picture once; the memory needed does not grow with the size of the pictures.
 
     Parameters
@@ -53,10 +59,17 @@ def fingerprint(dataset: Iterable[dict], *, workers: int = 2) -> Fingerprints:
     dataset : a Dataset, an IterableDataset, or any rows with an `image` that
         `medtune.pairs.picture_bytes` takes.
     workers : threads that decode; Pillow decodes outside Python's lock.
+    keep : folder for the fingerprints, 1.6 KB a picture; they are then read from there and not held
+        in memory, but for the digests, 120 bytes a picture. What a killed run has left there is
+        taken over: those pictures are compared with it, which is fast, and not decoded again.
 
     Returns
     -------
     Fingerprints : one entry a row; a picture that cannot be read is listed, not raised.
+
+    Raises
+    ------
+    ValueError : `keep` holds fingerprints of other pictures, or another process writes there.
 
     Examples
     --------
@@ -64,15 +77,37 @@ def fingerprint(dataset: Iterable[dict], *, workers: int = 2) -> Fingerprints:
     [0]
     """
     total = len(dataset) if hasattr(dataset, "__len__") else None
-    cells = iter(tqdm(picture_cells(dataset), "Reading pictures", total, delay=2))
-    marks: list[_Mark] = []
+    if keep is None:
+        marks: list[_Mark] = []
+        cells = tqdm(picture_cells(dataset), "Reading pictures", total, delay=2)
+        for block in _marks_of(cells, workers):
+            marks += block
+        return _gathered(marks)
+
+    folder = Path(keep)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _claimed(folder):
+        done = _trim(folder)
+        cells = picture_cells(dataset)
+        _compare(folder, cells, done)
+        bar = tqdm(cells, "Reading pictures", total, initial=done, delay=2)
+        for block in _marks_of(bar, workers):
+            _append(folder, block)
+    return _read(folder)
+
+
+def _marks_of(cells: Iterable[Any], workers: int) -> Iterator[list[_Mark]]:
+    """Yield the fingerprints of pictures, block by block."""
+    cells = iter(cells)
     # One BLAS thread in each of ours: on a busy machine they would wait for each other, 40 times
     # slower.
     with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
         # `pool.map` alone would read the whole data set ahead: a block is all that memory holds.
         while block := list(pool.map(_mark, itertools.islice(cells, 16 * workers))):
-            marks += block
+            yield block
 
+
+def _gathered(marks: list[_Mark]) -> Fingerprints:
     hashes = np.array([mark.hash for mark in marks], np.uint64)
     features = np.array([mark.feature for mark in marks], np.float32)
     return Fingerprints(
@@ -82,6 +117,102 @@ def fingerprint(dataset: Iterable[dict], *, workers: int = 2) -> Fingerprints:
         features=features.reshape(-1, BITS),
         unreadable=[row for row, mark in enumerate(marks) if mark.digest is None],
     )
+
+
+# --- fingerprints in a folder ---------------------------------------------------------------------
+
+# The file of each field, and the bytes of a picture in it. The digests are written last, so that
+# what they count is there in the others.
+_FILES = {"hashes.bin": len(VIEWS) * BITS // 8, "features.bin": 4 * BITS, "digests.bin": 32}
+
+# Stands for the digest of a picture that cannot be read.
+_NO_DIGEST = bytes(32)
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing to the folder."""
+    try:
+        with filelock.FileLock(folder / "lock", timeout=0):
+            yield
+    except filelock.Timeout:
+        raise ValueError(
+            f"keep={folder}: another process writes its fingerprints there: wait for it, or name "
+            "another folder"
+        ) from None
+
+
+def _trim(folder: Path) -> int:
+    """Count the pictures that all files have, and cut off what a killed run left half written."""
+    counts = []
+    for name, size in _FILES.items():
+        file = folder / name
+        file.touch()
+        counts.append(file.stat().st_size // size)
+    done = min(counts)
+    for name, size in _FILES.items():
+        os.truncate(folder / name, done * size)
+    return done
+
+
+def _compare(folder: Path, cells: Iterator[Any], done: int) -> None:
+    """Step over the pictures that are done; each must be the one that was done."""
+    with open(folder / "digests.bin", "rb") as file:
+        for cell in itertools.islice(cells, done):
+            known = file.read(len(_NO_DIGEST))
+            # what could not be read may be no bytes at all
+            if known != _NO_DIGEST and _quick_digest(cell) != known:
+                break
+        else:
+            if file.tell() == done * len(_NO_DIGEST):
+                return
+    raise ValueError(
+        f"keep={folder} holds {done} fingerprints of other pictures: delete it, or name another "
+        "folder"
+    )
+
+
+def _quick_digest(cell: Any) -> bytes | None:
+    """Give the digest without decoding the picture."""
+    try:
+        return hashlib.sha256(picture_bytes(cell)).digest()
+    except Exception:  # as in `_mark`
+        return None
+
+
+def _digest_bytes(digest: str | None) -> bytes:
+    return _NO_DIGEST if digest is None else bytes.fromhex(digest)
+
+
+def _append(folder: Path, marks: list[_Mark]) -> None:
+    columns = {
+        "hashes.bin": b"".join(mark.hash.tobytes() for mark in marks),
+        "features.bin": b"".join(mark.feature.tobytes() for mark in marks),
+        "digests.bin": b"".join(_digest_bytes(mark.digest) for mark in marks),
+    }
+    for name, data in columns.items():
+        with open(folder / name, "ab") as file:
+            file.write(data)
+
+
+def _read(folder: Path) -> Fingerprints:
+    """Map the arrays from the files, and read the digests."""
+    data = (folder / "digests.bin").read_bytes()
+    digests: list[str | None] = []
+    for begin in range(0, len(data), len(_NO_DIGEST)):
+        digest = data[begin : begin + len(_NO_DIGEST)]
+        digests.append(None if digest == _NO_DIGEST else digest.hex())
+    if not digests:
+        return _gathered([])  # an empty file cannot be mapped
+    return Fingerprints(
+        digests=digests,
+        hashes=np.memmap(folder / "hashes.bin", np.uint64, "r").reshape(-1, len(VIEWS), BITS // 64),
+        features=np.memmap(folder / "features.bin", np.float32, "r").reshape(-1, BITS),
+        unreadable=[row for row, digest in enumerate(digests) if digest is None],
+    )
+
+
+# --- one picture ----------------------------------------------------------------------------------
 
 
 def picture_cells(dataset: Iterable[dict]) -> Iterator[Any]:
