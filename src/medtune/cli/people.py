@@ -23,6 +23,8 @@ class Finished:
     out: Path
     #: Base model, a folder or a hub name.
     base: str
+    #: Number type of its weights in the evaluation, such as float32.
+    dtype: str
     adapter: Path
 
     @property
@@ -50,6 +52,8 @@ def evaluate_run(  # noqa: PLR0913 - what is asked, of whom, and where it goes
     FileNotFoundError : there is no such run or data, or the run has no adapter or records.
     ValueError : the data set has no such split, or answers of other settings stand in `out`.
     """
+    import torch
+
     from medtune import models
     from medtune.answers import generate_answers
     from medtune.files import write_whole
@@ -63,7 +67,9 @@ def evaluate_run(  # noqa: PLR0913 - what is asked, of whom, and where it goes
         question = _question_of(train)
     folder = out or run.out / "another_person" / data.stem
 
-    model = models.load_tuned(models.load_base(run.base), str(run.adapter))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    base = models.load_base(run.base, dtype=run.dtype, device_map={"": device})
+    model = models.load_tuned(base, str(run.adapter))
     processor = models.load_processor(str(run.adapter))
     answers = generate_answers(
         model,
@@ -112,7 +118,7 @@ def _find(name: str, root: Path | None) -> Finished:
     beside_notebooks = where / "notebooks" / base
     if beside_notebooks.is_dir():
         base = str(beside_notebooks.resolve())
-    return Finished(name, out, base, adapter)
+    return Finished(name, out, base, settings.get("dtype", "float32"), adapter)
 
 
 def _records_of(data: Path, asked: Asked, split: str) -> Any:
