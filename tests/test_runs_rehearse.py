@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from medtune import runs
 from medtune.pairs import load_pairs
 from medtune.plan import model_facts
+from medtune.records import read_records
 from medtune.runs import read_params
 
 REPO = Path(__file__).parents[1]
@@ -77,6 +79,45 @@ def test_the_published_hyperparameters_stand_in_the_profiles():
     assert gemma["max_grad_norm"] == 0.3
 
 
+# Each of these is the run that is rehearsed below but for some values; what a rehearsal replaces
+# anyway (batches, epochs, steps between two evaluations or checkpoints) is among them.
+REPLACED = {
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "eval_steps",
+    "save_steps",
+}
+OTHERWISE = {
+    "qwen3-vl-30b-a3b-zero2-b4": {"zero": "zero2"},
+    "qwen3-vl-30b-a3b-corrected": {
+        "zero": "zero2",
+        "warmup_steps": 0.03,
+        "question": "What is the diagnosis in this picture?",
+    },
+    "qwen3-vl-30b-a3b-corrected-zero3": {
+        "warmup_steps": 0.03,
+        "question": "What is the diagnosis in this picture?",
+    },
+    "qwen3-vl-30b-a3b-webui": {"dialect": "conversations"},
+}
+
+
+@pytest.mark.parametrize(("name", "otherwise"), OTHERWISE.items())
+def test_the_other_runs_of_a_model_are_the_rehearsed_one_but_for_a_few_values(name, otherwise):
+    """So the rehearsals of one with ZeRO-3 and one with ZeRO-2 go through the steps of all five."""
+    rehearsed = read_params("qwen3-vl-30b-a3b-zero3-b32", root=REPO)
+    other = read_params(name, root=REPO)
+    assert list(other) == list(rehearsed)
+    differing = {}
+    for notebook, values in other.items():
+        assert values.keys() == rehearsed[notebook].keys()
+        for key, value in values.items():
+            if value != rehearsed[notebook][key] and key not in {*REPLACED, "run_dir"}:
+                differing[key] = value
+    assert differing == otherwise
+
+
 @pytest.fixture
 def workplace(tmp_path, sample_path, monkeypatch) -> Path:
     """A folder with two notebooks, a recipe's run of these, and some 50 pairs of the sample."""
@@ -97,13 +138,17 @@ def write_recipe(root: Path, recipe: str, notebooks: list[str]) -> None:
     """Write some notebooks of a recipe's run as the run called small."""
     for name in notebooks:
         shutil.copy(REPO / "notebooks" / f"{name}.ipynb", root / "notebooks")
+    shutil.copytree(
+        REPO / "notebooks" / "programs", root / "notebooks" / "programs", dirs_exist_ok=True
+    )
     file = REPO / "papermill_runs" / recipe / "params.yaml"
     params = yaml.safe_load(file.read_text("utf-8"))
     small = {key: params[key] for key in ("shared", *notebooks)}
     small["notebooks"] = notebooks
     # for notebooks that are not here
-    for key in ("batch_size", "trained_by"):
-        small["shared"].pop(key, None)
+    if not {"05_evaluate", "06_merge_export"} & set(notebooks):
+        for key in ("batch_size", "trained_by"):
+            small["shared"].pop(key, None)
     written = root / "papermill_runs" / "small" / "params.yaml"
     written.write_text(yaml.safe_dump(small), "utf-8")
 
@@ -146,23 +191,84 @@ def test_a_run_is_rehearsed_with_a_twin(workplace):
     assert summary["eval_loss"]["after"] > 0
 
 
+def rehearse_small(root: Path) -> Path:
+    """Rehearse the run called small by the command; return the folder of its results."""
+    medtune = Path(sys.executable).with_name("medtune")
+    options = ["--steps", "2", "--scale", "tiny", "--root", root]
+    done = subprocess.run(
+        [medtune, "rehearse", "small", *options], capture_output=True, text=True, cwd=root
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return root / "papermill_runs" / "small-rehearsal" / "out"
+
+
+def summary_of(out: Path, notebook: str) -> dict:
+    return json.loads((out / notebook / "summary.json").read_text("utf-8"))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_run_on_four_cards_is_rehearsed_in_two_processes_with_its_zero_stage(workplace):
-    """R1 with ZeRO-3: the mixture of experts, sharded over two ranks on the CPU."""
+    """R1 with ZeRO-3: the mixture of experts, sharded over two ranks on the CPU, then merged."""
     launched = "03b_finetune_launched"
-    write_recipe(workplace, "qwen3-vl-30b-a3b-zero3-b32", ["02_convert_data", launched])
-    medtune = Path(sys.executable).with_name("medtune")
-    options = ["--steps", "2", "--scale", "tiny", "--root", workplace]
-    done = subprocess.run(
-        [medtune, "rehearse", "small", *options], capture_output=True, text=True, cwd=workplace
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    trained = workplace / "papermill_runs" / "small-rehearsal" / "out" / launched
-    summary = json.loads((trained / "summary.json").read_text("utf-8"))
+    notebooks = ["02_convert_data", launched, "06_merge_export"]
+    write_recipe(workplace, "qwen3-vl-30b-a3b-zero3-b32", notebooks)
+    out = rehearse_small(workplace)
+    summary = summary_of(out, launched)
     assert (summary["ranks"], summary["zero"], summary["max_steps"]) == (2, "zero3", 2)
     assert summary["eval_loss"]["after"] > 0
-    assert (trained / "adapter" / "adapter_model.safetensors").is_file()
+    assert (out / launched / "adapter" / "adapter_model.safetensors").is_file()
+    log = runs.read_log("small-rehearsal", root=workplace)
+    assert [entry["step"] for entry in log.history if "loss" in entry] == [1, 2]
+    assert log.samples_per_step == summary["effective_batch_size"] == 8
+
+    # the published dialect and question
+    lines = (out / "02_convert_data" / "data" / "train.jsonl").read_text("utf-8").splitlines()
+    asked = json.loads(lines[0])["messages"][0]
+    assert asked == {"role": "user", "content": "<image>图片中的诊断结果是怎样?"}
+    assert "safetensors" in " ".join(summary_of(out, "06_merge_export")["files"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_second_published_run_is_rehearsed_with_its_zero_stage(workplace):
+    """R1 with ZeRO-2, in R2's dialect: of both, the training in two processes is the same."""
+    launched = "03b_finetune_launched"
+    write_recipe(workplace, "qwen3-vl-30b-a3b-zero2-b4", ["02_convert_data", launched])
+    written = workplace / "papermill_runs" / "small" / "params.yaml"
+    params = yaml.safe_load(written.read_text("utf-8"))
+    params["02_convert_data"]["dialect"] = "conversations"
+    written.write_text(yaml.safe_dump(params), "utf-8")
+    out = rehearse_small(workplace)
+    summary = summary_of(out, launched)
+    assert (summary["ranks"], summary["zero"], summary["max_steps"]) == (2, "zero2", 2)
+    lines = (out / "02_convert_data" / "data" / "train.jsonl").read_text("utf-8").splitlines()
+    assert [turn["from"] for turn in json.loads(lines[0])["conversations"]] == ["user", "assistant"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_recipe_in_4_bits_is_rehearsed_with_what_it_published(workplace):
+    """R4: text before the picture, 4 bits kept in bfloat16, TensorBoard, one drawn description."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    notebooks = ["02_convert_data", "03_finetune_lora", "06_merge_export"]
+    write_recipe(workplace, "gemma3-4b-qlora", notebooks)
+    out = rehearse_small(workplace)
+    row = read_records(out / "02_convert_data" / "data", "train")[0]
+    assert [part["type"] for part in row["prompt"][0]["content"]] == ["text", "image"]
+
+    summary = summary_of(out, "03_finetune_lora")
+    assert (summary["method"], summary["max_steps"]) == ("qlora", 2)
+    assert summary["modules_to_save"] == ["lm_head", "embed_tokens"]
+    (events,) = (out / "03_finetune_lora").rglob("events.out.tfevents.*")
+    reported = EventAccumulator(str(events)).Reload()
+    assert [point.step for point in reported.Scalars("train/loss")] == [1, 2]
+
+    merged = summary_of(out, "06_merge_export")
+    assert merged["answers"] == 4
+    executed = (out / "06_merge_export.ipynb").read_text("utf-8")
+    assert "drawn: " in executed
 
 
 def test_data_on_this_machine_are_rehearsed_and_what_is_replaced_is_said(

@@ -71,6 +71,8 @@ def rehearse(  # noqa: PLR0913 (two places to choose, and four sizes)
         "max_steps": steps,
         "eval_steps": steps,
         "save_steps": steps,
+        # so that a curve of a few steps has points
+        "logging_steps": 1,
         "eval_samples": 8,
         "samples": 4,
         "max_new_tokens": 16,
