@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tiny_models
 import torch
+from safetensors.torch import load_file, save_file
 
 from medtune import deploy, models
 from medtune.pairs import load_pairs
@@ -21,6 +22,9 @@ pytestmark = [
 ]
 # an answer that is cut off is compared as well as a whole one
 SHORT = {"max_new_tokens": 24}
+TINY_VLM = Path(__file__).parents[1] / "data" / "tiny-vlm"
+CONFIG = json.loads((TINY_VLM / "config.json").read_text("utf-8"))
+LAYERS = CONFIG["text_config"]["num_hidden_layers"]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +73,8 @@ def test_the_folder_says_what_the_files_do_not(exported, tuned):
     processor = models.load_processor(tuned)
     assert read.preparation == deploy.Preparation.of(processor.image_processor)
     assert (read.question, read.normalization) == ("What is shown?", "NFC")
-    assert "--image-max-tokens 37" in (exported.folder / "README.md").read_text("utf-8")
+    most = read.preparation.max_tokens
+    assert f"--image-max-tokens {most}`" in (exported.folder / "README.md").read_text("utf-8")
     assert not list(exported.folder.parent.glob(".*"))
 
 
@@ -78,7 +83,7 @@ def test_an_export_is_proven(exported, tuned, tiny_vlm, rows):
     for kind, found in proof["types"].items():
         assert found["why_not"] == [] and found["proven"], kind
         assert found["same_prompts"] == len(rows)
-        assert found["tensors"] == {"changed": 5, "found": 5, "missing": []}
+        assert found["tensors"] == {"changed": LAYERS, "found": LAYERS, "missing": []}
         assert found["timing"]["memory_mb"] < 400
     assert proof["types"]["f16"]["largest_difference"] < 0.05
     assert exported.is_proven("f16") and exported.is_proven("q8_0")
@@ -95,7 +100,7 @@ def test_the_export_of_another_model_is_not_proven(tuned, tiny_vlm, rows, tmp_pa
     assert not found["proven"] and not wrong.is_proven()
     assert found["same_prompts"] == 1
     reasons = " ".join(found["why_not"])
-    assert "5 tensors of the training are not found" in reasons
+    assert f"{LAYERS} tensors of the training are not found" in reasons
     assert found["partings"] == [] or found["partings"][0]["margin"] > 0
     with pytest.raises(ValueError, match="type=q8_0: .* has f16"):
         wrong.text_file("q8_0")
@@ -114,16 +119,46 @@ def test_other_limits_or_other_files_are_not_proven(exported, tuned, rows, tmp_p
     assert not deploy.read_export(folder).is_proven("f16")
 
 
+def with_frames(folder: Path, out: Path, frames: int) -> Path:
+    """The same model, with a patch kernel over so many equal frames of a picture."""
+    shutil.copytree(folder, out)
+    for name, part in (
+        ("config.json", "vision_config"),
+        ("processor_config.json", "image_processor"),
+    ):
+        values = json.loads((out / name).read_text("utf-8"))
+        values[part]["temporal_patch_size"] = frames
+        (out / name).write_text(json.dumps(values))
+    for file in out.glob("*.safetensors"):
+        weights = load_file(file)
+        for name, kernel in weights.items():
+            if name.endswith("patch_embed.proj.weight"):
+                whole = kernel.sum(dim=2, keepdim=True)
+                weights[name] = (whole / frames).repeat(1, 1, frames, 1, 1)
+        save_file(weights, file, metadata={"format": "pt"})
+    return out
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_a_picture_is_one_frame_or_two_equal_ones(frames, tuned, exported, rows, tmp_path):
+    source = with_frames(tuned, tmp_path / "source", frames)
+    export = deploy.export_gguf(source, tmp_path / "gguf", ("f16",))
+    proof = deploy.check_export(export, source, rows[:1], max_new_tokens=8)
+    found = proof["types"]["f16"]
+    assert found["proven"], found["why_not"]
+    # what is written is the same model
+    assert export.digests["model-f16.gguf"] == exported.digests["model-f16.gguf"]
+
+
 @pytest.mark.parametrize("family", ["qwen3-vl", "qwen3-vl-moe"])
-def test_random_twins_of_other_families(family, rows, tmp_path):
-    """Two frames a patch, as published models have them; experts load, and are not vouched for."""
+def test_random_twins_of_published_models(family, rows, tmp_path):
     source = tiny_models.tiny_twin(family)
     export = deploy.export_gguf(source, tmp_path / family, ("f32",))
     asked = [{**row, "caption": ""} for row in rows[:2]]
     proof = deploy.check_export(export, source, asked, max_new_tokens=8)
     found = proof["types"]["f32"]
     assert found["same_prompts"] == 2 and proof["scores"] == {}
-    assert found["largest_difference"] < 0.01
+    # experts load, and are not vouched for: a random router chooses between near ties
     if family == "qwen3-vl":
         assert found["proven"], found["why_not"]
 
@@ -183,4 +218,4 @@ def test_without_limits_the_prompt_is_another(exported, rows):
     for limits in (True, False):
         with deploy.Engine(exported, limits=limits) as engine:
             tokens[limits] = engine.complete(request)["usage"]["prompt_tokens"]
-    assert tokens[False] - tokens[True] >= 200
+    assert tokens[False] - tokens[True] >= 100

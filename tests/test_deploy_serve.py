@@ -2,8 +2,10 @@
 
 import importlib.util
 import os
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -15,7 +17,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from medtune import chat, deploy
+from medtune import chat, cli, deploy
 from medtune.answers import OpenAIServer, generate_answers
 from medtune.files import data_url
 from medtune.models import load_base, load_processor
@@ -141,6 +143,71 @@ def test_generate_answers_and_the_page_ask_it(served, rows, tmp_path, monkeypatc
     assert (said.text, said.tokens) == (answers[0]["answer"], answers[0]["tokens"])
     with pytest.raises(ValueError, match="only another server can stand beside it"):
         chat.load_models(served.address, "an/adapter")
+
+
+def test_the_page_of_a_served_model_answers_in_a_browser(
+    served, rows, tmp_path, monkeypatch, chromium
+):
+    monkeypatch.setenv("MEDTUNE_SERVE_PASSWORD", PASSWORD)
+    page = chat.launch(chat.load_models(served.address), feedback=tmp_path, examples=[])
+    rows[0]["image"].convert("RGB").save(tmp_path / "picture.png")
+    tab = chromium.new_page()
+    try:
+        tab.set_default_timeout(60_000)
+        tab.goto(page.local_url)
+        tab.wait_for_selector("#question textarea")
+        tab.set_input_files("#files input[type=file]", str(tmp_path / "picture.png"))
+        tab.fill("#question textarea", "Where is it?")
+        tab.locator("button.primary").click()
+        tab.locator("#base .bot.message em").wait_for()
+        said = tab.locator("#base .bot.message").last.inner_text()
+    finally:
+        tab.close()
+        page.close()
+    server = OpenAIServer(served.address, served.model, api_key=PASSWORD)
+    asked = generate_answers(server, None, rows[:1], backend="openai", max_new_tokens=160)
+    assert said.startswith(" ".join(asked[0]["answer"].split()[:3]))
+
+
+def test_it_is_served_as_https_with_a_password(exported, tmp_path):
+    openssl = shutil.which("openssl")
+    if not openssl:
+        pytest.skip("needs openssl to make a certificate")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    request = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key]
+    request += ["-out", cert, "-subj", "/CN=here", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(request, check=True, capture_output=True)
+    options = {"password": PASSWORD, "tls_cert": cert, "tls_key": key}
+    with deploy.serve(exported, **options) as server:
+        address = server.address
+        assert address.startswith("https://127.0.0.1:")
+        context = ssl.create_default_context(cafile=cert)
+        assert httpx.get(f"{address}/models", verify=context).status_code == 401
+        headers = {"Authorization": f"Bearer {PASSWORD}"}
+        assert httpx.get(f"{address}/models", headers=headers, verify=context).status_code == 200
+
+
+def test_a_run_is_served_by_its_name(exported, tmp_path, capsys):
+    (tmp_path / "notebooks").mkdir()
+    out = tmp_path / "papermill_runs" / "mine" / "out"
+    out.mkdir(parents=True)
+    with pytest.raises(SystemExit):
+        cli.main(["serve", "mine", "--root", str(tmp_path)])
+    assert "neither an export (notebook 14) nor a merged model" in capsys.readouterr().err
+    (out / "14_out_of_the_notebook").mkdir()
+    (out / "14_out_of_the_notebook" / "gguf").symlink_to(exported.folder)
+    with pytest.raises(SystemExit):
+        cli.main(["serve", "mine", "--root", str(tmp_path), "--type", "q4"])
+    assert "--type q4" in capsys.readouterr().err
+
+
+def test_the_command_exports(tiny_vlm, tmp_path, capsys):
+    out = tmp_path / "gguf"
+    with pytest.raises(SystemExit) as end:
+        cli.main(["export", str(tiny_vlm), str(out), "--type", "f16"])
+    assert end.value.code == 0
+    said = capsys.readouterr().out
+    assert "model-f16.gguf" in said and "not proven" in said
 
 
 def test_a_model_of_transformers_is_served_too(tiny_vlm, rows):

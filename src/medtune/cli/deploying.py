@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .app import app
+from .options import Root
 from .printing import print_table
 
 
@@ -70,8 +71,9 @@ def serve(
     model: Annotated[
         str,
         typer.Argument(
-            help="Folder of an export or one of its GGUF files; or the folder of a merged model or "
-            "an adapter, which Transformers then answers."
+            help="A run, whose export is served, or its merged model where it has none; folder of "
+            "an export or one of its GGUF files; or the folder of a merged model or an adapter, "
+            "which Transformers then answers."
         ),
     ],
     type: Annotated[
@@ -102,12 +104,13 @@ def serve(
     ] = 1,
     max_pictures: Annotated[int, typer.Option(help="Most pictures of a request.")] = 8,
     max_mb: Annotated[int, typer.Option(help="Most megabytes of a request.")] = 64,
+    root: Root = None,
 ) -> None:
     """Serve a model at an address that speaks OpenAI's API, until Ctrl-C."""
     from medtune import deploy
 
     served = deploy.serve(
-        model,
+        _model_of(model, root),
         type=type,
         base=base,
         host=host,
@@ -124,3 +127,22 @@ def serve(
         print(f"medtune: warning: {served.warning}", file=sys.stderr)
     print(f"medtune serve: {served.model} at {served.address} (Ctrl+C stops it)", flush=True)
     served.wait()
+
+
+def _model_of(name: str, root: Path | None) -> str:
+    """Find what to serve where the name is that of a run."""
+    from medtune.runs import find_root
+
+    if "/" in name or Path(name).exists():
+        return name
+    run = Path(find_root(root)) / "papermill_runs" / name
+    if not run.is_dir():
+        return name
+    exported = run / "out" / "14_out_of_the_notebook" / "gguf"
+    merged = run / "out" / "06_merge_export" / "merged"
+    for folder in (exported, merged):
+        if folder.is_dir():
+            return str(folder)
+    raise FileNotFoundError(
+        f"the run {name} has neither an export (notebook 14) nor a merged model (06): run it first"
+    )

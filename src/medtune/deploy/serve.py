@@ -162,6 +162,9 @@ class Served:
         self.thread.start()
         while not self.server.started and self.thread.is_alive():
             time.sleep(0.01)
+        if not self.server.started:
+            self.close()
+            raise OSError(f"the server at {self.address} did not start")
 
     def _run(self) -> None:
         try:
