@@ -156,17 +156,35 @@ RIVALS = (
     ("IndexBinaryIVF 1000 lists, 20 probed", "100000"),
 )
 QUERIES = 2_000
+# Pictures of the full set that the recipes dream of.
+FULL_SET = 25_000_000
 
 
-def exponent_of(searches: Sequence[dict]) -> float | None:
+def exponent_of(index: Sequence[dict]) -> float | None:
     """Give the power of the number of pictures with which the CPU time of the index grows."""
-    index = [each for each in searches if not each["exact"] and each["pictures"] >= 200_000]
     if len(index) < 2:
         return None
     small = index[0]
     large = index[-1]
     longer = math.log(large["cpu_seconds"] / small["cpu_seconds"])
     return round(longer / math.log(large["pictures"] / small["pictures"]), 3)
+
+
+def summary_of(searches: Sequence[dict], reading: Sequence[dict]) -> dict:
+    """Say how the time grows, and what it would be for 25 million pictures: extrapolated."""
+    index = [each for each in searches if not each["exact"] and each["pictures"] >= 200_000]
+    exponent = exponent_of(index)
+    extrapolated = {}
+    if exponent is not None:
+        largest = index[-1]
+        times = FULL_SET / largest["pictures"]
+        extrapolated["search_cpu_hours"] = largest["cpu_seconds"] * times**exponent / 3600
+    if reading:
+        largest = reading[-1]
+        each = largest["cpu_seconds"] / largest["pictures"]
+        extrapolated["reading_cpu_hours"] = each * FULL_SET / 3600
+    rounded = {name: round(hours, 2) for name, hours in extrapolated.items()}
+    return {"exponent_of_cpu_seconds": exponent, "extrapolated_to_25_million": rounded}
 
 
 def versions() -> dict[str, str]:

@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from _audit_search import MEASURES, RIVALS, exponent_of, measure_rival, search, versions
+from _audit_search import MEASURES, RIVALS, measure_rival, search, summary_of, versions
 from _harness import Stopwatch, make_parser, peak_memory_mb, write_result
 from PIL import Image, ImageEnhance
 
@@ -208,7 +208,7 @@ def add_measured(file: Path, kind: str, new: dict) -> None:
     key = [new.get(name) for name in measurement]
     rows = [row for row in result[kind] if [row.get(name) for name in measurement] != key]
     result[kind] = sorted([*rows, new], key=lambda row: row["pictures"])
-    result["exponent_of_cpu_seconds"] = exponent_of(result["searches"])
+    result.update(summary_of(result["searches"], result["reading"]))
     result["command"] = "python benchmarks/audit.py --rivals --search results.json"
     result["machine"] = MACHINE
     result["versions"] = versions()
