@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -59,31 +59,31 @@ def make_shards(folder: Path, pairs: int) -> None:
     """Write the sample again and again, under new ids, with flat memory."""
     folder.mkdir(parents=True)
     sample = pq.ParquetFile(SAMPLE)
+    schema = pa.schema([sample.schema_arrow.field(name) for name in COLUMNS])
     each = -(-pairs // SHARDS)
-    rows = endless_rows(sample)
+    tables = endless_tables(sample)
     for shard in range(SHARDS):
-        count = min(each, pairs - shard * each)
-        if count <= 0:
+        missing = min(each, pairs - shard * each)
+        if missing <= 0:
             break
-        with pq.ParquetWriter(folder / f"part-{shard:05d}.parquet", schema_of(sample)) as writer:
-            for start in range(0, count, GROUP):
-                few = [next(rows) for _ in range(min(GROUP, count - start))]
-                writer.write_table(pa.Table.from_pylist(few, schema_of(sample)))
+        with pq.ParquetWriter(folder / f"part-{shard:05d}.parquet", schema) as writer:
+            while missing > 0:
+                table = next(tables).slice(0, missing)
+                writer.write_table(table)
+                missing -= table.num_rows
 
 
-def schema_of(sample: pq.ParquetFile) -> pa.Schema:
-    """Give the columns of the shards: no split, that is for the audit to make."""
-    return pa.schema([sample.schema_arrow.field(name) for name in COLUMNS])
-
-
-def endless_rows(sample: pq.ParquetFile) -> Iterable[dict[str, Any]]:
-    """Yield the rows of the sample for ever, each time as other people's."""
+def endless_tables(sample: pq.ParquetFile) -> Iterator[pa.Table]:
+    """Yield the rows of the sample for ever, a row group at a time, each time as other people's."""
     copy = 0
     while True:
-        for batch in sample.iter_batches(64, columns=COLUMNS):
-            for row in batch.to_pylist():
-                new_id = uuid.uuid5(uuid.NAMESPACE_OID, f"{copy} {row['id']}")
-                yield row | {"id": str(new_id), "group": f"{row['group']} {copy}"}
+        for batch in sample.iter_batches(GROUP, columns=COLUMNS):
+            ids = []
+            for name in batch["id"].to_pylist():
+                ids.append(str(uuid.uuid5(uuid.NAMESPACE_OID, f"{copy} {name}")))
+            groups = [f"{name} {copy}" for name in batch["group"].to_pylist()]
+            # a split is for the audit to make
+            yield pa.Table.from_arrays([batch["image"], ids, batch["caption"], groups], COLUMNS)
         copy += 1
 
 

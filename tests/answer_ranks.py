@@ -3,7 +3,8 @@
     torchrun ... tests/answer_ranks.py OUT SECONDS [KEY=VALUE ...]
 
 Each picture takes so many seconds, so that there is time for a kill. With "-" for OUT the answers
-are only returned; each rank then writes those that it got to the folder BESIDE.
+are only returned. With beside=FOLDER each rank writes there what it got, and how many pictures it
+saw itself.
 """
 
 import json
@@ -30,7 +31,11 @@ def main(out: str, seconds: str, *settings: str) -> None:
         else:
             options[key] = json.loads(value)
 
+    seen = 0
+
     def slowly(image):
+        nonlocal seen
+        seen += 1
         time.sleep(float(seconds))
         return image
 
@@ -46,7 +51,8 @@ def main(out: str, seconds: str, *settings: str) -> None:
         **options,
     )
     if beside:
-        (beside / f"{os.environ.get('RANK', '0')}.json").write_text(json.dumps(answers))
+        told = {"answers": answers, "seen": seen}
+        (beside / f"{os.environ.get('RANK', '0')}.json").write_text(json.dumps(told))
 
 
 if __name__ == "__main__":

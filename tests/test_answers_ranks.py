@@ -19,7 +19,8 @@ from medtune.answers.resume import append, read_answers
 pytestmark = pytest.mark.timeout(600)
 
 JOB = Path(__file__).with_name("answer_ranks.py")
-TOTAL = len(tiny_qwen.make_records())
+IDS = [record["id"] for record in tiny_qwen.make_records()]
+TOTAL = len(IDS)
 
 
 def start(log: Path, *words, ranks: int) -> subprocess.Popen:
@@ -78,18 +79,24 @@ def test_killed_ranks_go_on_in_one_file(alone, tmp_path):
 
     run(log, out, 0, f"beside={tmp_path}", ranks=2)
     assert said(read_answers(out)) == said(read_answers(alone))
-    # both ranks return all answers, in the order of the data set
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
-    assert first == second and said(first) == said(read_answers(alone))
-    assert [answer["id"] for answer in first] == [str(row) for row in range(TOTAL)]
+    # both ranks return all answers, in the order of the data set, and did what was left
+    told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert said(told[0]["answers"]) == said(read_answers(alone))
+    assert told[0]["answers"] == told[1]["answers"]
+    assert [answer["id"] for answer in told[0]["answers"]] == IDS
+    assert told[0]["seen"] + told[1]["seen"] == TOTAL - before
 
 
 @pytest.mark.slow
 def test_ranks_without_a_file(alone, tmp_path):
     run(tmp_path / "log", "-", 0, f"beside={tmp_path}", ranks=2)
+    seen = []
     for rank in (0, 1):
-        answers = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert said(answers) == said(read_answers(alone))
+        told = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert said(told["answers"]) == said(read_answers(alone))
+        seen.append(told["seen"])
+    # batches of 2
+    assert sum(seen) == TOTAL and abs(seen[0] - seen[1]) <= 2
 
 
 @pytest.mark.slow

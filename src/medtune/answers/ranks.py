@@ -93,6 +93,6 @@ def find_ranks(*, over_ranks: bool) -> Ranks:
     started = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
     if not over_ranks or not (started or torch.distributed.is_initialized()):
         return Ranks()
-    # it connects the processes, if nobody has done so
-    state = PartialState()
+    # it connects the processes, if nobody has done so; on a CPU only where it is told of it
+    state = PartialState(cpu=not torch.cuda.is_available())
     return Ranks(state.process_index, state.num_processes)
