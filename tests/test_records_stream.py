@@ -1,9 +1,14 @@
 """Records made of shards while they are read: the same as converted ones, each once, none lost."""
 
 import csv
+import http.server
 import itertools
 import json
+import os
 import shutil
+import subprocess
+import sys
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shards import CHANGED, CHINESE, pair, write_shard
+from test_pairs_hub import Hub
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from medtune.audit import split_by_group
@@ -363,3 +369,75 @@ def test_the_first_records_stand_in_memory(folder):
     assert len(few) == 6 and few.features == stream.features
     assert few["id"] == stream.first(6, seed=1)["id"] != stream.first(6)["id"]
     assert len(stream.first(1000)) == len(stream)
+
+
+# ---- a set on the hub
+
+
+READ_THE_HUB = """
+import json
+from torchdata.stateful_dataloader import StatefulDataLoader
+from medtune.records import RecordStream, index_shards
+
+stream = RecordStream(index_shards("org/pairs:25M_demo"), "train")
+
+def open_loader(workers):
+    windows = stream.windows(buffer=4, seed=1, batch_size=2, workers=max(workers, 1))
+    records = stream.records(windows, seed=1, decode=False)
+    return StatefulDataLoader(
+        records, 2, collate_fn=lambda rows: [row["id"] for row in rows], num_workers=workers
+    )
+
+for workers in (0, 2):
+    loader = open_loader(workers)
+    batches = []
+    states = []
+    for batch in loader:
+        batches.append(batch)
+        states.append(loader.state_dict())
+    again = open_loader(workers)
+    again.load_state_dict(states[1])
+    print(json.dumps([batches, list(again)]), flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_set_on_the_hub_is_read_as_it_lies_there(tmp_path):
+    for shard in range(2):
+        rows = [pair(number) for number in range(shard * 5, shard * 5 + 5)]
+        write_shard(tmp_path / f"{shard}.parquet", rows, row_group_size=2)
+    configs = [{"config_name": "25M_demo", "data_files": "data/train-*"}]
+    files = {"README.md": f"---\nconfigs: {json.dumps(configs)}\n---\n".encode()}
+    for shard in range(2):
+        name = f"data/train-0000{shard}-of-00002.parquet"
+        files[name] = (tmp_path / f"{shard}.parquet").read_bytes()
+
+    class OneSet(Hub):
+        """The hub of tests/test_pairs_hub.py with these files."""
+
+    OneSet.files = files
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), OneSet)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    environment = os.environ | {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_OFFLINE": "0",
+        "HF_TOKEN": "",
+    }
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", READ_THE_HUB],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=300,
+    )
+    server.shutdown()
+    assert done.returncode == 0, done.stderr[-3000:]
+    for line in done.stdout.splitlines():
+        batches, again = json.loads(line)
+        assert sorted(itertools.chain(*batches)) == [f"id-{number:05d}" for number in range(10)]
+        assert again == batches[2:]
+    assert len(done.stdout.splitlines()) == 2
