@@ -3,12 +3,12 @@
 `checks` looks at labels, image tokens, gradients and accumulation before the hours begin, `reload`
 at the adapter on disk after them. `settings` has the keys of a training, `trainer` makes TRL's
 trainer of them, `stream` lets it read shards as it goes, `preflight` looks at all records before
-the first step, `checkpoints` knows how a run stops and goes on, and `launch` runs it: in a notebook or as
-`python -m medtune.training --config train.yaml`, in one process or in many. `watchdog` says what a
-training waits for that hangs, `failures` what ended one. `speed`
-and `features` do the same training in less time; the folder `deepspeed` holds settings for ZeRO.
-`watch` starts a training from a notebook and stops it after some minutes, `messages` counts what
-its processes send each other, and `measure` what a step takes.
+the first step, `checkpoints` knows how a run stops and goes on, and `launch` runs it: in a notebook
+or as `python -m medtune.training --config train.yaml`, in one process or in many. `watchdog` says
+what a training waits for that hangs, `failures` what ended one. `speed` and `features` do the same
+training in less time; the folder `deepspeed` holds settings for ZeRO. `watch` starts a training
+from a notebook and stops it after some minutes, `messages` counts what its processes send each
+other, and `measure` what a step takes.
 """
 
 from .checkpoints import complete_checkpoints
