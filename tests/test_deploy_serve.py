@@ -145,6 +145,7 @@ def test_generate_answers_and_the_page_ask_it(served, rows, tmp_path, monkeypatc
         chat.load_models(served.address, "an/adapter")
 
 
+@pytest.mark.timeout(400)
 def test_the_page_of_a_served_model_answers_in_a_browser(
     served, rows, tmp_path, monkeypatch, chromium
 ):
@@ -157,6 +158,7 @@ def test_the_page_of_a_served_model_answers_in_a_browser(
         tab.goto(page.local_url)
         tab.wait_for_selector("#question textarea")
         tab.set_input_files("#files input[type=file]", str(tmp_path / "picture.png"))
+        tab.wait_for_selector("#gallery img")
         tab.fill("#question textarea", "Where is it?")
         tab.locator("button.primary").click()
         tab.locator("#base .bot.message em").wait_for()
