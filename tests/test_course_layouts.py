@@ -18,7 +18,7 @@ from medtune.pairs import picture_bytes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
-CORE = [name for name in course.STORY if name != "09_chat"]
+CORE = course.CORE
 SHORT = {
     "03.max_steps": 4,
     "03.eval_steps": 4,

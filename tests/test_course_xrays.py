@@ -12,7 +12,7 @@ XRAYS = course.REPO.parent / "shared" / "real" / "cxr.parquet"
 @pytest.mark.timeout(2400)
 @pytest.mark.skipif(not XRAYS.is_file(), reason="the real X-rays are not here")
 def test_real_xrays_go_through_the_notebooks(tmp_path):
-    notebooks = [name for name in course.STORY if name != "09_chat"]
+    notebooks = course.CORE
     # nobody says which of them are of one patient
     shorter = {"data": XRAYS, "accept_unknown_groups": True, "03.max_steps": 10}
     out = course.run_chain(tmp_path, notebooks, shorter, "xrays")
