@@ -23,6 +23,7 @@ from .options import (
     Split,
     SplitBy,
     Window,
+    read_columns,
 )
 from .printing import print_json, print_table
 
@@ -66,7 +67,11 @@ def convert(
         ),
     ] = None,
     dialect: Annotated[
-        str, typer.Option(help="prompt-completion (TRL), messages or sharegpt.")
+        str,
+        typer.Option(
+            help="prompt-completion (TRL), messages, sharegpt, or conversations (user and "
+            "assistant under ShareGPT's keys)."
+        ),
     ] = "prompt-completion",
     question: Annotated[
         list[str] | None,
@@ -156,6 +161,7 @@ def convert(
     )
     print_json(report)
     _warn_of_unknown_groups(report, split_by)
+    _warn_of_repeated_ids(source, column)
     _complain_of_rejected(report, source, out, most_rejected)
 
 
@@ -281,6 +287,12 @@ def audit(
             "--splits'."
         ),
     ] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(
+            "--fingerprints", help="Folder for the fingerprints, where a killed audit goes on."
+        ),
+    ] = None,
     accept_unknown_groups: AcceptUnknownGroups = False,
     config: Config = None,
     split: Split = None,
@@ -322,7 +334,7 @@ def audit(
     all_unknown = unknown == len(pairs)
     if write is not None and all_unknown and not keeps_split:
         _refuse_unknown_groups(unknown, len(pairs), accept_unknown_groups)
-    marks = fingerprint(pairs)
+    marks = fingerprint(pairs, keep=keep)
     # a new split keeps together what looks alike; of a given one, that is for the report to say
     alike = None if keeps_split else near_duplicates(pairs, fingerprints=marks)
     if all_unknown and not keeps_split:
@@ -345,6 +357,7 @@ def audit(
             "pictures of one patient may be parted: --column group=NAME, or --id-pattern",
             file=sys.stderr,
         )
+    _warn_of_repeated_ids(source, column)
     _complain_of_leaks(report, source)
 
 
@@ -395,6 +408,19 @@ def _complain_of_unreadable(pairs: Any, unreadable: list[int], source: str) -> N
         f"of them (first: id {first}); 'medtune convert {source} OUT' lists them with the "
         "reasons in OUT/rejected.jsonl"
     )
+
+
+def _warn_of_repeated_ids(source: str, column: list[str] | None) -> None:
+    """Say on stderr whether ids of parquet shards stand in several rows."""
+    path = Path(source)
+    shards = path.suffix == ".parquet" if path.is_file() else any(path.rglob("*.parquet"))
+    if not shards:
+        return
+
+    from medtune.audit import repeated_ids
+
+    for line in repeated_ids(source, column=read_columns(column).get("id", "id")).warnings():
+        print(f"medtune: warning: {line}", file=sys.stderr)
 
 
 def _complain_of_leaks(report: dict[str, Any], source: str) -> None:
