@@ -17,7 +17,7 @@ def write_reference(
     name: str,
     *,
     root: str | Path | None = None,
-    max_mb: float = 3.0,
+    max_mb: float = 4.0,
     own_data: bool = False,
 ) -> Path:
     """Copy a finished run's notebooks and summary to `papermill_runs/reference/<name>/`.
