@@ -354,6 +354,15 @@ def test_a_table_that_says_nothing_is_refused(folder, tmp_path, text, message):
     assert "\n" not in str(raised.value)
 
 
+def test_ids_that_look_like_numbers_keep_their_zeros(tmp_path):
+    rows = [pair(number) | {"id": f"{number:03}"} for number in range(4)]
+    write_shard(tmp_path / "part.parquet", rows, row_group_size=4)
+    (tmp_path / "splits.csv").write_text("id,split\n000,train\n001,train\n002,test\n3,test\n")
+    index = index_shards(tmp_path / "part.parquet", splits=tmp_path / "splits.csv", most_rejected=1)
+    assert [record["id"] for record in RecordStream(index, "train").records()] == ["000", "001"]
+    assert [record["id"] for record in RecordStream(index, "test").records()] == ["002"]
+
+
 def test_what_is_not_there(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="names no parquet file"):
         index_shards(tmp_path / "*.parquet")

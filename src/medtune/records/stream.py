@@ -440,9 +440,13 @@ def _hash_of_id(name: str) -> int:
 def _read_table(file: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read a CSV of splits: the hashes of its ids in order, and the code of each."""
     try:
-        table = pa_csv.read_csv(
-            file, convert_options=pa_csv.ConvertOptions(strings_can_be_null=False)
+        with pa_csv.open_csv(file) as first:
+            names = first.schema.names
+        # "007" is an id and no number
+        as_text = pa_csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
         )
+        table = pa_csv.read_csv(file, convert_options=as_text)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{file} is no CSV in UTF-8 ({one_line(error)})") from None
     columns = {name.strip().lower(): name for name in table.column_names}
