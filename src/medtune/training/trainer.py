@@ -91,7 +91,8 @@ def build_trainer(
     if trainer_class is None:
         name_records(trainer)
         if trainer.is_world_process_zero():
-            looked_at = train
+            # not `train`: what makes it fast may have left the pictures undecoded
+            looked_at = trainer.train_dataset
             if stream:
                 looked_at = stream.first(LOOKED_AT, seed=training_args.seed)
                 leave_out = stream.left_out.add
