@@ -283,21 +283,17 @@ def framed(  # noqa: PLR0913 - a frame needs all of it
     return picture, facts
 
 
-def spot_sentence(facts: dict, zh: bool) -> str:
-    return pretrain.spot_words(facts["spot"], zh)
+def framed_at_random(region: dict, rng: np.random.Generator) -> tuple[Picture, dict] | None:
+    """Frame a region of a new person, half the time with a spot."""
+    body, turn = draw_body(rng), draw_turn(rng)
+    window = draw_window(region["kind"], rng)
+    return framed(region, body, turn, window, rng, rng.random() < 0.5)
 
 
 def one_picture(regions: list, weights: np.ndarray, rng: np.random.Generator) -> Sample:
     """Ask about one picture: describe, answer one thing, or find a part that has no frame."""
     region = regions[rng.choice(len(regions), p=weights)]
-    made = framed(
-        region,
-        draw_body(rng),
-        draw_turn(rng),
-        draw_window(region["kind"], rng),
-        rng,
-        rng.random() < 0.5,
-    )
+    made = framed_at_random(region, rng)
     if made is None:
         return one_picture(regions, weights, rng)
     picture, facts = made
@@ -310,19 +306,12 @@ def one_picture(regions: list, weights: np.ndarray, rng: np.random.Generator) ->
 def with_magnified(regions: list, weights: np.ndarray, rng: np.random.Generator) -> Sample:
     """Ask about a picture with its frame magnified beside it."""
     region = regions[rng.choice(len(regions), p=weights)]
-    made = framed(
-        region,
-        draw_body(rng),
-        draw_turn(rng),
-        draw_window(region["kind"], rng),
-        rng,
-        rng.random() < 0.5,
-    )
+    made = framed_at_random(region, rng)
     if made is None:
         return with_magnified(regions, weights, rng)
     picture, facts = made
     zh = bool(rng.random() < 0.2)
-    spot = spot_sentence(facts, zh)
+    spot = pretrain.spot_words(facts["spot"], zh)
     if rng.random() < 0.4:
         question, answer = pretrain.say(pretrain.QUESTIONS["spot"], zh), spot
     else:
@@ -363,19 +352,21 @@ def earlier_and_now(regions: list, weights: np.ndarray, rng: np.random.Generator
     return Sample([magnified(earlier), magnified(now)], question, pretrain.say(CHANGES[change], zh))
 
 
-def series(regions: list, by_slice: dict, weights: np.ndarray, rng: np.random.Generator) -> Sample:
+def series(
+    regions: list, trained: set[int], weights: np.ndarray, rng: np.random.Generator
+) -> Sample:
     """Ask about four slices of one person, from below to above."""
     region = regions[rng.choice(len(regions), p=weights)]
     step = int(rng.integers(1, 4))
     first = region["z"] - step * int(rng.integers(0, 4))
     slices = [first + step * i for i in range(4)]
-    if any(z not in by_slice for z in slices):
-        return series(regions, by_slice, weights, rng)
+    if any(z not in trained for z in slices):
+        return series(regions, trained, weights, rng)
     made = framed(
         region, draw_body(rng), draw_turn(rng), draw_window(region["kind"], rng), rng, True
     )
     if made is None or made[1]["spot"] is None:
-        return series(regions, by_slice, weights, rng)
+        return series(regions, trained, weights, rng)
     picture, facts = made
     count = int(rng.integers(0, 5))
     start = int(rng.integers(0, 5 - count))
@@ -406,11 +397,11 @@ def series(regions: list, by_slice: dict, weights: np.ndarray, rng: np.random.Ge
 
 def draw_sample(count: int, source: tuple, rng: np.random.Generator) -> Sample:
     """Draw a sample with so many pictures."""
-    regions, by_slice, weights = source
+    regions, trained, weights = source
     if count == 1:
         return one_picture(regions, weights, rng)
     if count == 4:
-        return series(regions, by_slice, weights, rng)
+        return series(regions, trained, weights, rng)
     if rng.random() < 0.15:
         return earlier_and_now(regions, weights, rng)
     return with_magnified(regions, weights, rng)
@@ -620,11 +611,6 @@ def grown_model(folder: Path):
     return processor, model
 
 
-def patchify(picture: torch.Tensor) -> torch.Tensor:
-    """Cut pictures into rows of patches of one frame: (n, 144, 3 * 16 * 16)."""
-    return pretrain.patchify(picture)
-
-
 class Fast(torch.nn.Module):
     """The model's own computation for a batch whose samples always have the same numbers of
     pictures.
@@ -679,19 +665,8 @@ class Fast(torch.nn.Module):
         vision = [table[: GRID * GRID].detach() for table in caught["vision"]]
         return cos[0].detach(), sin[0].detach(), vision
 
-    def vision_block(self, block, h):
-        n, s, w = h.shape
-        x, a = block.norm1(h), block.attn
-        q, k, v = a.qkv(x).reshape(n, s, 3, a.num_heads, -1).permute(2, 0, 3, 1, 4)
-
-        def turn(t):
-            first, second = t.chunk(2, -1)
-            cos, sin = self.vision_cos.to(t.dtype), self.vision_sin.to(t.dtype)
-            return t * cos + torch.cat((-second, first), -1) * sin
-
-        x = F.scaled_dot_product_attention(turn(q), turn(k), v).transpose(1, 2).reshape(n, s, w)
-        h = h + a.proj(x)
-        return h + block.mlp(block.norm2(h))
+    # a block sees one picture at a time, whatever their number
+    vision_block = pretrain.Fast.vision_block
 
     def forward(self, ids, patches):
         visual, text = self.model.model.visual, self.model.model.language_model
@@ -779,13 +754,13 @@ def train(args: argparse.Namespace) -> None:  # noqa: PLR0915 - the whole recipe
         names[region["name"]] = names.get(region["name"], 0) + 1
     weights = np.array([names[region["name"]] ** -0.5 for region in regions])
     weights /= weights.sum()
-    by_slice = {z: True for z in sorted({region["z"] for region in regions})}
+    slices = {region["z"] for region in regions}
     processor, model = grown_model(args.base)
     model.to(device)
     size = sum(p.numel() for p in model.parameters())
     print(f"{len(regions)} training regions; {size:,} parameters", flush=True)
 
-    source = (regions, by_slice, weights)
+    source = (regions, slices, weights)
     rust = processor.tokenizer.backend_tokenizer
     loader = iter(
         DataLoader(
@@ -801,7 +776,9 @@ def train(args: argparse.Namespace) -> None:  # noqa: PLR0915 - the whole recipe
     first = {key: value.to(device) for key, value in next(loader).items()}
     counts = counts_of(args.batch_size)
     fast = Fast(model, counts, first["ids"]).to(device)
-    gap = check_fast(fast, model, first, patchify(render(volume, labels, first)[0]), counts)
+    gap = check_fast(
+        fast, model, first, pretrain.patchify(render(volume, labels, first)[0]), counts
+    )
     print(f"the fast forward differs from the model by {gap:.1e}", flush=True)
     if gap > 1e-2:
         raise RuntimeError(f"the fast forward differs from the model by {gap:.2e}")
@@ -829,7 +806,7 @@ def train(args: argparse.Namespace) -> None:  # noqa: PLR0915 - the whole recipe
         batch = {key: value.to(device, non_blocking=True) for key, value in next(loader).items()}
         with torch.no_grad():
             picture, spots = draw(volume, labels, batch)
-            patches = patchify(picture)
+            patches = pretrain.patchify(picture)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             logits, pictures = run(batch["ids"], patches)
         words, seen = loss_of(logits, pictures, head, batch, spots)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .app import app
-from .options import Root
+from .options import Root, TlsCert, TlsKey
 from .printing import print_table
 
 
@@ -90,12 +90,8 @@ def serve(
         ),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to serve at; 0 for any that is free.")] = 8000,
-    tls_cert: Annotated[
-        Path | None, typer.Option(help="PEM file of the certificate, with its chain.")
-    ] = None,
-    tls_key: Annotated[
-        Path | None, typer.Option(help="PEM file of the certificate's private key.")
-    ] = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     threads: Annotated[
         int | None, typer.Option(help="Of llama.cpp; by default all that this process may use.")
     ] = None,

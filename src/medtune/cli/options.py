@@ -14,6 +14,8 @@ Root = Annotated[
         "one above it."
     ),
 ]
+TlsCert = Annotated[Path | None, typer.Option(help="PEM file of the certificate, with its chain.")]
+TlsKey = Annotated[Path | None, typer.Option(help="PEM file of the certificate's private key.")]
 Source = Annotated[
     str,
     typer.Argument(

@@ -12,7 +12,7 @@ import typer
 from medtune import __version__
 
 from .app import app
-from .options import Root, Run
+from .options import Root, Run, TlsCert, TlsKey
 from .printing import print_table
 
 # What the numbers of a plan count; all others are GB (10^9 bytes) on each GPU.
@@ -385,12 +385,8 @@ def chat(
     port: Annotated[
         int | None, typer.Option(help="Port to serve at; by default the first free one from 7860.")
     ] = None,
-    tls_cert: Annotated[
-        Path | None, typer.Option(help="PEM file of the certificate, with its chain.")
-    ] = None,
-    tls_key: Annotated[
-        Path | None, typer.Option(help="PEM file of the certificate's private key.")
-    ] = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
 ) -> None:
     """Serve a page that asks base and tuned model about your pictures, side by side."""
     from medtune.chat import launch, load_models
