@@ -837,7 +837,9 @@ def train(args: argparse.Namespace) -> None:  # noqa: PLR0915 - the whole recipe
 
 
 @torch.no_grad()
-def rate_answers(run, draw, scan, loader, counts: list[int], device, batches: int = 8) -> dict:
+def rate_answers(  # noqa: PLR0913 - the parts of the training
+    run, draw, scan, loader, counts: list[int], device, batches: int = 8
+) -> dict:
     """Say what share of answers is right to the last token, on people who were not drawn before.
 
     The answers are given word by word, so each token is guessed after the right ones. `spot_decided`
