@@ -13,7 +13,7 @@ It starts from the model that `pretrain.py` made, and goes on in the same plain 
 It sees the CT's TRAINING slices only, and never an organ's name, a finding or the wording of the
 clinical captions.
 
-    python data/tiny-vlm/pretrain_people.py --out FOLDER --minutes 8 --compile
+    python data/tiny-vlm/pretrain_people.py --base FIRST --out FOLDER --minutes 9.5 --compile
 """
 
 import argparse
@@ -871,7 +871,7 @@ def save(  # noqa: PLR0913 - what the log says
     model.to(torch.bfloat16).save_pretrained(args.out)
     processor.save_pretrained(args.out)
     facts = {
-        "command": "python data/tiny-vlm/pretrain_people.py"
+        "command": "python data/tiny-vlm/pretrain_people.py --base FIRST"
         f" --steps {step} --batch-size {args.batch_size} --learning-rate {args.learning_rate}"
         f" --head-weight {args.head_weight} --seed {args.seed}" + " --compile" * args.compile,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -888,7 +888,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument(
-        "--base", type=Path, default=Path(__file__).parent, help="the first stage's model"
+        "--base", type=Path, required=True, help="the first stage's model, made by pretrain.py"
     )
     parser.add_argument(
         "--ct-folder", help="folder with cxr.nii.gz, mask.nii.gz and structures.csv"
