@@ -266,8 +266,11 @@ def plan(
     image_size: Annotated[
         int, typer.Option(help="Side of the square picture in a sample, in pixels.")
     ] = 512,
+    pictures_per_sample: Annotated[
+        int, typer.Option(help="Pictures in a sample, such as the slices of a slab.")
+    ] = 1,
     text_tokens: Annotated[
-        int, typer.Option(help="Tokens of a sample besides those of the picture.")
+        int, typer.Option(help="Tokens of a sample besides those of the pictures.")
     ] = 150,
     accumulation: Annotated[
         bool,
@@ -298,6 +301,7 @@ def plan(
         "gpus": gpus,
         "gpu_gb": gpu_gb,
         "image_size": image_size,
+        "pictures_per_sample": pictures_per_sample,
         "text_tokens": text_tokens,
         "accumulation": accumulation,
         "pairs": pairs,

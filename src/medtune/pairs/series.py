@@ -241,15 +241,38 @@ def series_files(folder: str | os.PathLike) -> list[list[Path]]:
     root = Path(folder).resolve()
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {folder}")
+    found = sort_folder(root)
+    if not found.series:
+        raise ValueError(f"no DICOM pictures in {folder}{_what_else(found)}")
+    return found.series
+
+
+def sort_folder(folder: Path) -> DicomFolder:
+    """Sort the DICOM files under a folder, see `sort_dicom`; links that leave it are left out.
+
+    Parameters
+    ----------
+    folder : Path
+        Searched to any depth.
+
+    Returns
+    -------
+    DicomFolder
+        Without any series where there are no pictures.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> sort_folder(Path(tempfile.mkdtemp())).series
+    []
+    """
+    root = folder.resolve()
     files = []
     for path in root.rglob("*"):
         stays_inside = path.is_file() and path.resolve().is_relative_to(root)
         if stays_inside and _can_be_dicom(path):
             files.append(path)
-    found = sort_dicom(files)
-    if not found.series:
-        raise ValueError(f"no DICOM pictures in {folder}{_what_else(found)}")
-    return found.series
+    return sort_dicom(files)
 
 
 def _can_be_dicom(path: Path) -> bool:

@@ -12,6 +12,7 @@ from medtune.pairs import safe_id
 
 # What a reason of ours begins with: a column, or a kind of its own.
 KINDS = ("id", "caption", "question", "image", "split", "text", "record", "dialogue", "shard")
+KINDS += ("slab",)
 
 # The table and the line that the loader puts in front: "captions.csv:3: ".
 _PLACE = re.compile(r"^(?:[^:]*[/\\])?([^:/\\]+:\d+: )")
@@ -63,7 +64,7 @@ def public_reason(reason: str, sample_id: Any = None) -> str:
     reason = _ADDRESS.sub("", reason)
     kind = reason.partition(":")[0]
     # these are written here, and quote nothing but words for splits and marks
-    if kind in ("split", "question", "caption", "id", "text", "record", "dialogue"):
+    if kind in ("split", "question", "caption", "id", "text", "record", "dialogue", "slab"):
         return reason
     if kind == "shard":
         # the name of a shard tells no patient, and which one to fetch again
@@ -108,4 +109,4 @@ def kind_of(reason: str) -> str:
     word = said.partition(":")[0]
     if word in KINDS:
         return word
-    return "image" if re.match(r"(picture|DICOM|NIfTI|file)\b", said) else "row"
+    return "image" if re.match(r"(picture|DICOM|NIfTI|file|folder|volume)\b", said) else "row"
