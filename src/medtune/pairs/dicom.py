@@ -17,7 +17,7 @@ import os
 import re
 import secrets
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,6 +168,9 @@ _PROCESS_SALT = secrets.token_hex(16)
 
 # 16384 x 16384: a header may promise any size, so stop before memory does.
 _MAX_PIXELS = 2**28
+
+# So many slices tell which values a series holds.
+_MOST_LOOKED_AT = 16
 
 _YELLOW = (255, 255, 0)
 
@@ -916,22 +919,22 @@ def _fitted_window(values: np.ndarray) -> tuple[float, float]:
     return (low + high) / 2, (high - low) or 1.0
 
 
-def default_window(path: str | os.PathLike) -> tuple[float, float]:
-    """Give the window in which `read_frames` shows a grey file by default.
+def default_window(paths: Sequence[str | os.PathLike]) -> tuple[float, float]:
+    """Give one window for the grey slices of a series, as `read_frames` would choose one for each.
 
-    Its function, a curve or a look-up table of the file, is left out: slices of one series that are
-    to be compared want one window for all.
+    The function of a window, a curve or a look-up table, is left out: slices that are to be
+    compared want one window for all.
 
     Parameters
     ----------
-    path : str or Path
-        A DICOM file; of several frames the first counts.
+    paths : sequence of str or Path
+        The files, of one frame each, in order.
 
     Returns
     -------
     tuple of float
-        Centre and width: the file's own first window, else abdomen for CT, else what spans all but
-        the darkest and the brightest half per cent of the values.
+        Centre and width: the first window of the middle file, else abdomen for CT, else what spans
+        all but the darkest and the brightest half per cent of the values, of up to 16 files.
 
     Raises
     ------
@@ -943,18 +946,30 @@ def default_window(path: str | os.PathLike) -> tuple[float, float]:
     Examples
     --------
     >>> from pydicom.data import get_testdata_file
-    >>> default_window(get_testdata_file("CT_small.dcm"))
+    >>> default_window([get_testdata_file("CT_small.dcm")])
     (50.0, 400.0)
     """
+    with open_dicom(paths[len(paths) // 2], stop_before_pixels=True) as ds:
+        flat = shown_tags(ds)
+        own = _own_window(flat, "LINEAR")
+        if own:
+            return own
+        if flat.get("Modality") == "CT":
+            return WINDOWS["abdomen"]
+    looked_at = np.linspace(0, len(paths) - 1, min(len(paths), _MOST_LOOKED_AT)).round()
+    values = [_measured_values(paths[int(number)]) for number in looked_at]
+    return _fitted_window(np.concatenate(values))
+
+
+def _measured_values(path: str | os.PathLike) -> np.ndarray:
+    """Give the values of the first frame of a grey file, in one line, without padding."""
     with open_dicom(path) as ds:
         _check_kind(ds)
         _fill_in(ds)
         _check_pixels(ds, None)
         flat = shown_tags(ds)
         stored = next(iter_pixels(ds))
-        values = _modality_values(flat, stored)
-        _set_window(flat, values, _padding_mask(flat, stored), None)
-        return float(flat.WindowCenter), float(flat.WindowWidth)
+        return _modality_values(flat, stored)[~_padding_mask(flat, stored)]
 
 
 def show_values(values: np.ndarray, window: Any) -> np.ndarray:

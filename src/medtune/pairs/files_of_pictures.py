@@ -13,7 +13,7 @@ from typing import Any
 
 from .dicom import SUFFIXES as DICOM_SUFFIXES
 from .dicom import describe, is_dicom, read_frames
-from .series import counted, natural_key, sort_dicom
+from .series import counted, natural_key, say_once, sort_dicom
 from .volumes import is_nifti
 
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
@@ -207,15 +207,9 @@ def _pictures_of_folder(folder: Path, window: Any, salt: str) -> Iterator[Pictur
     if not found.pictures:
         raise ValueError(f"folder {folder.name} holds no pictures")
     if found.notice:
-        _say_once(f"folders of slices: {found.notice}")
+        say_once(f"folders of slices: {found.notice}")
     for path in found:
         yield from open_pictures(path, window, salt)
-
-
-@functools.cache
-def _say_once(notice: str) -> None:
-    """Say it for the first of the many folders that a table may name."""
-    _LOG.warning(notice)
 
 
 def _dicom_pictures(file: Path, window: Any, salt: str) -> Iterator[Picture]:

@@ -3,6 +3,8 @@
 Only the heads of the files are read, and of these only the tags that decide.
 """
 
+import functools
+import logging
 import math
 import os
 import re
@@ -14,6 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from .dicom import is_dicom, kind_of, open_dicom, page_kind_of, shown_tags, tag_numbers
+
+# Its warnings stand as plain lines on the screen unless the user's program says otherwise.
+_LOG = logging.getLogger("medtune")
 
 # What decides about kind, series and place; enhanced files keep the place in functional groups.
 _DECIDING_TAGS = [
@@ -273,6 +278,18 @@ def sort_folder(folder: Path) -> DicomFolder:
         if stays_inside and _can_be_dicom(path):
             files.append(path)
     return sort_dicom(files)
+
+
+@functools.cache
+def say_once(notice: str) -> None:
+    """Warn in the log, for the first of the many folders that a table may name.
+
+    Parameters
+    ----------
+    notice : str
+        One line; the same is not said again by this process.
+    """
+    _LOG.warning(notice)
 
 
 def _can_be_dicom(path: Path) -> bool:

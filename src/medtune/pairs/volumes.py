@@ -31,7 +31,7 @@ from .dicom import (
     shown_tags,
     tag_numbers,
 )
-from .series import sort_folder
+from .series import counted, say_once, sort_folder
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz")
 
@@ -321,11 +321,12 @@ def open_volume(path: Path, window: Any, salt: str) -> Volume:
 
 
 def _open_nifti(file: Path, window: Any) -> Volume:
-    with _one_line():
+    # nibabel mends broken headers, and tells the log, with words of the file
+    with _one_line(), nibabel.imageglobals.LoggingOutputSuppressor():
         image = nibabel.load(file)
         if not isinstance(image, nibabel.nifti1.Nifti1Pair):
             raise _Problem("is no NIfTI, whatever it is called")
-        _check_header(image)
+        _check_header(image, _header_as_written(file, image))
         view = view_of(_affine_in_mm(image))
         stored = np.asanyarray(image.dataobj)
     values = apply_orientation(stored.reshape(stored.shape[:3]), view.turn)
@@ -352,7 +353,13 @@ def _one_line() -> Iterator[None]:
         raise ValueError("NIfTI volume is damaged, cut short, or no NIfTI") from None
 
 
-def _check_header(image: Any) -> None:
+def _header_as_written(file: Path, image: Any) -> Any:
+    """Read the header once more as it stands: nibabel sets sizes of 0 to 1 mm, which nobody wrote."""
+    with nibabel.openers.Opener(str(file)) as stream:
+        return type(image.header).from_fileobj(stream, check=False)
+
+
+def _check_header(image: Any, written: Any) -> None:
     """Refuse what is no single volume of numbers that says how it lies."""
     if len(image.shape) < 3 or min(image.shape) < 1 or math.prod(image.shape[3:]) != 1:
         sizes = " x ".join(str(size) for size in image.shape)
@@ -361,11 +368,11 @@ def _check_header(image: Any) -> None:
         raise _Problem("promises more than 2^30 voxels: cut it into parts")
     if image.get_data_dtype().kind not in "iuf":
         raise _Problem("holds colours or other things than numbers: give the values themselves")
-    zooms = np.array(image.header["pixdim"][1:4], dtype=float)
-    if image.header["sform_code"] == 0:
-        if not np.isfinite(zooms).all() or zooms.min() <= 0:
+    zooms = np.array(written["pixdim"][1:4], dtype=float)
+    if written["sform_code"] == 0:
+        if not np.isfinite(zooms).all() or (zooms == 0).any():
             raise _Problem("says no spacing: nobody knows how large anything in it is")
-        if image.header["qform_code"] == 0:
+        if written["qform_code"] == 0:
             raise _Problem(
                 "does not say how it lies in the patient (neither sform nor qform): nobody knows "
                 "left from right; have it converted from DICOM again"
@@ -439,7 +446,7 @@ def _open_series(folder: Path, window: Any, salt: str) -> Volume:
     return Volume(
         view=view,
         count=len(files),
-        window=wanted or default_window(files[len(files) // 2]),
+        window=wanted or default_window(files),
         source=DicomSlices(tuple(files), in_plane),
         known={"modality": about["modality"], "burned_in": about["burned_in_annotation"]},
         patient=about["group"],
@@ -448,9 +455,11 @@ def _open_series(folder: Path, window: Any, salt: str) -> Volume:
 
 def _files_of_one_series(folder: Path) -> list[Path]:
     found = sort_folder(folder)
-    if found.unreadable:
+    # a slice that is cut short looks like a file that never had pixels
+    damaged = len(found.unreadable) + found.left_out.pop("file without pixels", 0)
+    if damaged:
         raise ValueError(
-            f"DICOM series: {len(found.unreadable)} files of the folder cannot be read, so that "
+            f"DICOM series: {damaged} files of the folder cannot be read, so that "
             "slices may be missing; have the series sent again"
         )
     if not found.series:
@@ -461,6 +470,8 @@ def _files_of_one_series(folder: Path) -> list[Path]:
             f"folder holds {len(found.series)} DICOM series (of {counts} slices), or one in "
             "several directions: put the slices of one into a folder of their own"
         )
+    if found.left_out:
+        say_once(f"folders of slices: left out: {counted(found.left_out)}")
     return found.series[0]
 
 
