@@ -947,7 +947,7 @@ def default_window(paths: Sequence[str | os.PathLike]) -> tuple[float, float]:
     --------
     >>> from pydicom.data import get_testdata_file
     >>> default_window([get_testdata_file("CT_small.dcm")])
-    (50.0, 400.0)
+    (50, 400)
     """
     with open_dicom(paths[len(paths) // 2], stop_before_pixels=True) as ds:
         flat = shown_tags(ds)

@@ -34,8 +34,8 @@ _WELL_NAMED = ("captions", "metadata")
 
 # Sources of other kinds -> what to do with them.
 OTHER_SOURCES = {
-    ".nii": "a NIfTI volume: give slab=N, so many of its slices in a question",
-    ".nii.gz": "a NIfTI volume: give slab=N, so many of its slices in a question",
+    ".nii": "a NIfTI volume: give slab=N (slices in a question), or save its slices as PNG",
+    ".nii.gz": "a NIfTI volume: give slab=N (slices in a question), or save its slices as PNG",
     ".mha": "a volume: save its slices as PNG, or give the DICOM series",
     ".nrrd": "a volume: save its slices as PNG, or give the DICOM series",
     ".tar": "an archive: unpack it, and give the folder",
