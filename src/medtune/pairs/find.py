@@ -79,6 +79,11 @@ def folder_of_zip(path: Path, encoding: str | None) -> Path:
     ------
     ValueError
         The file is of a kind that is not read; the message says what to do with it.
+
+    Examples
+    --------
+    >>> folder_of_zip(Path("a folder"), None).name
+    'a folder'
     """
     if not path.is_file():
         return path
