@@ -158,23 +158,12 @@ def _path_vqa(benchmark: Benchmark, places: Places) -> Iterator[Item]:
                 id=f"{split}-{number}",
                 split=split,
                 # their names stand in the table without an ending
-                pictures=[f"{split_folder(table)}/{picture}.jpg"],
+                pictures=[f"{picture}.jpg"],
                 question=_text(row["question"]),
                 answer=answer,
                 kind=kind_of_answer(answer),
                 group=picture,
             )
-
-
-def split_folder(table: Path) -> str:
-    """Give the folder of the pictures of a table, which is called after the part.
-
-    Examples
-    --------
-    >>> split_folder(Path("qas/val/val_qa.pkl"))
-    'val'
-    """
-    return table.stem.split("_")[0]
 
 
 def _pickled_list(table: Path) -> list[dict]:

@@ -68,9 +68,11 @@ class Places:
         if not parts:
             return None
         candidates = sorted(self._by_name.get(parts[-1].lower(), []))
-        # the longest tail decides: Images/a.png may lie in a folder of another name
-        for length in range(len(parts), 0, -1):
+        # The folder above all may have another name on this machine; but source.jpg alone is the
+        # name of hundreds of pictures.
+        shortest = 1 if len(parts) == 1 else max(2, len(parts) - 1)
+        for length in range(len(parts), shortest - 1, -1):
             for path in candidates:
                 if path.parts[-length:] == parts[-length:]:
                     return path
-        return candidates[0] if len(candidates) == 1 else None
+        return None
