@@ -1,8 +1,13 @@
 """The field's benchmarks: read as they were published, judged by published rules, and what leaks."""
 
+import http.server
 import io
 import json
+import os
 import pickle
+import subprocess
+import sys
+import threading
 import zipfile
 
 import datasets
@@ -19,6 +24,7 @@ from benchmark_files import (
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from test_pairs_hub import Hub
 
 from medtune.benchmarks import (
     BENCHMARKS,
@@ -390,3 +396,66 @@ def test_the_published_split_of_vqa_rad_leaks_and_that_of_slake_does_not(tmp_pat
         train = load_benchmark(name, folder, split="train")
         shared = count_shared(test.pictures(), train.pictures())
         assert (shared.pictures, shared.exact, shared.near) == (pictures, leaked, leaked)
+
+
+# ---- from the hub
+
+
+class HubOfBenchmarks(Hub):
+    """SLAKE as files and VQA-RAD as a table, each under its own name."""
+
+    sets: dict[str, dict[str, bytes]] = {}
+
+    def do_GET(self):
+        for name, files in self.sets.items():
+            if f"datasets/{name}" in self.path:
+                self.path = self.path.replace(name, "org/pairs")
+                self.files = files
+                return super().do_GET()
+        return self.answer(401, X_Error_Code="RepoNotFound")
+
+    do_HEAD = do_POST = do_GET
+
+
+FETCH = """
+import json
+from medtune.benchmarks import load_benchmark
+
+for name, options in (("slake", {}), ("vqa-rad", {"limit": 2}), ("omnimedvqa", {})):
+    try:
+        loaded = load_benchmark(name, **options)
+        print(json.dumps([fact["kind"] for fact in loaded.facts]))
+    except ConnectionError as error:
+        print(json.dumps(str(error)))
+"""
+
+
+@pytest.mark.slow
+def test_files_and_tables_are_fetched_from_the_hub(tmp_path):
+    slake = write_slake(tmp_path / "slake", zipped=True)
+    HubOfBenchmarks.sets["BoKelvin/SLAKE"] = {
+        file.name: file.read_bytes() for file in slake.iterdir() if file.is_file()
+    }
+    cell = {"bytes": draw(tmp_path / "a.png", 1).read_bytes(), "path": None}
+    table = {"image": [cell] * 3, "question": ["A?", "B?", "C?"], "answer": ["yes", "left", "no"]}
+    rows = datasets.Dataset.from_dict(table).cast_column("image", datasets.Image())
+    rows.to_parquet(tmp_path / "t.parquet")
+    content = (tmp_path / "t.parquet").read_bytes()
+    HubOfBenchmarks.sets["flaviagiammarino/vqa-rad"] = {"data/test-00000-of-00001.parquet": content}
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), HubOfBenchmarks)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    environment = os.environ | {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_OFFLINE": "0",
+        "HF_TOKEN": "",
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }
+    command = [sys.executable, "-W", "ignore", "-c", FETCH]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    server.shutdown()
+    assert done.returncode == 0, done.stderr
+    slake, vqa_rad, missing = [json.loads(line) for line in done.stdout.splitlines()]
+    assert slake == ["closed", "open"] and vqa_rad == ["closed", "open"]
+    assert "does not give foreverbeliever/OmniMedVQA" in missing and "data=FOLDER" in missing
