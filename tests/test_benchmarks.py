@@ -26,17 +26,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_pairs_hub import Hub
 
-from medtune.benchmarks import (
-    BENCHMARKS,
-    count_shared,
-    judge_choice,
-    judge_closed,
-    load_benchmark,
-    normal_form,
-    own_questions,
-    score_benchmark,
-    token_scores,
-)
+from medtune.benchmarks import count_shared, load_benchmark, own_questions, score_benchmark
+from medtune.benchmarks.published import BENCHMARKS
+from medtune.benchmarks.rules import judge_choice, judge_closed, normal_form, token_scores
 from medtune.pairs import load_pairs
 
 WRITERS = {

@@ -8,23 +8,17 @@ that the training set has seen.
 
 from .load import Loaded, load_benchmark, own_questions, pictures_of
 from .overlap import Shared, count_shared
-from .published import BENCHMARKS, Benchmark, find_benchmark
-from .rules import judge_choice, judge_closed, normal_form, token_scores
+from .published import Benchmark, find_benchmark
 from .score import score_benchmark
 
 __all__ = [
-    "BENCHMARKS",
     "Benchmark",
     "Loaded",
     "Shared",
     "count_shared",
     "find_benchmark",
-    "judge_choice",
-    "judge_closed",
     "load_benchmark",
-    "normal_form",
     "own_questions",
     "pictures_of",
     "score_benchmark",
-    "token_scores",
 ]
