@@ -102,6 +102,7 @@ def test_what_cannot_be_asked_is_one_line(evaluate, tmp_path):
     for arguments, message in [
         (("--benchmark", "vqa-rad"), "give --run NAME"),
         ((folder, *known, "vqa-rad"), "give either a source, or both"),
+        ((*known, "vqa-rad", "--question", "What?"), "a benchmark brings its own questions"),
         ((*known, "medqa"), "--benchmark medqa: there is none of this name"),
         ((*known, "own"), "give your questions and answers, --data SOURCE"),
         ((*known, "iu-xray"), "give its files, --data FOLDER"),

@@ -148,8 +148,9 @@ def evaluate(
             "out": out,
             "root": root,
         }
+        options["question"] = question
         if benchmark is None:
-            _evaluate_on_others(run, data, described, question=question, **options)
+            _evaluate_on_others(run, data, described, **options)
         else:
             _evaluate_on_benchmark(benchmark, run, data, described, overlap=overlap, **options)
         return
@@ -207,11 +208,19 @@ def _evaluate_on_others(run: str | None, data: Path | None, asked: Asked, **opti
     evaluate_run(run, data, asked, **options)
 
 
-def _evaluate_on_benchmark(
-    benchmark: str, run: str | None, data: Path | None, asked: Asked, **options: Any
+def _evaluate_on_benchmark(  # noqa: PLR0913 - what is asked, of whom
+    benchmark: str,
+    run: str | None,
+    data: Path | None,
+    asked: Asked,
+    *,
+    question: str | None,
+    **options: Any,
 ) -> None:
     if run is None:
         raise ValueError("--benchmark NAME is answered by a finished run: give --run NAME")
+    if question is not None:
+        raise ValueError("--question: a benchmark brings its own questions, leave it out")
     evaluate_benchmark(benchmark, run, data, asked, **options)
 
 
