@@ -94,6 +94,7 @@ def test_slake_is_read_in_either_language(tmp_path, monkeypatch, zipped):
     assert references(english) == ["No", "Lung"] and kinds(english) == ["closed", "open"]
     chinese = load_benchmark("slake-zh", folder)
     assert references(chinese) == ["没有", "左肺"]
+    assert asked(chinese)[0] == "图中有肝脏吗？"
     # source.jpg lies in many folders: each question has the picture of its own
     with Image.open(draw(tmp_path / "same.jpg", 11)) as wanted:
         assert chinese.rows[1]["images"][0].tobytes() == wanted.tobytes()
@@ -275,8 +276,12 @@ def test_closed_questions_are_judged_strictly_and_as_published(
         ("没有。", "没有", 1),
         ("有", "没有", 0),
         ("没有", "有", 0),
-        ("是的", "是", 1),
-        ("不是", "是", 0),
+        ("是", "是的", 1),
+        ("图中不包含肝脏", "不包含", 1),
+        ("图中包含肝脏", "不包含", 0),
+        ("否", "不是", 1),
+        ("肝脏", "是的", 0),
+        ("左边的肺", "肺", 1),
     ],
 )
 def test_chinese_yes_and_no_are_not_taken_for_each_other(answer, reference, strict):

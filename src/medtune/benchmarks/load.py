@@ -22,7 +22,6 @@ _TURNS = datasets.List({"role": _TEXT, "content": datasets.List(datasets.Json())
 
 # LLaVA-Med puts this behind a question that is answered by yes or no.
 YES_OR_NO = " Please choose from the following two options: [yes, no]."
-YES_OR_NO_ZH = " 请从以下两个选项中选择：[是, 否]。"
 
 
 @dataclass
@@ -343,8 +342,10 @@ def _asked(question: str, answer: str, fact: dict[str, Any]) -> str:
             "think is the correct answer from the candidate answers, do not return any other "
             "irrelevant text!"
         )
-    if fact["kind"] == "closed" and kind_of_answer(answer) == "closed":
-        return question + (YES_OR_NO_ZH if fact["language"] == "zh" else YES_OR_NO)
+    # in Chinese nobody published a prompt, and yes has many words
+    is_english = fact["language"] == "en"
+    if is_english and fact["kind"] == "closed" and kind_of_answer(answer) == "closed":
+        return question + YES_OR_NO
     return question
 
 

@@ -31,6 +31,8 @@ class Places:
         self._by_name: dict[str, list[Path]] = defaultdict(list)
         self._take(self.folder)
         self._zips_are_open = False
+        # many questions are about one picture
+        self._found: dict[str, Path] = {}
 
     def _take(self, folder: Path) -> None:
         for where, _, names in os.walk(folder):
@@ -54,6 +56,8 @@ class Places:
 
     def picture(self, name: str) -> Path | None:
         """Give the picture whose path ends with this name; of several, the first by path."""
+        if name in self._found:
+            return self._found[name]
         found = self._lookup(name)
         if found is None and not self._zips_are_open:
             # SLAKE's pictures on the hub are one ZIP beside its tables
@@ -61,6 +65,8 @@ class Places:
             for archive in list(self.ending(".zip")):
                 self._take(folder_of_zip(archive, None))
             found = self._lookup(name)
+        if found is not None:
+            self._found[name] = found
         return found
 
     def _lookup(self, name: str) -> Path | None:

@@ -19,6 +19,14 @@ _NUMBERS = {
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _CHINESE_PUNCTUATION = "，。、；：？！“”‘’（）《》【】,.;:?!"
 _YES_OR_NO = {"yes", "no"}
+# The words by which SLAKE's Chinese questions are answered; those of no hold those of yes.
+_CHINESE_UNSURE = ("无法", "不确定", "不知道", "不清楚")
+_CHINESE_NO = ("不", "没有", "否", "无")
+_CHINESE_YES = ("是", "有", "包含", "可以", "正常", "存在", "能", "会", "健康")
+_CHINESE_ANSWERS = {
+    "是", "是的", "有", "包含", "可以", "正常", "存在", "能", "会", "健康",
+    "不是", "否", "没有", "不包含", "不可以", "不正常", "不存在", "不能", "不会", "不健康",
+}  # fmt: skip
 
 
 def normal_form(text: str) -> str:
@@ -80,10 +88,11 @@ def judge_closed(answer: str, reference: str, language: str = "en") -> dict[str,
     Returns
     -------
     dict : "accuracy", strict: of yes and no the answer has the right one and not the other, as whole
-        words, and any other reference stands in it as whole words; a Chinese answer begins with the
-        reference. "published": the reference is part of the answer's text, which is LLaVA-Med's
-        rule (there a miss that holds neither yes nor no counts, and others were forgotten; here all
-        count); for Chinese both are equal.
+        words, and any other reference stands in it as whole words. In Chinese yes and no have many
+        words (是, 包含; 不是, 没有): the answer must mean the same of the two. "published": the
+        reference is part of the answer's text, which is LLaVA-Med's rule (there a miss that holds
+        neither yes nor no counts, and others were forgotten; here all count); for Chinese both are
+        equal.
 
     Examples
     --------
@@ -95,10 +104,11 @@ def judge_closed(answer: str, reference: str, language: str = "en") -> dict[str,
     if language == "zh":
         said = "".join(tokens_of(answer, "zh"))
         wanted = "".join(tokens_of(reference, "zh"))
-        return {
-            "accuracy": float(said.startswith(wanted)),
-            "published": float(said == wanted),
-        }
+        if wanted in _CHINESE_ANSWERS:
+            strict = _says_yes(said) is _says_yes(wanted)
+        else:
+            strict = wanted in said
+        return {"accuracy": float(strict), "published": float(said == wanted)}
     said = tokens_of(answer)
     wanted = tokens_of(reference)
     strict = _contains(said, wanted)
@@ -106,6 +116,21 @@ def judge_closed(answer: str, reference: str, language: str = "en") -> dict[str,
         strict = _YES_OR_NO & set(said) == set(wanted)
     published = normal_form(reference) in normal_form(answer)
     return {"accuracy": float(strict), "published": float(published)}
+
+
+def _says_yes(text: str) -> bool | None:
+    """Say whether a Chinese answer means yes; None where it says neither.
+
+    >>> _says_yes("图中不包含肝脏"), _says_yes("是的"), _says_yes("无法判断")
+    (False, True, None)
+    """
+    if any(word in text for word in _CHINESE_UNSURE):
+        return None
+    if any(word in text for word in _CHINESE_NO):
+        return False
+    if any(word in text for word in _CHINESE_YES):
+        return True
+    return None
 
 
 def _contains(words: Sequence[str], part: Sequence[str]) -> bool:
