@@ -353,6 +353,12 @@ def test_closed_and_open_questions_are_scored_apart_with_intervals_over_pictures
         score_benchmark(answers[1:], facts)
 
 
+def test_who_always_says_no_is_right_about_all_chinese_words_for_it():
+    facts = [fact | {"language": "zh"} for fact in facts_of("closed", ["a", "b", "c"])]
+    answers = [{"answer": "是", "reference": text} for text in ("不是", "不是", "不包含")]
+    assert score_benchmark(answers, facts)["controls"] == {"closed: always '不是'": 100}
+
+
 def test_choices_and_reports_are_scored_by_rules_of_their_own():
     facts = facts_of("choice", ["a", "b"], options=["CT", "MRI"])
     answers = [{"answer": said, "reference": "CT"} for said in ("CT.", "MRI")]

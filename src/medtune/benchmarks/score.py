@@ -108,8 +108,13 @@ def _controls(
     """Give what is reached without any picture."""
     if kind == "closed":
         references = Counter(normal_form(answers[number]["reference"]) for number in numbers)
-        word, count = references.most_common(1)[0]
-        return {f"closed: always {word!r}": 100 * count / len(numbers)}
+        word, _ = references.most_common(1)[0]
+        # judged like any answer: in Chinese it is right about all words for no
+        right = []
+        for number in numbers:
+            same = {"answer": word, "reference": answers[number]["reference"]}
+            right.append(_judge(same, facts[number])["accuracy"])
+        return {f"closed: always {word!r}": 100 * math.fsum(right) / len(right)}
     if kind == "choice":
         chance = sum(1 / len(facts[number]["options"]) for number in numbers)
         return {"choice: by chance": 100 * chance / len(numbers)}
