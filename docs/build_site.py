@@ -26,7 +26,7 @@ PROGRESS_BAR = "application/vnd.jupyter.widget-view+json"
 GROUPS = {
     "Data": ("pairs", "modelscope", "captions", "boxes", "audit", "records"),
     "Model": ("models", "plan", "training", "multitask"),
-    "Judge": ("answers", "scores", "plots"),
+    "Judge": ("answers", "scores", "benchmarks", "plots"),
     "Run": ("runs", "chat", "deploy", "cli", "files"),
 }
 # File of the repository -> page of the site; more are added where files are many.

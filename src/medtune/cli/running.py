@@ -327,6 +327,31 @@ def plan(
 
 
 @app.command()
+def card(
+    name: Run,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The Markdown file to write; by default it is printed."),
+    ] = None,
+    root: Root = None,
+) -> None:
+    """Write a run's card: the fields of CLAIM and TRIPOD-LLM, filled from its results.
+
+    What only you know stands in papermill_runs/RUN/card.yaml, a line for each field; what nobody
+    said is shown as empty.
+    """
+    from medtune.files import write_whole
+    from medtune.runs import write_card
+
+    text = write_card(name, root=root)
+    if out is None:
+        print(text, end="")
+        return
+    write_whole(out, text)
+    print(f"card: {out}", file=sys.stderr)
+
+
+@app.command()
 def rehearse(
     name: Run,
     steps: Annotated[int, typer.Option(help="Optimizer steps of each training.")] = 2,

@@ -26,6 +26,7 @@ from .dicom import (
     read_frames,
 )
 from .files_of_pictures import PICTURE_SUFFIXES
+from .find import folder_of_zip
 from .load import load_pairs
 from .pictures import picture_bytes, reject_reason, to_rgb
 from .record import names_group
@@ -39,6 +40,7 @@ __all__ = [
     "WINDOWS",
     "copy_without_patient",
     "describe",
+    "folder_of_zip",
     "is_dicom",
     "load_pairs",
     "names_group",

@@ -83,6 +83,11 @@ def folder_of_zip(path: Path, encoding: str | None, takes_volumes: bool = False)
     ------
     ValueError
         The file is of a kind that is not read; the message says what to do with it.
+
+    Examples
+    --------
+    >>> folder_of_zip(Path("a folder"), None).name
+    'a folder'
     """
     if not path.is_file() or (takes_volumes and is_nifti(path)):
         return path
