@@ -1,8 +1,10 @@
 """Subcommands on models that leave the notebook: export, serve, pacs."""
 
+import contextlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -210,19 +212,11 @@ def pacs(
         api_key=os.environ.get("MEDTUNE_SERVE_PASSWORD") or "none",
         allow_remote=allow_remote,
     )
-    # whatever ends it, the fetched slices are deleted
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _end)
-    read = deploy.answer_series(
-        place,
-        _choose_series(found, series),
-        server,
-        card=card_id,
-        question=question,
-        slices=slices,
-        window=read_window(window),
-        gate=deploy.Gate.load(gate, base, threshold) if gate else None,
-    )
+    chosen = _choose_series(found, series)
+    with _ending_cleanly():
+        fetched = deploy.fetch_series(place, chosen, slices=slices, window=read_window(window))
+    loaded = deploy.Gate.load(gate, base, threshold) if gate else None
+    read = deploy.answer_series(fetched, server, card=card_id, question=question, gate=loaded)
     report = deploy.structured_report(read)
     # first the file: what is stored in an archive cannot be taken back
     if fhir is not None:
@@ -236,9 +230,21 @@ def pacs(
     print(f"stored: structured report, series {report.SeriesInstanceUID}, not for clinical use")
 
 
-def _end(number: int, frame: Any) -> None:
-    """End as by a signal, but let what is open be closed and deleted."""
-    sys.exit(128 + number)
+@contextlib.contextmanager
+def _ending_cleanly() -> Iterator[None]:
+    """Leave by SystemExit at a signal, so that the slices which were fetched are deleted."""
+
+    def end(number: int, frame: Any) -> None:
+        sys.exit(128 + number)
+
+    before = {}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _check_gate(gate: Path | None, base: str | None, threshold: float | None) -> None:

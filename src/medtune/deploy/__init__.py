@@ -31,6 +31,7 @@ _LOADED_WHEN_ASKED_FOR = {
     "check_export": "check",
     "diagnostic_report": "reports",
     "export_gguf": "convert",
+    "fetch_series": "reading",
     "structured_report": "reports",
 }
 
@@ -48,6 +49,7 @@ __all__ = [
     "check_reach",
     "diagnostic_report",
     "export_gguf",
+    "fetch_series",
     "read_export",
     "serve",
     "structured_report",

@@ -69,23 +69,54 @@ class Gate:
 
 
 @dataclass(frozen=True)
+class Slice:
+    """A slice that a model can be asked about.
+
+    Parameters
+    ----------
+    number : in its series, from 1, in the order of the anatomy.
+    frame : number of the frame in a file of several, from 1; None in a file of one.
+    picture : what the model sees, and all that it sees.
+    header : tags of its file, without pixels. They name the patient: a report that goes back to the
+        archive needs them, nothing else may have them.
+    """
+
+    number: int
+    frame: int | None
+    picture: Image.Image
+    header: Dataset
+
+
+@dataclass(frozen=True)
+class FetchedSeries:
+    """A series, of which some slices or all were read.
+
+    Parameters
+    ----------
+    series : the series.
+    count : how many slices it has.
+    slices : those that were read.
+    left_out : files of the series that hold no slice, such as a page of doses.
+    """
+
+    series: Series
+    count: int
+    slices: tuple[Slice, ...]
+    left_out: int
+
+
+@dataclass(frozen=True)
 class SliceAnswer:
     """What was said of one slice.
 
     Parameters
     ----------
-    number : of the slice in its series, from 1, in the order of the anatomy.
-    instance : SOP instance UID of its file.
-    instance_class : SOP class UID of its file.
-    frame : number of the frame in a file of several, from 1; None in a file of one.
+    slice : the slice.
     text : what the model said; None where the gate held it back.
     match_score : what the gate found, 0..1; None without a gate.
     """
 
-    number: int
-    instance: str
-    instance_class: str
-    frame: int | None
+    slice: Slice
     text: str | None
     match_score: float | None
 
@@ -96,27 +127,20 @@ class SeriesAnswers:
 
     Parameters
     ----------
-    series : the series that was asked about.
-    slices : how many it has.
-    answers : of the slices that were asked about.
+    fetched : the series, with the slices that were asked about.
+    answers : one for each of them.
     model : what the server calls the model.
     card : identifies the model's card, see `card_id`.
     question : what was asked.
     threshold : of the gate; None without a gate.
-    left_out : files of the series that hold no slice, such as a page of doses.
-    headers : tags of the files that were asked about, without pixels. They name the patient: a
-        report that goes back to the archive needs them, nothing else may have them.
     """
 
-    series: Series
-    slices: int
+    fetched: FetchedSeries
     answers: tuple[SliceAnswer, ...]
     model: str
     card: str
     question: str
     threshold: float | None
-    left_out: int
-    headers: tuple[Dataset, ...]
 
     @property
     def withheld(self) -> int:
@@ -133,14 +157,14 @@ class SeriesAnswers:
                 f"gate: threshold {self.threshold:g}, {self.withheld} of {len(self.answers)} "
                 "answers withheld"
             )
-        lines.append(f"slices asked about: {len(self.answers)} of {self.slices}")
-        if self.left_out:
-            lines.append(f"files of the series without a slice, left out: {self.left_out}")
+        lines.append(f"slices asked about: {len(self.answers)} of {self.fetched.count}")
+        if self.fetched.left_out:
+            lines.append(f"files without a slice, left out: {self.fetched.left_out}")
         return lines
 
     def remark(self, answer: SliceAnswer) -> str:
         """Say of which slice an answer is, and what the gate found."""
-        words = f"slice {answer.number} of {self.slices}"
+        words = f"slice {answer.slice.number} of {self.fetched.count}"
         if answer.match_score is not None:
             words += f", match score {answer.match_score:.3f}, threshold {self.threshold:g}"
         return words
@@ -189,53 +213,89 @@ def card_id(card: str | os.PathLike) -> str:
     return f"{file.resolve().parent.name}/{file.name} sha256:{digest}"
 
 
-def answer_series(  # noqa: PLR0913 - each is given by keyword where it is a setting
+def fetch_series(
     archive: Archive,
     series: Series,
-    server: OpenAIServer,
     *,
-    card: str,
-    question: str | None = None,
     slices: int | None = None,
     window: str | tuple[float, float] | None = None,
-    gate: Gate | None = None,
-    max_new_tokens: int = 256,
-) -> SeriesAnswers:
-    """Fetch a series and have a served model answer its slices.
+) -> FetchedSeries:
+    """Fetch a series from an archive, and read its slices.
 
-    The files lie in a folder of this user's until they are read, and are then deleted.
+    The files lie in a folder of this user's until they are read, and are then deleted. A process
+    that is killed in between (SIGKILL) leaves them in the folder for temporary files.
 
     Parameters
     ----------
     archive : where the series is.
     series : one of `archive.series(study)`.
-    server : where the model is served.
-    card : what `card_id` gives.
-    question : what is asked of each slice; by default to describe it.
-    slices : ask about so many, evenly spread; by default about all.
+    slices : read so many, evenly spread; by default all.
     window : as `medtune.pairs.read_frames` takes it.
-    gate : holds answers back that do not match their pictures; by default none does.
-    max_new_tokens : most tokens of an answer.
 
     Raises
     ------
     ValueError : no pictures in the series, pictures that its files say are written on, a slice that
-        cannot be read, a server that refuses.
-    OSError : archive or server do not answer.
+        cannot be read.
+    OSError : the archive does not answer.
+
+    Examples
+    --------
+    >>> archive = Archive("http://127.0.0.1:8042/dicom-web")
+    >>> [series] = archive.series("1.2.3")  # doctest: +SKIP
+    >>> fetched = fetch_series(archive, series, slices=10)  # doctest: +SKIP
     """
     if slices is not None and slices < 1:
         raise ValueError(f"slices={slices}: ask about one slice or more")
     with tempfile.TemporaryDirectory(prefix="medtune-pacs-") as folder:
-        fetched = archive.fetch(series, Path(folder))
+        files = archive.fetch(series, Path(folder))
         with quiet_libraries():
             places = _places(Path(folder))
             chosen = _spread(places, slices)
             headers = {place.file: _header(place.file) for place in chosen}
             pictures = _pictures(chosen, window)
-    rows = []
+    read = []
     for place, picture in zip(chosen, pictures, strict=True):
+        frame = place.frame if place.frames > 1 else None
+        read.append(Slice(place.number, frame, picture, headers[place.file]))
+    left_out = len(files) - len({place.file for place in places})
+    return FetchedSeries(series, len(places), tuple(read), left_out)
+
+
+def answer_series(  # noqa: PLR0913 - each is given by keyword where it is a setting
+    fetched: FetchedSeries,
+    server: OpenAIServer,
+    *,
+    card: str,
+    question: str | None = None,
+    gate: Gate | None = None,
+    max_new_tokens: int = 256,
+) -> SeriesAnswers:
+    """Have a served model answer the slices of a series.
+
+    Parameters
+    ----------
+    fetched : what `fetch_series` gives.
+    server : where the model is served.
+    card : what `card_id` gives.
+    question : what is asked of each slice; by default to describe it.
+    gate : holds answers back that do not match their pictures; by default none does.
+    max_new_tokens : most tokens of an answer.
+
+    Raises
+    ------
+    ValueError : the server refuses.
+    OSError : the server does not answer.
+
+    Examples
+    --------
+    >>> server = OpenAIServer("http://127.0.0.1:8000/v1", "liver-captions")
+    >>> read = answer_series(fetched, server, card=card_id("merged"))  # doctest: +SKIP
+    """
+    pictures = [slice.picture for slice in fetched.slices]
+    rows = []
+    for slice in fetched.slices:
         # the id is a number: it may stand in a log
-        rows.append({"id": f"slice {place.number}", "image": picture, "caption": ""})
+        rows.append({"id": f"slice {slice.number}", "image": slice.picture, "caption": ""})
     answered = generate_answers(
         server, None, rows, backend="openai", question=question, max_new_tokens=max_new_tokens
     )
@@ -243,28 +303,16 @@ def answer_series(  # noqa: PLR0913 - each is given by keyword where it is a set
     asked = answered[0]["question"]
     scores = gate.scores(pictures, asked, drafts) if gate else [None] * len(drafts)
     answers = []
-    for place, draft, score in zip(chosen, drafts, scores, strict=True):
+    for slice, draft, score in zip(fetched.slices, drafts, scores, strict=True):
         is_held_back = gate is not None and score < gate.threshold
-        answers.append(
-            SliceAnswer(
-                number=place.number,
-                instance=str(headers[place.file].SOPInstanceUID),
-                instance_class=str(headers[place.file].SOPClassUID),
-                frame=place.frame if place.frames > 1 else None,
-                text=None if is_held_back else draft,
-                match_score=score,
-            )
-        )
+        answers.append(SliceAnswer(slice, None if is_held_back else draft, score))
     return SeriesAnswers(
-        series=series,
-        slices=len(places),
+        fetched=fetched,
         answers=tuple(answers),
         model=server.model,
         card=card,
         question=asked,
         threshold=gate.threshold if gate else None,
-        left_out=len(fetched) - len({place.file for place in places}),
-        headers=tuple(headers.values()),
     )
 
 

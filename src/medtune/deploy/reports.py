@@ -57,7 +57,7 @@ def structured_report(read: SeriesAnswers) -> Dataset:
     """
     with quiet_libraries():
         return hd.sr.EnhancedSR(
-            evidence=[_with_all_tags(header) for header in read.headers],
+            evidence=_evidence(read),
             content=_tree(read),
             series_instance_uid=hd.UID(),
             series_number=_SERIES_NUMBER,
@@ -70,7 +70,7 @@ def structured_report(read: SeriesAnswers) -> Dataset:
             series_description=_DESCRIPTION,
             # of PRODUCT, RESEARCH and SERVICE
             content_qualification="RESEARCH",
-            is_complete=len(read.answers) == read.slices,
+            is_complete=len(read.answers) == read.fetched.count,
             is_final=False,
             is_verified=False,
             # answers may be in any language, whatever the series is written in
@@ -96,7 +96,7 @@ def diagnostic_report(read: SeriesAnswers, report: Dataset) -> dict[str, Any]:
     >>> resource["status"]  # doctest: +SKIP
     'preliminary'
     """
-    study = {"type": "ImagingStudy", "identifier": _identifier(read.series.study)}
+    study = {"type": "ImagingStudy", "identifier": _identifier(read.fetched.series.study)}
     device = {
         "resourceType": "Device",
         "id": "model",
@@ -106,12 +106,12 @@ def diagnostic_report(read: SeriesAnswers, report: Dataset) -> dict[str, Any]:
     }
     observations = []
     for answer in read.answers:
-        where = f"{read.remark(answer)}, instance {answer.instance}"
-        if answer.frame is not None:
-            where += f", frame {answer.frame}"
+        where = f"{read.remark(answer)}, instance {answer.slice.header.SOPInstanceUID}"
+        if answer.slice.frame is not None:
+            where += f", frame {answer.slice.frame}"
         observation = {
             "resourceType": "Observation",
-            "id": f"slice-{answer.number}",
+            "id": f"slice-{answer.slice.number}",
             "status": "preliminary",
             "code": _coded("http://dicom.nema.org/resources/ontology/DCM", codes.DCM.Finding),
             "device": {"reference": "#model"},
@@ -172,9 +172,9 @@ def _tree(read: SeriesAnswers) -> hd.sr.ContainerContentItem:
         )
         image = hd.sr.ImageContentItem(
             codes.DCM.SourceImage,
-            answer.instance_class,
-            answer.instance,
-            referenced_frame_numbers=answer.frame,
+            answer.slice.header.SOPClassUID,
+            answer.slice.header.SOPInstanceUID,
+            referenced_frame_numbers=answer.slice.frame,
             relationship_type=relations.INFERRED_FROM,
         )
         finding.ContentSequence = hd.sr.ContentSequence([remark, image])
@@ -194,6 +194,15 @@ def _observer(read: SeriesAnswers) -> hd.sr.ObservationContext:
     )
     context = hd.sr.ObserverContext(codes.DCM.Device, device)
     return hd.sr.ObservationContext(observer_device_context=context)
+
+
+def _evidence(read: SeriesAnswers) -> list[Dataset]:
+    """List the headers of the files that were asked about, each once."""
+    headers = {}
+    for slice in read.fetched.slices:
+        if slice.header.SOPInstanceUID not in headers:
+            headers[slice.header.SOPInstanceUID] = _with_all_tags(slice.header)
+    return list(headers.values())
 
 
 def _with_all_tags(header: Dataset) -> Dataset:
