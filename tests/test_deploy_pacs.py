@@ -3,6 +3,7 @@ patient goes anywhere else.
 """
 
 import contextlib
+import dataclasses
 import http.server
 import importlib.util
 import io
@@ -404,9 +405,9 @@ def test_what_cannot_be_answered_is_said(orthanc, card, capfd):
         assert len(server.requests) == asked
     assert len(archive_at(orthanc).series(plain)) == 2
     assert len(archive_at(orthanc).studies()) == len(studies_before) + 2
+    [ct] = [each for each in archive_at(orthanc).series(plain) if each.uid == series]
     with pytest.raises(OSError, match="gave 2 of 99 files"):
-        wrong = deploy.archive.Series(plain, series, "CT", 99)
-        deploy.fetch_series(archive_at(orthanc), wrong)
+        deploy.fetch_series(archive_at(orthanc), dataclasses.replace(ct, instances=99))
 
 
 @needs_orthanc
@@ -507,13 +508,17 @@ def test_an_archive_that_is_down_or_is_none():
         archive_at(server.url).studies()
 
 
-def read_by_hand(text: str | None, **tags) -> "deploy.reading.SeriesAnswers":
+def read_by_hand(text: str | None, **tags):
+    """What was said of a series of one slice, without an archive."""
+    from medtune.deploy.archive import Series
+    from medtune.deploy.reading import FetchedSeries, SeriesAnswers, Slice, SliceAnswer
+
     ds = data_set(np.zeros((4, 4), np.uint8), **tags)
-    slice = deploy.reading.Slice(1, None, Image.new("RGB", (4, 4)), ds)
-    series = deploy.archive.Series(str(ds.StudyInstanceUID), "1.2.3", "CT", 1)
-    return deploy.reading.SeriesAnswers(
-        fetched=deploy.reading.FetchedSeries(series, 1, (slice,), 3),
-        answers=(deploy.reading.SliceAnswer(slice, text, None),),
+    slice = Slice(1, None, Image.new("RGB", (4, 4)), ds)
+    series = Series(str(ds.StudyInstanceUID), "1.2.3", "CT", 1)
+    return SeriesAnswers(
+        fetched=FetchedSeries(series, 1, (slice,), 3),
+        answers=(SliceAnswer(slice, text, None),),
         model="m" * 100,
         card="c",
         question="What?",
