@@ -63,7 +63,17 @@ PATIENT = {
     "StudyDescription": "Follow-up of Wang",
     "ReferringPhysicianName": "Grey^Meredith",
 }
-TELLING = ("Wang", "XiaoDong", "小東", "4711", "19630214", "0815", "Nowhere", "20240229", "Grey")
+# Long enough that no random UID and no picture in base 64 holds one of them by chance.
+TELLING = (
+    "XiaoDong",
+    "小東",
+    "PID-4711",
+    "19630214",
+    "ACC-0815",
+    "Nowhere",
+    "20240229",
+    "Meredith",
+)
 
 
 def free_port() -> int:
@@ -351,6 +361,20 @@ def test_every_kind_of_file_comes_back_as_it_is_stored(orthanc, tmp_path):
 
 
 @needs_orthanc
+def test_real_files_of_many_makers_are_stored_and_come_back(orthanc, real, tmp_path):
+    files = sorted((real / "dicom").glob("*.dcm"))
+    assert len(files) > 5
+    for file in files:
+        ds = pydicom.dcmread(file)
+        study, uid = stored(orthanc, [ds])
+        archive = archive_at(orthanc)
+        [series] = [series for series in archive.series(study) if series.uid == uid]
+        [slice, *_] = deploy.fetch_series(archive, series).slices
+        assert slice.header.SOPInstanceUID == ds.SOPInstanceUID
+        assert slice.picture.tobytes() == read_frames(file)[0].tobytes()
+
+
+@needs_orthanc
 def test_frames_of_one_file_are_slices(orthanc, card):
     pixels = np.arange(3 * 32 * 32).reshape(3, 32, 32).astype(np.uint8)
     ds = data_set(pixels)
@@ -394,6 +418,7 @@ def test_what_cannot_be_answered_is_said(orthanc, card, capfd):
             (["../studies", *model], "is no UID"),
             ([plain, *model, "--slices", "0"], "--slices 0"),
             ([plain, "--url", server.url], "--card"),
+            ([plain, *model, "--fhir", card / "none" / "report.json"], "there is no folder"),
             ([plain, *model, "--threshold", "0.5"], "belong together"),
             ([plain, "--url", server.url, "--card", card / "none"], "README.md"),
         ]

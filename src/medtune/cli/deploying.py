@@ -205,6 +205,8 @@ def pacs(
         raise ValueError("the report has to name the model's card: give --card FOLDER")
     card_id = deploy.card_id(card)
     _check_gate(gate, base, threshold)
+    if fhir is not None and not fhir.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {fhir.parent} to write {fhir.name} in")
     from medtune.answers import OpenAIServer
 
     server = OpenAIServer.at(
@@ -212,10 +214,10 @@ def pacs(
         api_key=os.environ.get("MEDTUNE_SERVE_PASSWORD") or "none",
         allow_remote=allow_remote,
     )
+    loaded = deploy.Gate.load(gate, base, threshold) if gate else None
     chosen = _choose_series(found, series)
     with _ending_cleanly():
         fetched = deploy.fetch_series(place, chosen, slices=slices, window=read_window(window))
-    loaded = deploy.Gate.load(gate, base, threshold) if gate else None
     read = deploy.answer_series(fetched, server, card=card_id, question=question, gate=loaded)
     report = deploy.structured_report(read)
     # first the file: what is stored in an archive cannot be taken back

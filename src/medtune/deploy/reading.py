@@ -202,7 +202,7 @@ def card_id(card: str | os.PathLike) -> str:
     >>> folder.mkdir()
     >>> _ = (folder / "README.md").write_text("What this model is for.")
     >>> card_id(folder)
-    'liver-captions/README.md sha256:9cf3ed6af2d1ac2bce1a0bba4c0a9d7b...'
+    'liver-captions/README.md sha256:7a01777d0992...'
     """
     file = Path(card)
     if file.is_dir():
