@@ -78,6 +78,7 @@ COMMANDS = [
     "audit",
     "evaluate",
     "compare",
+    "card",
     "curves",
     "version",
     "clean",

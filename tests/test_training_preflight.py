@@ -9,9 +9,11 @@ from PIL import Image
 from tiny_models import TWINS, tiny_twin
 from tiny_training import make_model, words_of
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+from volume_files import values, write_nifti
 
 from medtune import models, training
-from medtune.records import read_records
+from medtune.pairs import load_pairs
+from medtune.records import convert_pairs, read_records
 from medtune.training import preflight
 
 # One of them ends where another begins with a blank: texts that templates trim, or tokenizers join.
@@ -114,6 +116,47 @@ def test_labels_of_another_answer_are_found_in_all_families(tmp_path, family):
 def training_collator(processor):
     """TRL's own collator."""
     return DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)
+
+
+# ---- several pictures in a question
+
+
+def slabs(folder: Path, *, slices: int = 6, size: tuple[int, int] = (64, 64)) -> Path:
+    """Records of three pictures each, from two volumes; the second has slices of another size."""
+    write_nifti(folder / "a.nii.gz", values(slices, 64, 64))
+    write_nifti(folder / "b.nii.gz", values(slices, *size))
+    table = folder / "t.csv"
+    table.write_text("image,id,caption\na.nii.gz,one,A liver.\nb.nii.gz,two,A lung.\n")
+    convert_pairs(load_pairs(table, slab=3), folder / "data", split_by="none")
+    return folder / "data"
+
+
+def test_slabs_are_trained_on(tmp_path, capsys, base):
+    data = slabs(tmp_path)
+    code, said = train(capsys, data, base)
+    assert code == 0, said
+    log = json.loads((data / "out" / "log.json").read_text())
+    assert [0 < entry["loss"] < 20 for entry in log if "loss" in entry] == [True]
+
+
+def test_a_slab_that_is_too_long_or_has_an_odd_slice_is_told_before_training(
+    tmp_path, capsys, base
+):
+    (tmp_path / "long").mkdir()
+    (tmp_path / "odd").mkdir()
+    data = slabs(tmp_path / "long")
+    rows = read_records(data)
+    processor = models.load_processor(base)
+    collate = training_collator(processor)
+    longest = max(len(collate([dict(row)])["input_ids"][0]) for row in rows)
+    code, said = train(capsys, data, base, max_length=longest - 1)
+    assert f"answers are cut by max_length={longest - 1}" in one_error(code, said)
+    code, said = train(capsys, data, base, max_length=longest)
+    assert code == 0, "all three pictures are counted, and no more"
+    code, said = train(capsys, slabs(tmp_path / "odd", size=(2, 600)), base)
+    assert "record 'two+2': its picture of 600 x 2 pixels cannot be prepared" in one_error(
+        code, said
+    )
 
 
 # ---- answers that max_length cuts

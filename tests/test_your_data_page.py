@@ -12,6 +12,7 @@ import course
 import numpy as np
 import pytest
 from own_data import own_pairs, write_slice
+from volume_files import write_nifti, write_series
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -42,7 +43,9 @@ def blocks(kind: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory, sample_path) -> Path:
-    """A folder with scans, a table of reports, a DICOM series, and the parameters of the page."""
+    """A folder with scans, a table of reports, a DICOM series, volumes, and the parameters of the
+    page.
+    """
     desk = tmp_path_factory.mktemp("desk")
     own = own_pairs(sample_path, patients=12, pictures=3)
     (desk / "scans").mkdir()
@@ -56,9 +59,26 @@ def desk(tmp_path_factory, sample_path) -> Path:
     for number, picture in enumerate(own["picture"][:3]):
         grey = np.asarray(picture.convert("L"))
         write_slice(desk / "series" / f"1.2.3.{number}", grey, "MRN7000", number)
+    write_volumes(desk / "volumes")
     (parameters,) = blocks("yaml")
     (desk / "train.yaml").write_text(parameters.replace(MODEL, str(course.REPO / "data/tiny-vlm")))
     return desk
+
+
+def write_volumes(folder: Path) -> None:
+    """Two DICOM series and two NIfTI files of four patients, and the table of the page."""
+    random = np.random.default_rng(0)
+    lines = ["series,report,patient_no"]
+    for number in range(4):
+        array = random.integers(-900, 900, (8, 48, 48), dtype=np.int16)
+        name = f"ct-{number:04d}"
+        if number < 2:
+            write_series(folder / name, array, PatientID=f"991{number}")
+        else:
+            name += ".nii.gz"
+            write_nifti(folder / name, array)
+        lines.append(f'{name},"No focal lesion, number {number}.",991{number}')
+    (folder / "reports.csv").write_text("\n".join(lines) + "\n", "utf-8")
 
 
 def as_run_here(command: str, root: Path) -> list[str]:

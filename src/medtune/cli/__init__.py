@@ -3,7 +3,7 @@
 `app.py` makes the application, `options.py` the options that several commands share; the
 subcommands stand in `running.py` (runs, plans, training, the chat page), `data.py` (sample,
 convert, check, audit), `answering.py` and `people.py` (evaluate), `comparing.py` (compare, curves) and
-`deploying.py` (export, serve); `printing.py` prints tables.
+`deploying.py` (export, serve, pacs); `printing.py` prints tables.
 
 What a user can put right (ValueError, OSError, ImportError) is one line on stderr and exit code 1;
 with `--debug` before the subcommand it is a traceback. The rooms of the package are imported inside

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .app import app
+from .benchmarks import evaluate_benchmark
 from .options import (
     AllowEmptyCaptions,
     Asked,
@@ -54,9 +55,24 @@ def evaluate(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="With --run: pairs of other people, a converted folder or any source of pairs."
+            help="With --run: pairs of other people, a converted folder or any source of pairs. With "
+            "--benchmark: the folder or ZIP of its files, by default its set on the hub."
         ),
     ] = None,
+    benchmark: Annotated[
+        str | None,
+        typer.Option(
+            help="With --run: answer a published benchmark by its rules: vqa-rad, slake, slake-zh, "
+            "path-vqa, omnimedvqa or iu-xray; or 'own', questions of your own in --data."
+        ),
+    ] = None,
+    overlap: Annotated[
+        bool,
+        typer.Option(
+            help="With --benchmark: count its pictures that the run was trained on, and those that "
+            "its published split has on both sides. Each picture of them is read."
+        ),
+    ] = True,
     scores: ScoreNames = None,
     split: Annotated[
         str, typer.Option(help="For a converted folder: which of its splits is answered.")
@@ -108,7 +124,7 @@ def evaluate(
 
     Answers of other programs are read as well: --column answer=predict names their columns. The
     answers for a series are set beside a report. With --run and --data a finished run answers about
-    other people, without training again.
+    other people, without training again; with --benchmark it answers the field's own questions.
     """
     asked = Asked(
         column=column or [],
@@ -120,22 +136,23 @@ def evaluate(
         window=window,
         limit=limit,
     )
-    if run is not None or data is not None:
-        if run is None or data is None or source is not None:
+    if run is not None or data is not None or benchmark is not None:
+        if source is not None:
             raise ValueError("give either a source, or both --run NAME and --data OTHER")
         # scores need captions
         described = dataclasses.replace(asked, allow_empty_captions=allow_empty_captions)
-        evaluate_run(
-            run,
-            data,
-            described,
-            split=split,
-            question=question,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            out=out,
-            root=root,
-        )
+        options = {
+            "split": split,
+            "batch_size": batch_size,
+            "max_new_tokens": max_new_tokens,
+            "out": out,
+            "root": root,
+        }
+        options["question"] = question
+        if benchmark is None:
+            _evaluate_on_others(run, data, described, **options)
+        else:
+            _evaluate_on_benchmark(benchmark, run, data, described, overlap=overlap, **options)
         return
     if source is None:
         raise ValueError("nothing to evaluate: give a source, or --run NAME and --data OTHER")
@@ -183,6 +200,28 @@ def evaluate(
     )
     _print_beside_report(answers, text)
     print(f"answers: {out}")
+
+
+def _evaluate_on_others(run: str | None, data: Path | None, asked: Asked, **options: Any) -> None:
+    if run is None or data is None:
+        raise ValueError("give either a source, or both --run NAME and --data OTHER")
+    evaluate_run(run, data, asked, **options)
+
+
+def _evaluate_on_benchmark(  # noqa: PLR0913 - what is asked, of whom
+    benchmark: str,
+    run: str | None,
+    data: Path | None,
+    asked: Asked,
+    *,
+    question: str | None,
+    **options: Any,
+) -> None:
+    if run is None:
+        raise ValueError("--benchmark NAME is answered by a finished run: give --run NAME")
+    if question is not None:
+        raise ValueError("--question: a benchmark brings its own questions, leave it out")
+    evaluate_benchmark(benchmark, run, data, asked, **options)
 
 
 def _is_picture(file: Path) -> bool:

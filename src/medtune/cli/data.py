@@ -19,6 +19,8 @@ from .options import (
     ImageRoot,
     Limit,
     Root,
+    SlabMm,
+    SlabPictures,
     Source,
     Split,
     SplitBy,
@@ -54,6 +56,8 @@ def convert(
     allow_empty_captions: AllowEmptyCaptions = False,
     encoding: Encoding = None,
     window: Window = None,
+    slab: SlabPictures = None,
+    slab_mm: SlabMm = None,
     split_by: SplitBy = None,
     splits: Annotated[
         Path | None,
@@ -140,6 +144,8 @@ def convert(
         allow_empty_captions=allow_empty_captions,
         encoding=encoding,
         window=window,
+        slab=slab,
+        slab_mm=slab_mm,
         config=config,
         split=split,
         limit=limit,
@@ -284,6 +290,8 @@ def audit(
     allow_empty_captions: AllowEmptyCaptions = False,
     encoding: Encoding = None,
     window: Window = None,
+    slab: SlabPictures = None,
+    slab_mm: SlabMm = None,
     split_by: SplitBy = None,
     id_pattern: Annotated[
         str | None,
@@ -333,6 +341,8 @@ def audit(
         allow_empty_captions=allow_empty_captions,
         encoding=encoding,
         window=window,
+        slab=slab,
+        slab_mm=slab_mm,
         config=config,
         split=split,
         limit=limit,
@@ -457,6 +467,8 @@ def ids(
     allow_empty_captions: AllowEmptyCaptions = False,
     encoding: Encoding = None,
     window: Window = None,
+    slab: SlabPictures = None,
+    slab_mm: SlabMm = None,
 ) -> None:
     """Say which file of a source each id stands for, on the screen only.
 
@@ -471,6 +483,8 @@ def ids(
         allow_empty_captions=allow_empty_captions,
         encoding=encoding,
         window=window,
+        slab=slab,
+        slab_mm=slab_mm,
     )
     pairs = asked.load(source)
     undecoded = pairs.cast_column("image", datasets.Image(decode=False))

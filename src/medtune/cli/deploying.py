@@ -1,14 +1,19 @@
-"""Subcommands on models that leave the notebook: export, serve."""
+"""Subcommands on models that leave the notebook: export, serve, pacs."""
 
+import contextlib
 import os
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from medtune.files import write_json
+
 from .app import app
-from .options import Root, TlsCert, TlsKey
+from .options import Root, TlsCert, TlsKey, Window, read_window
 from .printing import print_table
 
 
@@ -123,6 +128,148 @@ def serve(
         print(f"medtune: warning: {served.warning}", file=sys.stderr)
     print(f"medtune serve: {served.model} at {served.address} (Ctrl+C stops it)", flush=True)
     served.wait()
+
+
+@app.command()
+def pacs(
+    archive: Annotated[
+        str,
+        typer.Argument(
+            help="DICOMweb address of the archive, such as http://127.0.0.1:8042/dicom-web. "
+            "MEDTUNE_PACS_USER and MEDTUNE_PACS_PASSWORD in the environment, where it wants them."
+        ),
+    ],
+    study: Annotated[
+        str | None, typer.Argument(help="UID of a study; without one, studies are listed.")
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the model is served, such as http://127.0.0.1:8000/v1; without it, the "
+            "series of the study are listed. MEDTUNE_SERVE_PASSWORD as with serve."
+        ),
+    ] = None,
+    card: Annotated[
+        Path | None,
+        typer.Option(help="The model's README.md, or its folder; the report says which it was."),
+    ] = None,
+    series: Annotated[
+        str | None, typer.Option(help="UID of the series, where the study has several.")
+    ] = None,
+    question: Annotated[
+        str | None, typer.Option(help="What each slice is asked: that of the training.")
+    ] = None,
+    slices: Annotated[
+        int | None, typer.Option(help="Ask about so many, evenly spread; by default about all.")
+    ] = None,
+    window: Window = None,
+    gate: Annotated[
+        Path | None,
+        typer.Option(help="Model of notebook 07 that holds back what does not match its picture."),
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="With --gate: its base model.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="With --gate: least match score, as 07 prints it.")
+    ] = None,
+    fhir: Annotated[
+        Path | None, typer.Option(help="Also write a FHIR DiagnosticReport to this file.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Ask, but store no report in the archive.")
+    ] = False,
+    allow_remote: Annotated[
+        bool,
+        typer.Option("--allow-remote", help="Send the slices to a model on another machine."),
+    ] = False,
+) -> None:
+    """Have a served model answer a series of a PACS, and file a report: not for clinical use."""
+    from medtune import deploy
+
+    place = deploy.Archive(
+        archive,
+        # not options: other users of the machine see a command line
+        user=os.environ.get("MEDTUNE_PACS_USER") or None,
+        password=os.environ.get("MEDTUNE_PACS_PASSWORD"),
+    )
+    if study is None:
+        studies = place.studies()
+        print_table(studies)
+        return
+    found = place.series(study)
+    if url is None:
+        print_table(
+            [{"series": s.uid, "modality": s.modality, "files": s.instances} for s in found]
+        )
+        return
+    if card is None:
+        raise ValueError("the report has to name the model's card: give --card FOLDER")
+    card_id = deploy.card_id(card)
+    _check_gate(gate, base, threshold)
+    if fhir is not None and not fhir.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {fhir.parent} to write {fhir.name} in")
+    from medtune.answers import OpenAIServer
+
+    server = OpenAIServer.at(
+        url,
+        api_key=os.environ.get("MEDTUNE_SERVE_PASSWORD") or "none",
+        allow_remote=allow_remote,
+    )
+    loaded = deploy.Gate.load(gate, base, threshold) if gate else None
+    chosen = _choose_series(found, series)
+    with _ending_cleanly():
+        fetched = deploy.fetch_series(place, chosen, slices=slices, window=read_window(window))
+    read = deploy.answer_series(fetched, server, card=card_id, question=question, gate=loaded)
+    report = deploy.structured_report(read)
+    # first the file: what is stored in an archive cannot be taken back
+    if fhir is not None:
+        write_json(fhir, deploy.diagnostic_report(read, report))
+    for line in (f"model: {read.model}", *read.settings()):
+        print(line)
+    if dry_run:
+        print("no report was stored (--dry-run)")
+        return
+    place.store(report)
+    print(f"stored: structured report, series {report.SeriesInstanceUID}, not for clinical use")
+
+
+@contextlib.contextmanager
+def _ending_cleanly() -> Iterator[None]:
+    """Leave by SystemExit at a signal, so that the slices which were fetched are deleted."""
+
+    def end(number: int, frame: Any) -> None:
+        sys.exit(128 + number)
+
+    before = {}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _check_gate(gate: Path | None, base: str | None, threshold: float | None) -> None:
+    """Check that the options of the gate are given together."""
+    given = [option is not None for option in (gate, base, threshold)]
+    if any(given) and not all(given):
+        raise ValueError("--gate FOLDER, --base BASE and --threshold T belong together")
+
+
+def _choose_series(found: list, uid: str | None) -> Any:
+    """Choose a series of a study: the one that is named, or the only one that is no report."""
+    if uid is not None:
+        found = [series for series in found if series.uid == uid]
+        if not found:
+            raise ValueError(f"series={uid}: the study has no such series")
+        return found[0]
+    pictures = [series for series in found if series.modality not in ("SR", "KO", "PR", "SEG")]
+    if len(pictures) != 1:
+        raise ValueError(
+            f"the study has {len(pictures)} series of pictures: give series=UID (without --url "
+            "they are listed)"
+        )
+    return pictures[0]
 
 
 def _model_of(name: str, root: Path | None) -> str:

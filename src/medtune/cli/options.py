@@ -58,7 +58,25 @@ Encoding = Annotated[
 ]
 Window = Annotated[
     str | None,
-    typer.Option(help="For DICOM: a CT window such as lung or abdomen, or CENTRE,WIDTH."),
+    typer.Option(
+        help="For DICOM and NIfTI: a CT window such as lung or abdomen, or CENTRE,WIDTH; three "
+        "joined by + make the colours red, green and blue, such as lung+mediastinum+bone."
+    ),
+]
+SlabPictures = Annotated[
+    int | None,
+    typer.Option(
+        "--slab",
+        help="So many slices of each volume in one question: the table names folders of one DICOM "
+        "series each, or NIfTI files.",
+    ),
+]
+SlabMm = Annotated[
+    float | None,
+    typer.Option(
+        help="Millimetres between two slices of a slab, around the middle or the table's "
+        "middle_slice; by default slabs are spread evenly over the volume."
+    ),
 ]
 SplitBy = Annotated[
     str | None,
@@ -101,6 +119,8 @@ class Asked:
     allow_empty_captions: bool = False
     encoding: str | None = None
     window: str | None = None
+    slab: int | None = None
+    slab_mm: float | None = None
     config: str | None = None
     split: str | None = None
     limit: int | None = None
@@ -121,6 +141,8 @@ class Asked:
             allow_empty_captions=self.allow_empty_captions,
             encoding=self.encoding,
             window=read_window(self.window),
+            slab=self.slab,
+            slab_mm=self.slab_mm,
             config=self.config,
             split=self.split,
             limit=self.limit,
@@ -161,14 +183,24 @@ def read_columns(given: list[str] | None) -> dict[str, str]:
     return columns
 
 
-def read_window(given: str | None) -> str | tuple[float, float] | None:
-    """Read the name of a CT window, or CENTRE,WIDTH in Hounsfield units.
+def read_window(given: str | None) -> str | tuple | None:
+    """Read the name of a CT window, or CENTRE,WIDTH in Hounsfield units, or three of these.
 
     Examples
     --------
     >>> read_window("lung"), read_window("-600,1500"), read_window(None)
     ('lung', (-600.0, 1500.0), None)
+    >>> read_window("lung+50,350+bone")
+    ('lung', (50.0, 350.0), 'bone')
     """
+    if given and "+" in given:
+        windows = tuple(read_window(one.strip()) for one in given.split("+"))
+        if len(windows) != 3 or None in windows or "" in windows:
+            raise ValueError(
+                "--window takes one window, or three joined by +, such as lung+mediastinum+bone, "
+                f"not {given!r}"
+            )
+        return windows
     if not given or "," not in given:
         return given
     try:

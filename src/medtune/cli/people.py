@@ -59,15 +59,11 @@ def evaluate_run(  # noqa: PLR0913 - what is asked, of whom, and where it goes
     FileNotFoundError : there is no such run or data, or the run has no adapter or records.
     ValueError : the data set has no such split, or answers of other settings stand in `out`.
     """
-    import torch
-
-    from medtune import models
-    from medtune.answers import generate_answers
     from medtune.files import write_whole
     from medtune.records import read_records
     from medtune.scores import score_people
 
-    run = _find(name, root)
+    run = find_run(name, root)
     theirs = _records_of(data, asked, split)
     train = read_records(run.converted, "train")
     if question is None and "question" not in theirs.column_names:
@@ -76,13 +72,8 @@ def evaluate_run(  # noqa: PLR0913 - what is asked, of whom, and where it goes
     if "prompt" not in theirs.column_names and run.magnifies():
         theirs = _magnified(theirs, folder / "records", question)
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    base = models.load_base(run.base, dtype=run.dtype, device_map={"": device})
-    model = models.load_tuned(base, str(run.adapter))
-    processor = models.load_processor(str(run.adapter))
-    answers = generate_answers(
-        model,
-        processor,
+    answers = answers_of_run(
+        run,
         theirs,
         out=folder / "answers.jsonl",
         batch_size=batch_size,
@@ -107,7 +98,27 @@ def evaluate_run(  # noqa: PLR0913 - what is asked, of whom, and where it goes
     print(f"answers and scores: {folder}", file=sys.stderr)
 
 
-def _find(name: str, root: Path | None) -> Finished:
+def answers_of_run(run: Finished, rows: Any, **options: Any) -> list[dict[str, Any]]:
+    """Let the tuned model of a run answer; the options are those of `generate_answers`."""
+    import torch
+
+    from medtune import models
+    from medtune.answers import generate_answers
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    base = models.load_base(run.base, dtype=run.dtype, device_map={"": device})
+    model = models.load_tuned(base, str(run.adapter))
+    processor = models.load_processor(str(run.adapter))
+    return generate_answers(model, processor, rows, **options)
+
+
+def find_run(name: str, root: Path | None) -> Finished:
+    """Find a run that has records and an adapter.
+
+    Raises
+    ------
+    FileNotFoundError : there is none of this name, or it has not been trained.
+    """
     from medtune import runs
 
     params = runs.read_params(name, root=root)
@@ -202,7 +213,7 @@ def _print_people(found: dict[str, dict[str, Any]]) -> None:
     for measure in first["scores"]:
         row = {"score, %": measure}
         for name, person in found.items():
-            row[name] = _cell(person["scores"][measure])
+            row[name] = score_cell(person["scores"][measure])
         rows.append(row)
     for key in ("pairs", "scored", "structures", "slices", "area"):
         row = {"score, %": _COUNTED[key]}
@@ -226,7 +237,14 @@ _COUNTED = {
 }
 
 
-def _cell(result: dict[str, Any]) -> str:
+def score_cell(result: dict[str, Any]) -> str:
+    """Write a score with its interval.
+
+    Examples
+    --------
+    >>> score_cell({"value": 51.26, "low": 40.0, "high": 62.5})
+    '51.3 [40.0, 62.5]'
+    """
     if result["value"] is None:
         return "not scored"
     text = f"{result['value']:.1f}"

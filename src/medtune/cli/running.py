@@ -266,8 +266,11 @@ def plan(
     image_size: Annotated[
         int, typer.Option(help="Side of the square picture in a sample, in pixels.")
     ] = 512,
+    pictures_per_sample: Annotated[
+        int, typer.Option(help="Pictures in a sample, such as the slices of a slab.")
+    ] = 1,
     text_tokens: Annotated[
-        int, typer.Option(help="Tokens of a sample besides those of the picture.")
+        int, typer.Option(help="Tokens of a sample besides those of the pictures.")
     ] = 150,
     accumulation: Annotated[
         bool,
@@ -298,6 +301,7 @@ def plan(
         "gpus": gpus,
         "gpu_gb": gpu_gb,
         "image_size": image_size,
+        "pictures_per_sample": pictures_per_sample,
         "text_tokens": text_tokens,
         "accumulation": accumulation,
         "pairs": pairs,
@@ -320,6 +324,31 @@ def plan(
         missing.append("--samples-per-second")
     if missing:
         print(f"hours_per_epoch needs {' and '.join(missing)}")
+
+
+@app.command()
+def card(
+    name: Run,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The Markdown file to write; by default it is printed."),
+    ] = None,
+    root: Root = None,
+) -> None:
+    """Write a run's card: the fields of CLAIM and TRIPOD-LLM, filled from its results.
+
+    What only you know stands in papermill_runs/RUN/card.yaml, a line for each field; what nobody
+    said is shown as empty.
+    """
+    from medtune.files import write_whole
+    from medtune.runs import write_card
+
+    text = write_card(name, root=root)
+    if out is None:
+        print(text, end="")
+        return
+    write_whole(out, text)
+    print(f"card: {out}", file=sys.stderr)
 
 
 @app.command()

@@ -6,6 +6,9 @@ llama.cpp in a process of its own (`engine_process`), `check` compares an export
 `serve` answers over HTTP as OpenAI's API does, by an engine or by `transformers_engine`,
 `requests` reads what clients send, and `reach` keeps strangers out.
 
+`archive` finds, fetches and stores in a PACS, `reading` has a served model answer a series of it,
+and `reports` writes what was said as a DICOM structured report and for FHIR.
+
 To serve a file needs neither torch nor Transformers: what does is loaded when it is asked for.
 """
 
@@ -19,20 +22,37 @@ from .reach import check_reach
 from .requests import Limits
 from .serve import Served, serve
 
-# These load torch and Transformers: seconds, and hundreds of megabytes.
-_LOADED_WHEN_ASKED_FOR = {"export_gguf": "convert", "check_export": "check"}
+# These load torch and Transformers (seconds, and hundreds of megabytes) or an extra.
+_LOADED_WHEN_ASKED_FOR = {
+    "Archive": "archive",
+    "Gate": "reading",
+    "answer_series": "reading",
+    "card_id": "reading",
+    "check_export": "check",
+    "diagnostic_report": "reports",
+    "export_gguf": "convert",
+    "fetch_series": "reading",
+    "structured_report": "reports",
+}
 
 __all__ = [
+    "Archive",
     "Engine",
     "Exported",
+    "Gate",
     "Limits",
     "Preparation",
     "Served",
+    "answer_series",
+    "card_id",
     "check_export",
     "check_reach",
+    "diagnostic_report",
     "export_gguf",
+    "fetch_series",
     "read_export",
     "serve",
+    "structured_report",
 ]
 
 

@@ -9,6 +9,9 @@ apart, `locate.py` finds the picture that a cell names, and `files_of_pictures.p
 `survey.py` looks over all ids first, `tables.py` yields the rows with ids and groups, and
 `arrow.py` makes a data set of them; `reading.py` holds what these are told.
 
+`volumes.py` opens a DICOM series or a NIfTI file as slices in the radiologist's view, and `slabs.py`
+takes those of one question out of it.
+
 `pictures.py` judges a single pair and makes its picture RGB, `dicom.py` reads DICOM files without
 their patients; both stand alone. `series.py` puts slices into order, `sample.py` draws some of many
 rows, `salt.py` hashes names of patients and of files.
@@ -23,6 +26,7 @@ from .dicom import (
     read_frames,
 )
 from .files_of_pictures import PICTURE_SUFFIXES
+from .find import folder_of_zip
 from .load import load_pairs
 from .pictures import picture_bytes, reject_reason, to_rgb
 from .record import names_group
@@ -36,6 +40,7 @@ __all__ = [
     "WINDOWS",
     "copy_without_patient",
     "describe",
+    "folder_of_zip",
     "is_dicom",
     "load_pairs",
     "names_group",

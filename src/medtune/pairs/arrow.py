@@ -58,7 +58,7 @@ def make_dataset(  # noqa: PLR0913 - where from, how to read it, and three ways 
     survey = look_over(tables, reading)
     salt = reading.secret() if survey.needs_salt else None
     reading = replace(reading, repeated=survey.repeated, salt=salt)
-    features = shard_features(tables, reading) if _are_shards(tables) else None
+    features = shard_features(tables, reading) if are_shards(tables) else None
     nothing = f"{name} holds no pairs"
     if reading.split:
         nothing += f" of split {reading.split}"
@@ -84,8 +84,24 @@ def make_dataset(  # noqa: PLR0913 - where from, how to read it, and three ways 
     return datasets.Dataset.from_dict(complete, features=features)
 
 
-def _are_shards(tables: list[Table | LoosePictures]) -> bool:
-    """Say whether the types of all columns are known before the rows are read."""
+def are_shards(tables: list[Table | LoosePictures]) -> bool:
+    """Say whether the types of all columns are known before the rows are read.
+
+    Parameters
+    ----------
+    tables : list of Table or LoosePictures
+        What the source consists of.
+
+    Returns
+    -------
+    bool
+        True where all of them are parquet or Arrow.
+
+    Examples
+    --------
+    >>> are_shards([LoosePictures(("a.png",))])
+    False
+    """
     for table in tables:
         if isinstance(table, LoosePictures) or table.path.suffix.lower() not in SHARD_SUFFIXES:
             return False

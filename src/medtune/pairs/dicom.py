@@ -17,7 +17,7 @@ import os
 import re
 import secrets
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,6 +168,9 @@ _PROCESS_SALT = secrets.token_hex(16)
 
 # 16384 x 16384: a header may promise any size, so stop before memory does.
 _MAX_PIXELS = 2**28
+
+# So many slices tell which values a series holds.
+_MOST_LOOKED_AT = 16
 
 _YELLOW = (255, 255, 0)
 
@@ -531,7 +534,7 @@ def _numbers_in_place(ds: Dataset, tag: str) -> list[float]:
 def read_frames(
     path: str | os.PathLike,
     *,
-    window: str | tuple[float, float] | None = None,
+    window: str | tuple | None = None,
     overlays: bool = False,
 ) -> list[Image.Image]:
     """Read the frames of a DICOM file as RGB pictures of 8 bits, rows and columns as stored.
@@ -540,10 +543,11 @@ def read_frames(
     ----------
     path : str or Path
         The file; a slice has one frame, a cine or an enhanced file several.
-    window : str or tuple of float, optional
+    window : str or tuple, optional
         A name in `WINDOWS` (CT only, Hounsfield units) or (centre, width) in the file's units after
-        its rescale. Default: the file's own look-up table or first window; without one the abdomen
-        window for CT, else the 0.5th to 99.5th percentile of the values.
+        its rescale; of three such, each makes one of the colours red, green and blue. Default: the
+        file's own look-up table or first window; without one the abdomen window for CT, else the
+        0.5th to 99.5th percentile of the values.
     overlays : bool
         Draw overlay planes in yellow (green is left to boxes).
 
@@ -568,7 +572,7 @@ def read_frames(
     >>> image.mode, image.size
     ('RGB', (128, 128))
     """
-    _check_window(window)
+    check_window(window)
     frames = []
     with open_dicom(path) as ds:
         _check_kind(ds)
@@ -582,8 +586,7 @@ def read_frames(
         pairs = zip(iter_pixels(ds), raw_frames, strict=False)
         for number, (stored, raw) in enumerate(pairs):
             if _is_grey(ds):
-                grey = _grey(shown_tags(ds, number), stored, window)
-                rgb = np.stack([grey, grey, grey], axis=-1)
+                rgb = _in_windows(ds, number, stored, window)
             else:
                 rgb = _colour(ds, stored)
             if overlays:
@@ -599,8 +602,59 @@ def _is_grey(ds: Dataset) -> bool:
     return str(ds.PhotometricInterpretation).startswith("MONOCHROME")
 
 
-def _check_window(window: Any) -> None:
-    """Refuse a window that has no sense for any file."""
+def _in_windows(ds: Dataset, number: int, stored: np.ndarray, window: Any) -> np.ndarray:
+    """Turn a grey frame into (rows, columns, 3): of one window grey, of three coloured."""
+    if not are_three_windows(window):
+        grey = _grey(shown_tags(ds, number), stored, window)
+        return np.stack([grey, grey, grey], axis=-1)
+    colours = [_grey(shown_tags(ds, number), stored, one) for one in window]
+    return np.stack(colours, axis=-1)
+
+
+def are_three_windows(window: Any) -> bool:
+    """Say whether three windows are given, one for each of the colours red, green and blue.
+
+    Parameters
+    ----------
+    window : any value
+        What `read_frames` takes.
+
+    Returns
+    -------
+    bool
+        False for one window, and for none.
+
+    Examples
+    --------
+    >>> are_three_windows(("lung", "mediastinum", "bone")), are_three_windows((40, 400))
+    (True, False)
+    """
+    return isinstance(window, tuple | list) and len(window) == 3
+
+
+def check_window(window: Any) -> None:
+    """Refuse a window that has no sense for any file.
+
+    Parameters
+    ----------
+    window : any value
+        What `read_frames` takes.
+
+    Raises
+    ------
+    ValueError
+        It is no name of a window, no (centre, width), and not three of these.
+
+    Examples
+    --------
+    >>> check_window(("lung", "mediastinum", (400, 1800)))
+    """
+    if are_three_windows(window):
+        for one in window:
+            if one is None or are_three_windows(one):
+                raise ValueError("window: each of three windows is a name, or centre and width")
+            check_window(one)
+        return
     if window is None or window in list(WINDOWS):
         return
     if isinstance(window, str):
@@ -654,7 +708,7 @@ def _set_default(ds: Dataset, tag: str, value: Any) -> None:
         setattr(ds, tag, value)
 
 
-def _check_pixels(ds: Dataset, window: str | tuple[float, float] | None) -> None:
+def _check_pixels(ds: Dataset, window: str | tuple | None) -> None:
     """Refuse a file without pixels or a decoder for them, a size that no memory holds, and a
     window that has no sense.
     """
@@ -675,7 +729,8 @@ def _check_pixels(ds: Dataset, window: str | tuple[float, float] | None) -> None
     if window is None:
         return
     # a named window is in Hounsfield units, which only CT has
-    is_named = isinstance(window, str)
+    windows = window if are_three_windows(window) else [window]
+    is_named = any(isinstance(one, str) for one in windows)
     if not _is_grey(ds) or (is_named and ds.get("Modality") != "CT"):
         raise _Problem(f"is no CT in grey: the window {window!r} does not apply")
 
@@ -862,6 +917,100 @@ def _fitted_window(values: np.ndarray) -> tuple[float, float]:
         return 0.0, 1.0
     low, high = np.percentile(finite, (0.5, 99.5))
     return (low + high) / 2, (high - low) or 1.0
+
+
+def default_window(paths: Sequence[str | os.PathLike]) -> tuple[float, float]:
+    """Give one window for the grey slices of a series, as `read_frames` would choose one for each.
+
+    The function of a window, a curve or a look-up table, is left out: slices that are to be
+    compared want one window for all.
+
+    Parameters
+    ----------
+    paths : sequence of str or Path
+        The files, of one frame each, in order.
+
+    Returns
+    -------
+    tuple of float
+        Centre and width: the first window of the middle file, else abdomen for CT, else what spans
+        all but the darkest and the brightest half per cent of the values, of up to 16 files.
+
+    Raises
+    ------
+    ValueError
+        Not DICOM, no pixel data, damaged, or no decoder: one line without patient data.
+    OSError
+        No such file, or no permission to read it.
+
+    Examples
+    --------
+    >>> from pydicom.data import get_testdata_file
+    >>> default_window([get_testdata_file("CT_small.dcm")])
+    (50, 400)
+    """
+    with open_dicom(paths[len(paths) // 2], stop_before_pixels=True) as ds:
+        flat = shown_tags(ds)
+        own = _own_window(flat, "LINEAR")
+        if own:
+            return own
+        if flat.get("Modality") == "CT":
+            return WINDOWS["abdomen"]
+    looked_at = np.linspace(0, len(paths) - 1, min(len(paths), _MOST_LOOKED_AT)).round()
+    values = [_measured_values(paths[int(number)]) for number in looked_at]
+    return _fitted_window(np.concatenate(values))
+
+
+def _measured_values(path: str | os.PathLike) -> np.ndarray:
+    """Give the values of the first frame of a grey file, in one line, without padding."""
+    with open_dicom(path) as ds:
+        _check_kind(ds)
+        _fill_in(ds)
+        _check_pixels(ds, None)
+        flat = shown_tags(ds)
+        stored = next(iter_pixels(ds))
+        return _modality_values(flat, stored)[~_padding_mask(flat, stored)]
+
+
+def show_values(values: np.ndarray, window: Any) -> np.ndarray:
+    """Show values, such as Hounsfield units, in a window, exactly as `read_frames` does.
+
+    Parameters
+    ----------
+    values : numpy.ndarray
+        Numbers of any shape; what is not finite becomes as dark as the darkest of the others.
+    window : str or tuple
+        A name in `WINDOWS`, (centre, width), or three of these for three colours.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8, with the three colours as last axis.
+
+    Raises
+    ------
+    ValueError
+        There is no such window.
+
+    Examples
+    --------
+    >>> show_values(np.array([-150, 50, 250]), (50, 400))[:, 0].tolist()
+    [0, 128, 255]
+    """
+    check_window(window)
+    windows = window if are_three_windows(window) else [window] * 3
+    finite = np.isfinite(values)
+    colours = []
+    for one in windows:
+        flat = Dataset()
+        flat.PhotometricInterpretation = "MONOCHROME2"
+        _set_window(flat, values, ~finite, one)
+        grey = _through_window(flat, np.where(finite, values, 0).astype(float))
+        grey = np.round(grey).clip(0, 255).astype(np.uint8)
+        if not finite.all():
+            grey[~finite] = grey[finite].min() if finite.any() else 0
+        colours.append(grey)
+    return np.stack(colours, axis=-1)
 
 
 def _through_window(flat: Dataset, values: np.ndarray) -> np.ndarray:

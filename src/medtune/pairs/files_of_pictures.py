@@ -13,7 +13,8 @@ from typing import Any
 
 from .dicom import SUFFIXES as DICOM_SUFFIXES
 from .dicom import describe, is_dicom, read_frames
-from .series import counted, natural_key, sort_dicom
+from .series import counted, natural_key, say_once, sort_dicom
+from .volumes import is_nifti
 
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
@@ -50,9 +51,12 @@ class Picture:
     def made_up_id(self) -> str:
         """The id for a record that gives none: a hash of the content, as names can name patients.
 
-        All frames of a DICOM file have the same. The file is read only for those who ask.
+        All frames of a DICOM file, and all slices of a NIfTI file, have the same. The file is read
+        only for those who ask.
         """
         kind = "image" if self.cell["bytes"] is None else "dicom"
+        if is_nifti(self.file):
+            kind = "nifti"
         key = hmac.new(self.salt.encode(), digestmod=hashlib.sha256)
         with open(self.file, "rb") as stream:
             while block := stream.read(1 << 20):
@@ -203,15 +207,9 @@ def _pictures_of_folder(folder: Path, window: Any, salt: str) -> Iterator[Pictur
     if not found.pictures:
         raise ValueError(f"folder {folder.name} holds no pictures")
     if found.notice:
-        _say_once(f"folders of slices: {found.notice}")
+        say_once(f"folders of slices: {found.notice}")
     for path in found:
         yield from open_pictures(path, window, salt)
-
-
-@functools.cache
-def _say_once(notice: str) -> None:
-    """Say it for the first of the many folders that a table may name."""
-    _LOG.warning(notice)
 
 
 def _dicom_pictures(file: Path, window: Any, salt: str) -> Iterator[Picture]:

@@ -12,8 +12,10 @@ from .columns import split_of_word
 from .files_of_pictures import find_pictures
 from .reading import LoosePictures, Table
 from .shards import SHARD_SUFFIXES
+from .slabs import find_volumes
 from .sources import TABLE_SUFFIXES
 from .tables import split_of
+from .volumes import is_nifti
 
 # What medtune itself writes beside training records: no tables of captions.
 NO_TABLES = {
@@ -32,8 +34,8 @@ _WELL_NAMED = ("captions", "metadata")
 
 # Sources of other kinds -> what to do with them.
 OTHER_SOURCES = {
-    ".nii": "a NIfTI volume: save its slices as PNG, or give the DICOM series",
-    ".nii.gz": "a NIfTI volume: save its slices as PNG, or give the DICOM series",
+    ".nii": "a NIfTI volume: give slab=N (slices in a question), or save its slices as PNG",
+    ".nii.gz": "a NIfTI volume: give slab=N (slices in a question), or save its slices as PNG",
     ".mha": "a volume: save its slices as PNG, or give the DICOM series",
     ".nrrd": "a volume: save its slices as PNG, or give the DICOM series",
     ".tar": "an archive: unpack it, and give the folder",
@@ -60,7 +62,7 @@ OTHER_SOURCES = {
 }
 
 
-def folder_of_zip(path: Path, encoding: str | None) -> Path:
+def folder_of_zip(path: Path, encoding: str | None, takes_volumes: bool = False) -> Path:
     """Give the folder of a ZIP that was unpacked, or the path itself where it is none.
 
     Parameters
@@ -69,6 +71,8 @@ def folder_of_zip(path: Path, encoding: str | None) -> Path:
         Any source that is there.
     encoding : str or None
         How names in an old ZIP are encoded.
+    takes_volumes : bool
+        Whether a NIfTI file is read.
 
     Returns
     -------
@@ -79,8 +83,13 @@ def folder_of_zip(path: Path, encoding: str | None) -> Path:
     ------
     ValueError
         The file is of a kind that is not read; the message says what to do with it.
+
+    Examples
+    --------
+    >>> folder_of_zip(Path("a folder"), None).name
+    'a folder'
     """
-    if not path.is_file():
+    if not path.is_file() or (takes_volumes and is_nifti(path)):
         return path
     suffix = path.suffix.lower()
     both = "".join(part.lower() for part in path.suffixes[-2:])
@@ -256,6 +265,13 @@ def _columns_of(entry: dict[str, Any]) -> dict[str, str]:
 # --- pictures alone -------------------------------------------------------------------------------
 
 
+def _without_captions(name: str, what: str) -> ValueError:
+    return ValueError(
+        f"{name} holds {what} and no table of captions: give captions=FILE.csv "
+        "(columns image, caption) or allow_empty_captions=True"
+    )
+
+
 def find_loose_pictures(name: str, path: Path, allow_empty_captions: bool) -> LoosePictures:
     """Find pictures and DICOM files that no table names.
 
@@ -280,8 +296,37 @@ def find_loose_pictures(name: str, path: Path, allow_empty_captions: bool) -> Lo
     """
     found = find_pictures(path)
     if len(found) and not allow_empty_captions:
+        raise _without_captions(name, f"{len(found)} pictures")
+    return LoosePictures(tuple(str(file) for file in found))
+
+
+def find_loose_volumes(name: str, path: Path, allow_empty_captions: bool) -> LoosePictures:
+    """Find volumes that no table names.
+
+    Parameters
+    ----------
+    name : str
+        What a message calls the source.
+    path : Path
+        A folder or a file.
+    allow_empty_captions : bool
+        Whether volumes without captions are wanted.
+
+    Returns
+    -------
+    LoosePictures
+        NIfTI files, and folders of DICOM slices.
+
+    Raises
+    ------
+    ValueError
+        There are none, or nobody said that they are wanted without captions.
+    """
+    found = find_volumes(path)
+    if not found:
         raise ValueError(
-            f"{name} holds {len(found)} pictures and no table of captions: give captions=FILE.csv "
-            "(columns image, caption) or allow_empty_captions=True"
+            f"{name} holds no volumes to make slabs of: neither NIfTI files nor DICOM slices"
         )
+    if not allow_empty_captions:
+        raise _without_captions(name, f"{len(found)} volumes")
     return LoosePictures(tuple(str(file) for file in found))

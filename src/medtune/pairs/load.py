@@ -14,13 +14,21 @@ import datasets
 
 from medtune.modelscope import fetch_dataset, is_modelscope_name
 
-from .arrow import make_dataset
+from .arrow import are_shards, make_dataset
 from .columns import own_names, split_of_word
 from .dicom import SUFFIXES as DICOM_SUFFIXES
-from .find import OTHER_SOURCES, find_loose_pictures, find_shards, find_tables, folder_of_zip
+from .find import (
+    OTHER_SOURCES,
+    find_loose_pictures,
+    find_loose_volumes,
+    find_shards,
+    find_tables,
+    folder_of_zip,
+)
 from .hub import load_from_hub
 from .reading import Reading, Table
 from .shards import SHARD_SUFFIXES
+from .slabs import slab_asked_for
 from .sources import TABLE_SUFFIXES
 from .tables import split_of
 
@@ -38,7 +46,9 @@ def load_pairs(  # noqa: PLR0913 - one function for every source, each with its 
     split: str | None = None,
     streaming: bool = False,
     limit: int | None = None,
-    window: str | tuple[float, float] | None = None,
+    window: str | tuple | None = None,
+    slab: int | None = None,
+    slab_mm: float | None = None,
     columns: dict[str, str] | None = None,
     captions: str | os.PathLike | None = None,
     image_root: str | os.PathLike | None = None,
@@ -69,8 +79,21 @@ def load_pairs(  # noqa: PLR0913 - one function for every source, each with its 
         Return an IterableDataset that reads as you go: memory and disk stay flat.
     limit : int, optional
         The first rows only, held in memory, without reading or downloading the rest.
-    window : str or tuple of float, optional
-        For DICOM: a CT window, see `medtune.pairs.WINDOWS`, or (centre, width).
+    window : str or tuple, optional
+        For DICOM and NIfTI: a CT window, see `medtune.pairs.WINDOWS`, or (centre, width); three of
+        these make the colours red, green and blue.
+    slab : int, optional
+        So many slices of a volume become the pictures of one question. The table names folders of
+        one DICOM series each, or NIfTI files; without a table every volume is taken. Slices are
+        brought into the radiologist's view. A row is a picture, as ever; the rows of one question
+        share the column `slab`, by which `medtune.records.convert_pairs` puts them together, and
+        tell `slice` (its number, from 0), `slices` (those of the slab), `plane` and `spacing`
+        (millimetres between slices, rows and columns); a table's own columns of these names are
+        left out.
+    slab_mm : float, optional
+        Millimetres between two slices of a slab, around the middle of the volume or around the
+        slice that the table names in `middle_slice`, from 0. By default slabs are spread evenly
+        over the whole volume.
     columns : dict of str to str, optional
         Our name -> the source's name, where they differ: `{"caption": "impression"}`. Common names
         are known, whatever their capitals. Ours are image, id, caption, question, group and split.
@@ -121,8 +144,11 @@ def load_pairs(  # noqa: PLR0913 - one function for every source, each with its 
     name = str(source)
     path = _find_source(source, config)
     columns = own_names(columns or {})
+    wanted = slab_asked_for(slab, slab_mm)
     if not path.exists():
         hub_id, config_in_name = _hub_id_of(name, path)
+        if wanted:
+            raise ValueError(f"slab={slab} is made of files on this machine, not of a hub set")
         return load_from_hub(
             hub_id,
             config or config_in_name,
@@ -132,7 +158,7 @@ def load_pairs(  # noqa: PLR0913 - one function for every source, each with its 
             columns=columns,
             salt=salt,
         )
-    path = folder_of_zip(path, encoding)
+    path = folder_of_zip(path, encoding, takes_volumes=wanted is not None)
     # words such as val mean a split that we call otherwise; others are left for the error to name
     split = split_of_word(split) or split
     base = (path if path.is_dir() else path.parent).resolve()
@@ -140,6 +166,7 @@ def load_pairs(  # noqa: PLR0913 - one function for every source, each with its 
         columns=columns,
         strict=strict,
         window=window,
+        slab=wanted,
         salt=salt,
         split=split,
         encoding=encoding,
@@ -153,7 +180,13 @@ def load_pairs(  # noqa: PLR0913 - one function for every source, each with its 
     else:
         tables = find_shards(path, split) or find_tables(path)
     if not tables:
-        tables = [find_loose_pictures(name, path, allow_empty_captions)]
+        find_loose = find_loose_volumes if wanted else find_loose_pictures
+        tables = [find_loose(name, path, allow_empty_captions)]
+    elif wanted and are_shards(tables):
+        raise ValueError(
+            f"slab={slab} is made of volumes: name them in a table (CSV, JSON); {name} holds "
+            "single pictures in shards"
+        )
     return make_dataset(name, tables, reading, streaming=streaming, limit=limit)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from .files_of_pictures import PICTURE_SUFFIXES
+from .volumes import VOLUME_SUFFIXES
 
 # Names of pictures are often relative to one of these folders.
 PICTURE_FOLDERS = ("images", "image", "imgs", "img", "pictures")
@@ -33,8 +34,10 @@ LINKED_FOLDERS = (
 
 # What a file with this ending is, and what to do.
 NO_PICTURES = {
-    ".nii": "a volume: save its slices as PNG",
-    ".nii.gz": "a volume: save its slices as PNG",
+    ".nii": "a volume: give slab=N, so many of its slices in a question, or save its slices as PNG",
+    ".nii.gz": (
+        "a volume: give slab=N, so many of its slices in a question, or save its slices as PNG"
+    ),
     ".mha": "a volume: save its slices as PNG",
     ".mhd": "a volume: save its slices as PNG",
     ".nrrd": "a volume: save its slices as PNG",
@@ -88,10 +91,13 @@ class Places:
         Folders that names are relative to, best first.
     roots : tuple of Path
         Folders that no picture may lie outside of.
+    volumes : bool
+        Whether NIfTI files may be named.
     """
 
     folders: tuple[Path, ...]
     roots: tuple[Path, ...]
+    volumes: bool = False
 
     def hold(self, path: Path) -> bool:
         """Say whether a path, whose links were followed, lies in one of the roots."""
@@ -249,7 +255,8 @@ def _find_file(name: str, places: Places) -> Path:
             "download the pictures first"
         )
     suffix = _suffix_of(name)
-    if suffix in NO_PICTURES:
+    is_wanted_volume = places.volumes and suffix in VOLUME_SUFFIXES
+    if suffix in NO_PICTURES and not is_wanted_volume:
         raise ValueError(f"picture {shown_name(name)} is {NO_PICTURES[suffix]}")
     leads_out = False
     for path in _candidates(name, places):

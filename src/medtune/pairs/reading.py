@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .salt import user_salt
+from .slabs import Slab
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class LoosePictures:
     Attributes
     ----------
     files : tuple of str
-        Absolute paths of pictures and DICOM files.
+        Absolute paths of pictures and DICOM files; for slabs, of NIfTI files and folders of slices.
     """
 
     files: tuple[str, ...]
@@ -52,8 +53,10 @@ class Reading:
         Our name -> the source's name, where the caller said so.
     strict : bool
         Whether a bad row raises; else it becomes a row with a `problem`.
-    window : str, tuple of float or None
-        The window for DICOM files.
+    window : str, tuple or None
+        The window for DICOM files and volumes.
+    slab : Slab or None
+        Which slices of a volume become the pictures of one question; None reads no volumes.
     salt : str or None
         The secret that ids and patients' numbers are hashed with; None where none is needed.
     split : str or None
@@ -77,6 +80,7 @@ class Reading:
     columns: dict[str, str] = field(default_factory=dict)
     strict: bool = True
     window: Any = None
+    slab: Slab | None = None
     salt: str | None = None
     split: str | None = None
     encoding: str | None = None

@@ -9,11 +9,12 @@ from typing import Any
 
 from .columns import ALIASES, our_names, plain_name, split_of_word
 from .dialogues import DIALOGUE_COLUMNS, MARK, Answer, read_answers, turns_of
-from .files_of_pictures import PICTURE_SUFFIXES, open_pictures
+from .files_of_pictures import PICTURE_SUFFIXES, Picture, open_pictures
 from .locate import Places, find_picture, pictures_in
 from .pictures import NO_TEXT
 from .reading import Reading
 from .salt import keyed_hash, patient_group, safe_id
+from .slabs import MIDDLE, SLAB_COLUMNS, open_slab
 
 # Lone surrogates, which JSON can spell ("\ud800") and Arrow cannot hold.
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -51,11 +52,14 @@ class FoundPair:
         The id that the record has, before it was hashed; None where one was made up.
     patient : str or None
         A hash that stands for the patient of a DICOM file.
+    slab : int or None
+        Which slab of the record the picture belongs to; None where there are no slabs.
     """
 
     row: dict
     given_id: str | None
     patient: str | None
+    slab: int | None = None
 
     @property
     def id_is_given(self) -> bool:
@@ -192,16 +196,19 @@ class RecordReader:
     def _pairs(
         self, answers: list[Answer], given_id: str | None, ours: dict
     ) -> Iterator[FoundPair]:
+        if self.reading.slab:
+            ours = {name: value for name, value in ours.items() if name not in SLAB_COLUMNS}
         # all answers about the first picture come first, then those about the second
         cells: list[Any] = []
         for answer in answers:
             cells += [cell for cell in answer.pictures if cell not in cells]
-        for cell in cells:
+        for place, cell in enumerate(cells):
+            slab = place if self.reading.slab else None
             about = [answer for answer in answers if cell in answer.pictures]
             for picture in self._open(cell, ours):
                 for answer in about:
                     row = _row(picture, answer, self._id_of(picture, given_id), ours)
-                    yield FoundPair(row, given_id, picture.patient)
+                    yield FoundPair(row, given_id, picture.patient, slab)
 
     def _open(self, cell: Any, ours: dict) -> Iterator[Any]:
         """Open what a cell names or holds: a picture, or the frames of a DICOM file."""
@@ -212,10 +219,19 @@ class RecordReader:
             found = find_picture(cell, self.places)
         except FileNotFoundError as error:
             raise FileNotFoundError(_with_advice(str(error), ours)) from None
-        if isinstance(found, bytes):
+        if self.reading.slab:
+            yield from self._open_slab(found, ours)
+        elif isinstance(found, bytes):
             yield HeldPicture(found, self.reading)
         else:
             yield from open_pictures(found, self.reading.window, self.reading.secret())
+
+    def _open_slab(self, found: Path | bytes, ours: dict) -> Iterator[Picture]:
+        if isinstance(found, bytes):
+            raise ValueError("picture stands in the table itself: slabs are made of files")
+        reading = self.reading
+        middle = ours.get(MIDDLE)
+        yield from open_slab(found, reading.slab, reading.window, reading.secret(), middle)
 
     def _is_of_another_machine(self, cell: Any) -> bool:
         """Say whether `datasets` noted a whole path with a picture that the shard does not hold.

@@ -3,6 +3,8 @@
 Only the heads of the files are read, and of these only the tags that decide.
 """
 
+import functools
+import logging
 import math
 import os
 import re
@@ -14,6 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from .dicom import is_dicom, kind_of, open_dicom, page_kind_of, shown_tags, tag_numbers
+
+# Its warnings stand as plain lines on the screen unless the user's program says otherwise.
+_LOG = logging.getLogger("medtune")
 
 # What decides about kind, series and place; enhanced files keep the place in functional groups.
 _DECIDING_TAGS = [
@@ -241,15 +246,50 @@ def series_files(folder: str | os.PathLike) -> list[list[Path]]:
     root = Path(folder).resolve()
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {folder}")
+    found = sort_folder(root)
+    if not found.series:
+        raise ValueError(f"no DICOM pictures in {folder}{_what_else(found)}")
+    return found.series
+
+
+def sort_folder(folder: Path) -> DicomFolder:
+    """Sort the DICOM files under a folder, see `sort_dicom`; links that leave it are left out.
+
+    Parameters
+    ----------
+    folder : Path
+        Searched to any depth.
+
+    Returns
+    -------
+    DicomFolder
+        Without any series where there are no pictures.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> sort_folder(Path(tempfile.mkdtemp())).series
+    []
+    """
+    root = folder.resolve()
     files = []
     for path in root.rglob("*"):
         stays_inside = path.is_file() and path.resolve().is_relative_to(root)
         if stays_inside and _can_be_dicom(path):
             files.append(path)
-    found = sort_dicom(files)
-    if not found.series:
-        raise ValueError(f"no DICOM pictures in {folder}{_what_else(found)}")
-    return found.series
+    return sort_dicom(files)
+
+
+@functools.cache
+def say_once(notice: str) -> None:
+    """Warn in the log, for the first of the many folders that a table may name.
+
+    Parameters
+    ----------
+    notice : str
+        One line; the same is not said again by this process.
+    """
+    _LOG.warning(notice)
 
 
 def _can_be_dicom(path: Path) -> bool:

@@ -4,7 +4,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medtune.files import one_line
@@ -126,19 +126,27 @@ def _rows_of(table: Table | LoosePictures, reading: Reading, given: _Given) -> I
             yield _problem(table, where, f"{where}: {TEXT_ONLY}", reading)
         # several pictures without a given id have ids of their own: the first names the group
         name = (found[0].given_id or found[0].row["id"]) if found else None
+        slabs: dict[int | None, str] = {}
         for number, pair in enumerate(found):
             _set_group(pair, name, len(found), reading)
-            yield _finished(pair, number, len(found), reading, given)
+            row = _finished(pair, number, len(found), reading, given)
+            if pair.slab is not None:
+                # a slab is called by the id of its first picture, which no other pair has
+                row["slab"] = slabs.setdefault(pair.slab, row["id"])
+            yield row
 
 
 def _reader_of(table: Table | LoosePictures, reading: Reading) -> RecordReader:
+    takes_volumes = reading.slab is not None
     if isinstance(table, LoosePictures):
-        return RecordReader(reading, places_of(reading.base, reading.base, reading.root), {})
+        places = places_of(reading.base, reading.base, reading.root)
+        return RecordReader(reading, replace(places, volumes=takes_volumes), {})
     file = table.path
     # train_captions.csv stands beside train/ or train_images/
     first_word = re.split(r"[-_.]", file.name)[0]
     own_folders = (file.stem, first_word, f"{first_word}_images")
     places = places_of(file.resolve().parent, reading.base, reading.root, own_folders)
+    places = replace(places, volumes=takes_volumes)
     is_shard = file.suffix.lower() in SHARD_SUFFIXES
     return RecordReader(reading, places, table.columns | reading.columns, is_shard)
 

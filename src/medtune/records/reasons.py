@@ -22,6 +22,7 @@ KINDS = (
     "record",
     "dialogue",
     "shard",
+    "slab",
 )
 
 # The table and the line that the loader puts in front: "captions.csv:3: ".
@@ -74,7 +75,7 @@ def public_reason(reason: str, sample_id: Any = None) -> str:
     reason = _ADDRESS.sub("", reason)
     kind = reason.partition(":")[0]
     # these are written here, and quote nothing but words for splits and marks
-    if kind in ("split", "question", "caption", "id", "text", "record", "dialogue"):
+    if kind in ("split", "question", "caption", "id", "text", "record", "dialogue", "slab"):
         return reason
     if kind == "shard":
         # the name of a shard tells no patient, and which one to fetch again
@@ -119,4 +120,4 @@ def kind_of(reason: str) -> str:
     word = said.partition(":")[0]
     if word in KINDS:
         return word
-    return "image" if re.match(r"(picture|DICOM|NIfTI|file)\b", said) else "row"
+    return "image" if re.match(r"(picture|DICOM|NIfTI|file|folder|volume)\b", said) else "row"

@@ -32,6 +32,7 @@ OWN_COLUMNS = {
 COURSE_COLUMNS = {
     *("group", "question", "roi", "has_box", "shows"),
     *("slice", "structure", "window", "modality", "fields"),
+    *("slab", "slices", "plane", "spacing"),
 }
 # What a source knows about all rows at once is read from these.
 SMALL_COLUMNS = ("id", "group", "split", "problem")

@@ -565,6 +565,12 @@ class RecordStream:
         self._judge = Judge(settings, Chosen("given", _Everywhere(split)), {}, index.rows)
         if not len(self):
             raise ValueError(f"no row of the shards is of the split {split}")
+        if {"slab", "slices"} <= index.types.keys():
+            # a row becomes a record here: each would have one picture of its slab
+            raise ValueError(
+                "the shards hold slabs, several rows of which are one record, and a stream makes "
+                "a record of each row: convert them first, `medtune convert`"
+            )
 
     def __len__(self) -> int:
         return int(self.counts.sum())

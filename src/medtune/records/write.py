@@ -95,7 +95,8 @@ def convert_pairs(  # noqa: PLR0913 - each is a setting that a user may want to 
     text_only : JSON Lines of dialogues without pictures, to be mixed into the train split.
     share : the share of these dialogues in the train split, from 0 to below 1.
     pictures_per_sample : up to so many neighbouring rows of one `group`, about which the same is
-        asked, make one sample, with all their captions.
+        asked, make one sample, with all their captions. Rows of a slab (see `slab` of
+        `medtune.pairs.load_pairs`) make one sample in any case, all of them or none.
     magnify : show the region of interest, which the column `roi` says, once more as a second
         picture, as large as the first; rows without one are rejected.
     splits : "train", "validation" or "test" for each row; or a CSV with the columns id, split and
@@ -105,8 +106,8 @@ def convert_pairs(  # noqa: PLR0913 - each is a setting that a user may want to 
         validation and test; "none" does not. By default that is done where groups are known and no
         split; rows without a group are then rejected.
     keep : names of columns that go into the records besides those that the course knows (group,
-        question, roi, has_box, shows, slice, structure, window, modality, fields). All others stay
-        out: a table may hold names and ages.
+        question, roi, has_box, shows, slice, structure, window, modality, fields, and those of a
+        slab). All others stay out: a table may hold names and ages.
     jpeg_quality : make pictures that cannot be copied JPEG of this quality, 1 to 95; None makes
         them PNG.
     seed : decides which questions are drawn and in which order dialogues come.
@@ -148,6 +149,7 @@ def convert_pairs(  # noqa: PLR0913 - each is a setting that a user may want to 
         opened.types["group"] = TEXT
     _check_groups(opened, pictures_per_sample)
     check_regions(opened.types, magnify=magnify)
+    _check_slabs(opened, pictures_per_sample, magnify=magnify)
     columns = copied_columns(opened.types, keep)
 
     settings = Settings(
@@ -246,6 +248,19 @@ def _check_groups(source: Source, pictures_per_sample: int) -> None:
         )
 
 
+def _check_slabs(source: Source, pictures_per_sample: int, *, magnify: bool) -> None:
+    """Refuse a number of pictures, or one more, where each slab brings its own."""
+    if "slab" not in source.types or "slices" not in source.types:
+        return
+    if pictures_per_sample > 1:
+        raise ValueError(
+            f"pictures_per_sample={pictures_per_sample} does not go with slabs, each of which is "
+            "one sample already: leave it out"
+        )
+    if magnify:
+        raise ValueError("magnify=True shows a region of one picture, not of a slab: leave it out")
+
+
 def _hash_of_file(file: str | os.PathLike | None) -> str | None:
     if not file:
         return None
@@ -292,12 +307,21 @@ def _reject_nothing(number: int, sample_id: object, reason: str) -> None:
     """Take notice of a row that is rejected already."""
 
 
+def pictures_of_slab(pair: Pair) -> int | None:
+    """Say how many pictures the slab of a pair has; None where it belongs to none."""
+    slices = pair.cells.get("slices")
+    if pair.cells.get("slab") is None or not isinstance(slices, list):
+        return None
+    return len(slices)
+
+
 @dataclass
 class Gatherer:
-    """Puts neighbouring pairs of one group into samples, those with the same question together.
+    """Puts neighbouring pairs of one group or slab into samples, those with the same question
+    together.
 
-    pictures : how many pictures a sample has at most.
-    series : split and group of the pairs that wait.
+    pictures : how many pictures a sample has at most, where the source has no slabs.
+    series : split and group, or slab, of the pairs that wait.
     waiting : the pairs that wait for more of their kind, by their own question.
     """
 
@@ -308,10 +332,13 @@ class Gatherer:
     def add(self, pair: Pair) -> list[list[Pair]]:
         """Take a pair, and give the samples that are complete by now."""
         group = pair.cells.get("group")
-        if self.pictures == 1 or not names_group(group):
+        pictures = pictures_of_slab(pair)
+        series: tuple = (pair.split, group)
+        if pictures is not None:
+            series = (pair.split, "slab", pair.cells["slab"])
+        elif self.pictures == 1 or not names_group(group):
             return [*self.finish(), [pair]]
         complete = []
-        series = (pair.split, group)
         if series != self.series:
             complete = self.finish()
             self.series = series
@@ -319,7 +346,7 @@ class Gatherer:
         key = pair.question if pair.own_question else None
         sample = self.waiting.setdefault(key, [])
         sample.append(pair)
-        if len(sample) == self.pictures:
+        if len(sample) == (pictures or self.pictures):
             complete.append(self.waiting.pop(key))
         return complete
 
@@ -397,6 +424,13 @@ class Writer:
 
     def write_sample(self, pairs: list[Pair]) -> None:
         """Write the pictures and the record of a sample, then the dialogues that are due."""
+        wanted = pictures_of_slab(pairs[0])
+        if wanted is not None and len(pairs) != wanted:
+            # half a slab would be taken for a whole one
+            for pair in pairs:
+                reason = f"slab: {wanted - len(pairs)} of its {wanted} pictures were left out"
+                self.reject(pair.number, pair.cells["id"], reason)
+            return
         try:
             line = self._sample_line(pairs)
         except ValueError as error:  # a value that JSON cannot hold, such as NaN in a list

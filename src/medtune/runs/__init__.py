@@ -2,12 +2,13 @@
 
 `params` reads what notebooks declare and what a run says, `overrides` makes a new run of an old
 one, `execute` executes the notebooks with papermill and keeps what is finished and unchanged,
-`logs` reads what a training logged, `reference` copies a finished run to where it is kept, and
-`clean` removes what a run left. Two files load the large libraries and are imported by their own
-names: `medtune.runs.study` makes many runs of the levels of some parameters,
-`medtune.runs.rehearse` executes a run with random weights.
+`logs` reads what a training logged, `card` says of a run what checklists of papers ask for,
+`reference` copies a finished run to where it is kept, and `clean` removes what a run left. Two
+files load the large libraries and are imported by their own names: `medtune.runs.study` makes many
+runs of the levels of some parameters, `medtune.runs.rehearse` executes a run with random weights.
 """
 
+from .card import write_card
 from .clean import clean
 from .execute import list_runs, run
 from .logs import TrainingLog, read_log
@@ -24,5 +25,6 @@ __all__ = [
     "read_log",
     "read_params",
     "run",
+    "write_card",
     "write_reference",
 ]

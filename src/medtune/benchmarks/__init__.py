@@ -1,0 +1,24 @@
+"""The field's own benchmarks by name: their questions, their answer rules, and what leaks.
+
+`published.py` says which benchmarks are known, and how each is published. `load.py` reads one, from
+its files (`forms.py`, found by `places.py`) or from the hub. `rules.py` judges a single answer as the field does, and
+`score.py` all of them, closed and open questions apart. `overlap.py` counts pictures of a benchmark
+that the training set has seen.
+"""
+
+from .load import Loaded, load_benchmark, own_questions, pictures_of
+from .overlap import Shared, count_shared
+from .published import Benchmark, find_benchmark
+from .score import score_benchmark
+
+__all__ = [
+    "Benchmark",
+    "Loaded",
+    "Shared",
+    "count_shared",
+    "find_benchmark",
+    "load_benchmark",
+    "own_questions",
+    "pictures_of",
+    "score_benchmark",
+]
