@@ -55,8 +55,6 @@ PEOPLE = 24
 VALIDATION_PEOPLE = 3
 # One picture of a region is too few to judge findings by: so many more of each that may hold one
 MORE_VIEWS = 2
-# A structure that few slices show is drawn of more people, until it has about so many pictures
-FEWEST_PICTURES = 40
 MM_PER_PIXEL = 0.703125
 MIN_PIXELS = 150
 # structures border on each other over so many pixels
@@ -359,7 +357,6 @@ class Job:
     person : number of the person.
     first_view : number of the first view, so that no two pictures share one.
     more_views : further views of a region that may hold a finding.
-    only : names of the structures to draw; None draws all.
     """
 
     z: int
@@ -367,7 +364,6 @@ class Job:
     person: int = 0
     first_view: int = 0
     more_views: int = 0
-    only: frozenset[str] | None = None
 
 
 # Worker processes inherit it by fork, so the CT is read once.
@@ -602,8 +598,6 @@ def make_rows(job: Job) -> list[dict]:
     """
     cut, rows = drawn_slice(job), []
     for region in find_regions(cut.mask, cut.names):
-        if job.only is not None and region["info"][0] not in job.only:
-            continue
         may_hold = region["info"][2] in FINDINGS
         views = 1 + (job.more_views if may_hold else 0)
         for view in range(job.first_view, job.first_view + views):
@@ -710,32 +704,6 @@ def another_source(
     return Source(scan, levels_of(scan), [scanned_person()], held_out=True)
 
 
-def more_views_of(scan: Scan, views: int) -> dict[int, dict[int, set[str]]]:
-    """Say which structures are drawn again: for each training slice, the names of each further view.
-
-    Without this the spleen, which lies in seven of the training slices, would have 14 pictures, and
-    the deep muscles of the back 180.
-    """
-    slices: dict[str, list[int]] = {}
-    for z in range(len(scan.mask)):
-        if split_of(z) != "train":
-            continue
-        pixels = np.bincount(scan.mask[z].ravel())
-        names = set()
-        for label in np.flatnonzero(pixels[1:] >= MIN_PIXELS) + 1:
-            info = describe_structure(scan.names[int(label)])
-            if info:
-                names.add(info[0])
-        for name in names:
-            slices.setdefault(name, []).append(z)
-    more: dict[int, dict[int, set[str]]] = {z: {} for places in slices.values() for z in places}
-    for name, places in slices.items():
-        for number in range(FEWEST_PICTURES - views * len(places)):
-            z, view = places[number % len(places)], views + number // len(places)
-            more[z].setdefault(view, set()).add(name)
-    return more
-
-
 def jobs_of(source: Source, seed: int, views: int) -> list[Job]:
     """List what is drawn: each slice, of whom, and how often."""
     if source.held_out:
@@ -743,11 +711,6 @@ def jobs_of(source: Source, seed: int, views: int) -> list[Job]:
         return [Job(z, seed, more_views=MORE_VIEWS) for z in slices]
     # number 0 is the scanned person, and the last ones are to choose by
     people = len(source.people) - 1 - VALIDATION_PEOPLE
-    more = more_views_of(source.scan, views)
-
-    def person_of(z: int, view: int) -> int:
-        return 1 + (z * views + view) % people
-
     jobs = []
     for z in range(SLICES):
         split = split_of(z)
@@ -756,9 +719,8 @@ def jobs_of(source: Source, seed: int, views: int) -> list[Job]:
         if split == "train":
             # each slice is shown of as many people as it has views, and these take turns
             for view in range(views):
-                jobs.append(Job(z, seed, person_of(z, view), view))
-            for view, names in sorted(more[z].items()):
-                jobs.append(Job(z, seed, person_of(z, view), view, only=frozenset(names)))
+                person = 1 + (z * views + view) % people
+                jobs.append(Job(z, seed, person, view))
             continue
         jobs.append(Job(z, seed, more_views=MORE_VIEWS))
         if split == "validation":

@@ -575,16 +575,12 @@ def test_the_same_seed_gives_the_same_rows(jobs, drawn):
 
 @pytest.mark.slow
 def test_how_often_a_region_is_shown(ct):
-    """A training slice of two people, what is rare in it of more; a held-out one of the scanned
-    person, more often where a finding may be.
+    """A training slice of two people; a held-out one of the scanned person, more often where a
+    finding may be.
     """
     all_jobs = builder.jobs_of(builder.SOURCE, 0, 2)
-    of_slice = [job for job in all_jobs if job.z == 6]
-    trained = [job for job in of_slice if job.only is None]
+    trained = [job for job in all_jobs if job.z == 6]
     assert len({job.person for job in trained}) == 2 and 0 not in {job.person for job in trained}
-    for job in of_slice:
-        rare = {row["structure"] for row in builder.make_rows(job)} if job.only else set()
-        assert rare <= (job.only or set()) and "aorta" not in rare
     (held_out,) = (job for job in all_jobs if job.z == 12)
     assert held_out.person == 0
     for job in (*trained, held_out):

@@ -122,32 +122,6 @@ def test_virtual_people_are_of_training_slices_only():
     assert len({job.person for job in of_a_slice}) == 3
 
 
-def test_what_few_slices_show_is_drawn_of_more_people():
-    """The lung lies in all slices, the spleen in four, of which three are trained on."""
-    drawn = [people.scanned_person(), *(people.draw_person(n, 0) for n in range(1, 28))]
-    source = tiny_source(people=drawn)
-    mask = np.where(source.scan.mask == 1, 0, source.scan.mask)
-    places = (58, 60, 63, 12)
-    mask[list(places)] = MASK
-    source = dataclasses.replace(source, scan=dataclasses.replace(source.scan, mask=mask))
-    shows = {"spleen": [], "right lower lobe of the lung": []}
-    for job in builder.jobs_of(source, 0, 2):
-        if builder.split_of(job.z) != "train":
-            assert job.only is None
-            continue
-        for name, jobs in shows.items():
-            there = name != "spleen" or job.z in places
-            if there and (job.only is None or name in job.only):
-                jobs.append(job)
-    assert len(shows["spleen"]) == builder.FEWEST_PICTURES
-    assert {job.z for job in shows["spleen"]} == {58, 60, 63}
-    assert len({job.person for job in shows["spleen"]}) > 12
-    assert all(job.only is None for job in shows["right lower lobe of the lung"])
-    # nothing is drawn twice of one person
-    drawn_of = [(job.z, job.first_view) for job in shows["spleen"]]
-    assert len(set(drawn_of)) == len(drawn_of)
-
-
 def test_no_row_of_a_person_repeats_anothers_picture(monkeypatch):
     drawn = [people.scanned_person(), *(people.draw_person(n, 0) for n in range(1, 6))]
     monkeypatch.setattr(builder, "SOURCE", tiny_source(people=drawn), raising=False)
