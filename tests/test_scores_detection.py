@@ -84,6 +84,19 @@ def test_another_person_is_scored_over_what_was_taught():
     assert other["scores"]["sensitivity"]["label"] == "within one patient: 6 slices"
 
 
+def test_a_structure_of_a_slice_counts_once_however_many_pictures_show_it():
+    liver = "The region shows the liver."
+    spleen = "The region shows the spleen."
+    # the liver of slice 1 in three pictures, all right; the spleen of it and of slice 2 in one each
+    rows = [{"answer": liver, "reference": liver, "slice": 1}] * 3
+    rows += [{"answer": liver, "reference": spleen, "slice": slice_} for slice_ in (1, 2)]
+    found = scores.score_people({"another": rows}, [liver, spleen])["another"]
+    assert found["scores"]["name right"]["value"] == 60
+    assert found["names_by_region"] == pytest.approx(100 / 3)
+    unknown = [{"answer": liver, "reference": liver}]
+    assert scores.score_people({"x": unknown}, [liver])["x"]["names_by_region"] is None
+
+
 def test_what_differs_between_people_is_counted():
     lung = "shown with a lung window. The region of interest covers about 10% of its area"
     soft = "shown with a soft tissue window. The region of interest covers about 2% of its area"

@@ -215,10 +215,11 @@ def _print_people(found: dict[str, dict[str, Any]]) -> None:
         for name, person in found.items():
             row[name] = score_cell(person["scores"][measure])
         rows.append(row)
-    for key in ("pairs", "scored", "structures", "slices", "area"):
-        row = {"score, %": _COUNTED[key]}
+    for key, said in _COUNTED.items():
+        row = {"score, %": said}
         for name, person in found.items():
-            row[name] = person[key]
+            value = person[key]
+            row[name] = f"{value:.1f}" if isinstance(value, float) else value
         rows.append(row)
     print_table(rows)
     for name, person in found.items():
@@ -229,6 +230,7 @@ def _print_people(found: dict[str, dict[str, Any]]) -> None:
 
 
 _COUNTED = {
+    "names_by_region": "name right, each structure of a slice once",
     "pairs": "pairs",
     "scored": "of these about structures that were taught",
     "structures": "structures",

@@ -50,9 +50,10 @@ def score_people(
     -------
     dict : for each person "scores" (by measure what `score_conditions` gives), "pairs", "scored"
         (pairs about structures of the training), "not_taught" (pairs by name of the others, most
-        frequent first), "structures", "slices" (None where they are not known), "area" (median
-        share of the picture that a region covers, in percent), "windows" and "densities" (shares of
-        the pairs in percent).
+        frequent first), "structures", "slices" (None where they are not known), "names_by_region"
+        (names right in percent where each structure of a slice counts once, however many pictures
+        show it; None where the slices are not known), "area" (median share of the picture that a
+        region covers, in percent), "windows" and "densities" (shares of the pairs in percent).
 
     Raises
     ------
@@ -101,6 +102,7 @@ def _score_person(
         "not_taught": _counts(others),
         "structures": len({caption.structure for caption in read} - {None}),
         "slices": None if slices is None else len(set(slices)),
+        "names_by_region": _names_by_region(scored) if slices else None,
         **_what_differs(read),
     }
 
@@ -122,6 +124,19 @@ def _scores(
         seed=seed,
     )
     return scored["model"].results
+
+
+def _names_by_region(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Average the names that are right over structures of slices, in percent."""
+    right: dict[tuple, list[bool]] = {}
+    for row in rows:
+        structure = parse_caption(row["reference"]).structure
+        if structure is not None:
+            said = parse_caption(row["answer"]).structure
+            right.setdefault((row["slice"], structure), []).append(said == structure)
+    if not right:
+        return None
+    return 100 * float(np.mean([np.mean(views) for views in right.values()]))
 
 
 def _known(cells: list[Any]) -> list[Any] | None:
