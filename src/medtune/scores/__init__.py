@@ -6,14 +6,15 @@ whether all findings are listed and none is invented, `boxes` judges regions and
 probabilities, `intervals` draws whole patients or slices, `conditions` scores several models side
 by side, `another` scores another person beside the held-out pairs, `predict` shows runs side by
 side as LLaMA-Factory does, `series` sets answers about slices beside a report, `rivals` and
-`copiers` answer without a model, `agreement` counts the fields in which captions agree, and
-`library` offers the text scores to `evaluate`.
+`copiers` answer without a model, `abstaining` says when not to answer, `agreement` counts the
+fields in which captions agree, and `library` offers the text scores to `evaluate`.
 `text` and `intervals` stand alone.
 
 Every score gives one number a data set. With `per_sample=True` it gives one value a sample, as
 `paired_bootstrap` takes it, and `with_intervals` adds an interval to each number.
 """
 
+from .abstaining import Threshold, calibration_table, choose_threshold, risk_coverage
 from .agreement import field_agreement
 from .another import score_people
 from .boxes import box_scores, match_scores
@@ -41,9 +42,12 @@ __all__ = [
     "RATIOS",
     "Measure",
     "ScoredCondition",
+    "Threshold",
     "answer_by_kind",
     "bootstrap_interval",
     "box_scores",
+    "calibration_table",
+    "choose_threshold",
     "compare_conditions",
     "compare_with_report",
     "copy_nearest",
@@ -60,6 +64,7 @@ __all__ = [
     "paired_bootstrap",
     "predict_table",
     "read_listing",
+    "risk_coverage",
     "score_conditions",
     "score_people",
     "standard_scores",
