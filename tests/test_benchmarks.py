@@ -1,13 +1,10 @@
 """The field's benchmarks: read as they were published, judged by published rules, and what leaks."""
 
-import http.server
 import io
 import json
-import os
 import pickle
 import subprocess
 import sys
-import threading
 import zipfile
 
 import datasets
@@ -24,7 +21,7 @@ from benchmark_files import (
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from test_pairs_hub import Hub
+from test_pairs_hub import Hub, serve_hub
 
 from medtune.benchmarks import count_shared, load_benchmark, own_questions, score_benchmark
 from medtune.benchmarks.published import BENCHMARKS
@@ -445,16 +442,8 @@ def test_files_and_tables_are_fetched_from_the_hub(tmp_path):
     rows.to_parquet(tmp_path / "t.parquet")
     content = (tmp_path / "t.parquet").read_bytes()
     HubOfBenchmarks.sets["flaviagiammarino/vqa-rad"] = {"data/test-00000-of-00001.parquet": content}
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), HubOfBenchmarks)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    environment = os.environ | {
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_OFFLINE": "0",
-        "HF_TOKEN": "",
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
-    }
+    server, environment = serve_hub(HubOfBenchmarks, tmp_path)
+    environment["XDG_CACHE_HOME"] = str(tmp_path / "cache")
     command = [sys.executable, "-W", "ignore", "-c", FETCH]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
     server.shutdown()

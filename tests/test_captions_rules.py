@@ -442,6 +442,15 @@ def structures_of(builder):
     return structures
 
 
+def in_millimetres(facts, diameter):
+    """Say a finding and its size as other people's captions do, in English and in Chinese."""
+    return (
+        f"Within it lies a {facts['finding']} of about {diameter} mm, "
+        f"in its {facts['finding_place']} part.",
+        f"其内可见一个约{diameter}毫米的{facts['finding_zh']}，位于其{facts['finding_place_zh']}。",
+    )
+
+
 def test_every_caption_the_sample_can_hold():
     builder = load_builder()
     structures = structures_of(builder)
@@ -454,9 +463,10 @@ def test_every_caption_the_sample_can_hold():
         itertools.cycle(builder.DENSITIES),
         itertools.cycle(findings),
         itertools.cycle(builder.WINDOWS),
+        itertools.cycle(builder.SIZES),
         strict=False,
     )
-    for i, (own, place, level, density, finding, window) in enumerate(facts_in_turn):
+    for i, (own, place, level, density, finding, window, size) in enumerate(facts_in_turn):
         neighbours = [structures[i - 1], structures[i - 2]]
         inside = builder.PLACES[(5 * i) % 9]
         share, share_zh = builder.share_words(i % 50 / 100)
@@ -475,7 +485,9 @@ def test_every_caption_the_sample_can_hold():
             "density_zh": density[2],
             "neighbours": [neighbour[0] for neighbour in neighbours],
             "neighbours_zh": [neighbour[1] for neighbour in neighbours],
-            "diameter_mm": 7 + i,
+            "finding_judged": True,
+            "finding_size": size[1],
+            "finding_size_zh": size[2],
             "finding": finding and finding[0],
             "finding_zh": finding and finding[1],
             "finding_place": inside[0],
@@ -487,8 +499,22 @@ def test_every_caption_the_sample_can_hold():
         same = ["level", "window", "structure", "place", "density", "neighbours", "finding"]
         for name in same:
             assert got[name] == facts[name], (name, english)
-        if finding:
-            assert (got["size_mm"], got["finding_place"]) == (7 + i, inside[0])
+        assert got["negated"] == ([] if finding else ["lesion"])
+        unjudged, unjudged_zh = builder.write_captions(facts | {"finding_judged": False})
+        assert entities(unjudged) == entities(unjudged_zh)
+        got = parse_caption(unjudged)
+        assert (got.finding, got.findings, got.negated, got.size_mm) == (None, [], [], None)
+        if not finding:
+            continue
+        # the share of the region's width is no size in millimetres, nor one of the picture's area
+        got = parse_caption(english)
+        assert (got.size_mm, got.finding_place) == (None, inside[0])
+        assert got.area_share == parse_caption(unjudged).area_share
+
+        measured, measured_zh = in_millimetres(facts, 7 + i)
+        assert entities(f"{unjudged} {measured}") == entities(unjudged_zh + measured_zh)
+        got = parse_caption(f"{unjudged} {measured}")
+        assert (got.finding, got.size_mm, got.finding_place) == (finding[0], 7 + i, inside[0])
 
 
 # By id, so that no real text is copied here: asserted and denied findings as a person reads them.

@@ -8,11 +8,25 @@ import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from pair_sources import write_parquet
 
 GATED = {"X_Error_Code": "GatedRepo", "X_Error_Message": "Access is restricted"}
+
+
+def serve_hub(hub: type, home: Path) -> tuple[http.server.HTTPServer, dict[str, str]]:
+    """Serve a hub on loopback; gives the server and the environment of a process that asks it."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server, os.environ | {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(home / "home"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_OFFLINE": "0",
+        "HF_TOKEN": "",
+    }
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
@@ -125,15 +139,7 @@ def ask(tmp_path):
     names = ("25M_demo", "25M_full")
     configs = [{"config_name": name, "data_files": "data/train-*"} for name in names]
     Hub.files["README.md"] = f"---\nconfigs: {json.dumps(configs)}\n---\n".encode()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    environment = os.environ | {
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_OFFLINE": "0",
-        "HF_TOKEN": "",
-    }
+    server, environment = serve_hub(Hub, tmp_path)
 
     def ask(*questions, **changed) -> list:
         done = subprocess.run(

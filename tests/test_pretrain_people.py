@@ -99,12 +99,21 @@ def test_a_spot_has_its_size_and_its_tokens_know_where_it_is():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_two_steps_on_a_cpu(tmp_path):
-    """The shortcut is the model (the script stops otherwise), and what it saves takes two pictures."""
+    """Both stages run: their shortcut is the model (a script stops otherwise), and what the second
+    saves takes two pictures.
+    """
     options = ["--steps", "2", "--batch-size", "20", "--workers", "0", "--device", "cpu"]
-    command = [sys.executable, str(SCRIPT), "--out", str(tmp_path), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-2000:]
+    first = tmp_path / "first"
+    stages = {
+        first: [SCRIPT.with_name("pretrain.py")],
+        tmp_path: [SCRIPT, "--base", first],
+    }
+    for out, script in stages.items():
+        command = [sys.executable, *map(str, script), "--out", str(out), *options]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-2000:]
     facts = json.loads((tmp_path / "pretrain_log.json").read_text())
     assert facts["steps"] == 2 and facts["parameters"] <= 8_000_000
     assert (tmp_path / "model.safetensors").stat().st_size <= 16_000_000

@@ -1,14 +1,11 @@
 """Records made of shards while they are read: the same as converted ones, each once, none lost."""
 
 import csv
-import http.server
 import itertools
 import json
-import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections import Counter
 from pathlib import Path
 
@@ -19,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shards import CHANGED, CHINESE, pair, write_shard
-from test_pairs_hub import Hub
+from test_pairs_hub import Hub, serve_hub
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from medtune.audit import split_by_group
@@ -426,15 +423,7 @@ def test_a_set_on_the_hub_is_read_as_it_lies_there(tmp_path):
         """The hub of tests/test_pairs_hub.py with these files."""
 
     OneSet.files = files
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), OneSet)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    environment = os.environ | {
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_OFFLINE": "0",
-        "HF_TOKEN": "",
-    }
+    server, environment = serve_hub(OneSet, tmp_path)
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", READ_THE_HUB],
         env=environment,

@@ -23,6 +23,10 @@ def average(runs: list[dict], key: str, column: str) -> float:
     return mean(run[key][column] for run in runs)
 
 
+def average_found(runs: list[dict], measure: str, who: str) -> float:
+    return mean(run["detection"][measure][who] for run in runs)
+
+
 def test_the_readme_holds_the_table_of_the_runs():
     script = REPO / "docs" / "figures" / "results_table.py"
     done = subprocess.run(
@@ -60,7 +64,7 @@ def test_a_measure_without_a_value_is_not_scored(runs):
     assert results_table._cell([None, 86.3, 89.1], 1) == "not scored"
     changed = json.loads(json.dumps(runs))
     for run in changed:
-        run["finding_accuracy"]["base"] = None
+        run["detection"]["sensitivity"]["base"] = None
     changed[1]["paired"]["tuned_minus_shuffled"]["name right"]["low"] = None
     for language in (1, 2):
         table = results_table.build_table(changed, language)
@@ -80,8 +84,27 @@ def test_a_measure_without_a_value_is_not_scored(runs):
 def test_the_figure_leaves_out_what_is_not_scored(runs, tmp_path):
     changed = json.loads(json.dumps(runs))
     for run in changed:
-        run["place_accuracy"]["base"] = None
-    drawn = results_figure.bars(changed)
-    assert drawn["place_accuracy"]["base"] is None
+        run["detection"]["sensitivity"]["shuffled"] = None
+    people = results_figure.read_people()
+    drawn = results_figure.bars(changed, people)
+    assert drawn["sensitivity"]["shuffled"] is None
     results_figure.draw(drawn, 3, 1, tmp_path / "figure.svg")
     assert results_figure.shown(tmp_path / "figure.svg") == drawn
+
+
+def test_the_figure_shows_the_numbers_of_the_runs():
+    script = REPO / "docs" / "figures" / "results_figure.py"
+    done = subprocess.run(
+        [sys.executable, script, "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_findings_are_seen_and_not_read_off_the_words(runs):
+    for run in runs:
+        assert run["detection"]["sensitivity"]["base"] is None
+        assert run["auroc_at_deciding_word"]["right_picture"] > 0.8
+        assert run["auroc_at_deciding_word"]["wrong_picture"] < 0.65
+    assert average_found(runs, "sensitivity", "tuned") > average_found(
+        runs, "sensitivity", "no_pixel"
+    )

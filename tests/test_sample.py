@@ -3,10 +3,12 @@ into training.
 """
 
 import csv
+import dataclasses
 import importlib.util
 import io
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -36,6 +38,7 @@ def load_builder():
 builder = load_builder()
 # the builder's folder is on the path since it was loaded
 from ct import find_ct  # noqa: E402
+from findings import LARGEST, SMALLEST  # noqa: E402
 
 
 def picture(row: dict) -> Image.Image:
@@ -109,12 +112,17 @@ def test_a_caption_has_no_gaps_where_nothing_borders_and_nothing_is_found():
     facts = {name + end: "x" for name in words for end in ("", "_zh")} | {
         "neighbours": [],
         "finding": None,
+        "finding_judged": True,
     }
     english, chinese = builder.write_captions(facts)
     assert "bordered" not in english and "相邻" not in chinese and "None" not in english + chinese
     assert english.endswith("No focal lesion is seen within it.") and chinese.endswith(
         "其内未见局灶性病变。"
     )
+    silent, silent_zh = builder.write_captions(facts | {"finding_judged": False})
+    # where nobody could tell, the rest stays as it is
+    assert english == f"{silent} No focal lesion is seen within it."
+    assert chinese == f"{silent_zh}其内未见局灶性病变。"
 
 
 @pytest.mark.parametrize("width", [3, 4])
@@ -127,7 +135,9 @@ def test_the_frame_is_drawn_on_the_roi_and_nowhere_else(width):
     assert (inner == 90).all() and len(rows) == 154 * 384 - (154 - 2 * width) * (384 - 2 * width)
 
 
-# ---- a phantom whose truth is known: a grey ellipse in air
+# ---- a phantom whose truth is known: two ellipses in fat
+
+FAT, SPLEEN, STOMACH = -100, 60, 30
 
 
 @pytest.fixture
@@ -135,7 +145,7 @@ def phantom(monkeypatch):
     y, x = np.mgrid[:512, :512]
     spleen = ((x - 330) / 70) ** 2 + ((y - 260) / 50) ** 2 <= 1
     stomach = ((x - 230) / 28) ** 2 + ((y - 260) / 40) ** 2 <= 1  # two pixels from the spleen
-    hu = np.where(spleen, 60, np.where(stomach, 30, -1000)).astype(np.int16)
+    hu = np.where(spleen, SPLEEN, np.where(stomach, STOMACH, FAT)).astype(np.int16)
     mask = (spleen * 1 + stomach * 2).astype(np.uint8)
     scan = builder.Scan(
         hu=np.stack([hu] * 4),
@@ -144,20 +154,26 @@ def phantom(monkeypatch):
         mm_per_pixel=builder.MM_PER_PIXEL,
         mm_per_slice=2.5,
     )
-    source = builder.Source(scan, builder.course_levels(), [builder.scanned_person()])
+    # two to train on, and those to choose by
+    numbers = range(1, builder.VALIDATION_PEOPLE + 3)
+    people = [builder.scanned_person(), *(builder.draw_person(n, 0) for n in numbers)]
+    source = builder.Source(scan, builder.course_levels(), people)
     monkeypatch.setattr(builder, "SOURCE", source, raising=False)
     monkeypatch.setattr(builder, "SLICES", 4)
     return {"spleen": spleen, "stomach": stomach}
 
 
-def views(name: str, with_finding: bool | None, wanted: int = 12):
-    cut = builder.drawn_slice(builder.Job(0, 0, 1, 0.6))
+def views(name: str, wanted: int, with_finding: bool | None = None):
+    """Views of a region of the scanned person; those with a finding, those without, or any."""
+    cut = builder.drawn_slice(builder.Job(0, 0))
     (region,) = (r for r in builder.find_regions(cut.mask, cut.names) if r["info"][0] == name)
-    made = (
-        builder.make_view(cut, region, np.random.default_rng(seed), with_finding)
-        for seed in range(4 * wanted)
-    )
-    return [view for view in made if view][:wanted]
+    kept = []
+    for seed in range(8 * wanted):
+        view = builder.make_view(cut, region, np.random.default_rng(seed))
+        if view and with_finding in (None, view["facts"]["finding"] is not None):
+            kept.append(view)
+    assert len(kept) >= wanted
+    return kept[:wanted]
 
 
 def organ_of(view: dict, fill: bool) -> np.ndarray:
@@ -165,9 +181,9 @@ def organ_of(view: dict, fill: bool) -> np.ndarray:
     a box.
     """
     grey = np.array(Image.open(io.BytesIO(view["pictures"][False])).convert("L"))
-    _, parts = cv2.connectedComponents(
-        (grey > (int(grey.min()) + int(grey.max())) / 4 + 20).astype(np.uint8)
-    )
+    middle = np.full((1, 1), (FAT + SPLEEN) / 2)
+    edge = int(builder.window_picture(middle, view["facts"]["window"])[0, 0])
+    _, parts = cv2.connectedComponents((grey > edge).astype(np.uint8))
     x0, y0, x1, y1 = (round(v * 512) for v in view["roi"])
     inside = parts[y0 + 6 : y1 - 6, x0 + 6 : x1 - 6]
     part = (parts == np.bincount(inside[inside > 0]).argmax()).astype(np.uint8)
@@ -178,7 +194,7 @@ def organ_of(view: dict, fill: bool) -> np.ndarray:
 
 
 def test_the_box_encloses_the_region_after_turn_zoom_and_shift(phantom):
-    for view in views("spleen", with_finding=False):
+    for view in views("spleen", wanted=12, with_finding=False):
         rows, columns = np.nonzero(organ_of(view, fill=True))
         edges = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
         rim = (edges - np.array(view["roi"]) * 512) * (1, 1, -1, -1)
@@ -192,13 +208,9 @@ def test_the_box_encloses_the_region_after_turn_zoom_and_shift(phantom):
 
 
 def test_a_finding_is_where_and_as_large_as_the_caption_says(phantom):
-    found = [
-        view for view in views("spleen", with_finding=True, wanted=24) if view["facts"]["finding"]
-    ]
-    assert len(found) >= 12 and {view["facts"]["finding"] for view in found} == {
-        "cyst",
-        "hypodense lesion",
-    }
+    found = views("spleen", wanted=24, with_finding=True)
+    assert {view["facts"]["finding"] for view in found} == {"cyst", "hypodense lesion"}
+    wide = np.ptp(np.nonzero(phantom["spleen"])[1]) + 1
     checked = 0
     for view in found:
         facts, organ = view["facts"], organ_of(view, fill=True)
@@ -212,6 +224,10 @@ def test_a_finding_is_where_and_as_large_as_the_caption_says(phantom):
             * builder.MM_PER_PIXEL
         )
         assert diameter == pytest.approx(facts["diameter_mm"], abs=1.5)
+        share = diameter / builder.MM_PER_PIXEL / wide
+        # one of the two words where the share is near their limit
+        words = {builder.size_words(share + error)[0] for error in (-0.015, 0.015)}
+        assert facts["finding_size"] in words, share
         rows, columns = np.nonzero(organ)
         center = [v.mean() for v in np.nonzero(darker)[::-1]]
         x, y = ((c - e.min()) / np.ptp(e) for c, e in zip(center, (columns, rows), strict=True))
@@ -222,19 +238,21 @@ def test_a_finding_is_where_and_as_large_as_the_caption_says(phantom):
 
 
 def test_no_finding_where_none_fits_or_none_is_known(phantom):
-    hu, rng = builder.SOURCE.scan.hu[0].astype(np.float32), np.random.default_rng(0)
+    """Such a caption does not say that there is none, either."""
+    cut = builder.drawn_slice(builder.Job(0, 0))
     small = np.zeros((512, 512), bool)
-    small[100:110, 100:110] = True
-    assert builder.add_finding(hu, small, "solid", rng) is None
-    assert builder.add_finding(hu, phantom["spleen"], "hollow", rng) is None
-    changed, truth = builder.add_finding(hu, phantom["spleen"], "solid", rng)
-    x, y = truth["center"]
-    radius = truth["diameter_mm"] / 2 / builder.MM_PER_PIXEL
-    rows, columns = np.nonzero(changed != hu)
-    assert (
-        np.hypot(columns - x, rows - y).max() <= radius + 2
-        and phantom["spleen"][rows, columns].all()
-    )
+    small[100:108, 100:160] = True
+    regions = [
+        {"part": small, "info": ("spleen", "脾脏", "solid"), "pixels": int(small.sum())},
+        {"part": phantom["spleen"], "info": ("stomach", "胃", "hollow"), "pixels": 11_000},
+    ]
+    for region in regions:
+        for seed in range(40):
+            drawn = builder.draw_region(cut, region, np.random.default_rng(seed))
+            assert not drawn.judged and drawn.truth is None
+    for view in views("stomach", wanted=12):
+        assert not view["facts"]["finding_judged"] and view["facts"]["finding"] is None
+        assert "lesion" not in view["caption"] and "病" not in view["caption_zh"]
 
 
 def test_a_built_set_is_the_same_byte_for_byte_with_any_number_of_workers(
@@ -252,7 +270,7 @@ def test_a_built_set_is_the_same_byte_for_byte_with_any_number_of_workers(
 
 
 def test_a_build_that_fails_leaves_nothing(phantom, monkeypatch, tmp_path):
-    monkeypatch.setattr(builder, "schema", lambda judged: pytest.fail("stop"))
+    monkeypatch.setattr(builder, "schema", lambda: pytest.fail("stop"))
     with pytest.raises(pytest.fail.Exception):
         builder.build(tmp_path / "out", builder.SOURCE)
     assert list((tmp_path / "out").iterdir()) == []
@@ -309,6 +327,44 @@ def test_there_is_enough_to_learn_and_to_ask(built):
     assert 0.1 < share < 0.6, "some regions have a finding, some have none"
 
 
+def test_the_data_card_counts_what_there_is(built):
+    card = (REPO / "data" / "README.md").read_text("utf-8")
+    assert f"{len(built) // 2:,} regions" in card and f"{len(built):,} pairs" in card
+    for split in ("train", "validation", "test"):
+        rows = [row for row in built if row["split"] == split and row["has_box"]]
+        slices = len({row["slice"] for row in rows})
+        assert f"{split} {slices} slices, {len(rows):,} regions" in card
+
+
+def test_who_is_trained_on_is_not_who_is_judged_by(built):
+    people = {}
+    for row in built:
+        people.setdefault(row["split"], set()).add(row["person"])
+    assert people["train"] == {f"virtual-{number:02d}" for number in range(1, 25)}
+    assert people["validation"] == {"scanned", "virtual-25", "virtual-26", "virtual-27"}
+    assert people["test"] == {"scanned"}
+
+
+def coins(built):
+    """Which of the judged regions have a finding, by kind of tissue and window, and in all."""
+    thrown = {}
+    for row in built:
+        facts = row["fields"]
+        if row["has_box"] and facts["finding_judged"]:
+            for where in ("all", (facts["kind"], facts["window"])):
+                thrown.setdefault(where, []).append(facts["finding"] is not None)
+    return thrown
+
+
+def test_neither_tissue_nor_window_tells_of_a_finding(built):
+    thrown = coins(built)
+    assert len(thrown["all"]) > 1000 and len(thrown) > 5
+    for where, found in thrown.items():
+        # four standard errors of a fair coin
+        limit = 4 * 0.5 / np.sqrt(len(found))
+        assert abs(np.mean(found) - 0.5) < limit, (where, len(found))
+
+
 def test_captions_say_the_fields_and_both_languages_say_the_same(built):
     for row in {row["caption"]: row for row in built}.values():
         facts, said = row["fields"], parse_caption(row["caption"])
@@ -319,14 +375,15 @@ def test_captions_say_the_fields_and_both_languages_say_the_same(built):
         )
         assert (said.density, said.neighbours) == (facts["density"], facts["neighbours"])
         assert said.window == facts["window"]
-        assert (said.modality, said.finding, said.size_mm) == (
-            "CT",
-            facts["finding"],
-            facts["diameter_mm"],
-        )
-        assert said.finding_place == facts["finding_place"] and (said.negated == ["lesion"]) == (
-            not facts["finding"]
-        )
+        # a picture does not say how many millimetres a pixel has
+        assert (said.modality, said.finding, said.size_mm) == ("CT", facts["finding"], None)
+        assert said.finding_place == facts["finding_place"]
+        absent = facts["finding_judged"] and not facts["finding"]
+        assert said.negated == (["lesion"] if absent else [])
+        if facts["finding"]:
+            assert facts["finding_judged"] and facts["finding_contrast"] >= builder.VISIBLE
+            assert f"about {facts['finding_size']} as wide as the region" in row["caption"]
+            assert f"约为该区域的{facts['finding_size_zh']}" in row["caption_zh"]
         assert entities(row["caption"]) == entities(row["caption_zh"]), row["caption"]
 
 
@@ -359,12 +416,26 @@ def ct():
     return scan.hu, scan.mask, scan.names
 
 
-SLICES = (6, 12, 30, 45, 60, 78, 100, 125)
+SLICES = (12, 6, 30, 45, 60, 78, 100, 125)
 
 
 @pytest.fixture(scope="module")
-def rows(ct) -> list[dict]:
-    return [row for z in SLICES for row in builder.make_rows(builder.Job(z, 0, 1, 0.6))]
+def jobs(ct) -> list:
+    """Each of these slices as scanned, and every other one of all virtual people whose it is."""
+    scanned = [builder.Job(z, 0) for z in SLICES]
+    virtual = [job for job in builder.jobs_of(builder.SOURCE, 0, 2) if job.person]
+    return scanned + [job for job in virtual if job.z in SLICES[1::2]]
+
+
+@pytest.fixture(scope="module")
+def drawn(jobs) -> list[tuple]:
+    """Each job with its rows."""
+    return [(job, builder.make_rows(job)) for job in jobs]
+
+
+@pytest.fixture(scope="module")
+def rows(drawn) -> list[dict]:
+    return [row for _, made in drawn for row in made]
 
 
 def named(names: dict, english: str) -> list[int]:
@@ -386,35 +457,45 @@ def largest_part(mask: np.ndarray, labels: list[int]) -> np.ndarray:
     return best
 
 
+def bordering_of(mask, names, part, own):
+    """How many pixels each structure has at most 4 steps away, counted along rows and columns."""
+    steps = cv2.distanceTransform((~part).astype(np.uint8), cv2.DIST_L1, 3)
+    ring = mask[(steps > 0) & (steps <= 4)]
+    bordering = {}
+    for label, count in zip(*np.unique(ring, return_counts=True), strict=True):
+        info = label and builder.describe_structure(names[label])
+        if info and info[0] != own and count >= 10:
+            bordering[info[0]] = bordering.get(info[0], 0) + int(count)
+    return bordering
+
+
 @pytest.mark.slow
-def test_structure_density_and_neighbours_follow_from_mask_and_voxels(ct, rows):
+def test_structure_density_and_neighbours_follow_from_mask_and_voxels(ct, drawn):
     hu, mask, names = ct
-    for row in (row for row in rows if row["has_box"]):
-        z, facts = row["slice"], row["fields"]
-        part = largest_part(mask[z], named(names, row["structure"]))
-        assert part.sum() >= builder.MIN_PIXELS
-        mean = hu[z][part].mean()
-        limits = [limit for limit, *_ in builder.DENSITIES]
-        index = [density for _, density, _ in builder.DENSITIES].index(facts["density"])
-        assert [-2000, *limits][index] <= mean < limits[index], (row["structure"], mean)
-        # at most 4 steps away, counted along rows and columns
-        steps = cv2.distanceTransform((~part).astype(np.uint8), cv2.DIST_L1, 3)
-        ring = mask[z][(steps > 0) & (steps <= 4)]
-        bordering = {}
-        for label, count in zip(*np.unique(ring, return_counts=True), strict=True):
-            info = label and builder.describe_structure(names[label])
-            if info and info[0] != row["structure"] and count >= 10:
-                bordering[info[0]] = bordering.get(info[0], 0) + int(count)
-        said = facts["neighbours"]
-        assert len(said) == min(2, len(bordering)) and set(said) <= set(bordering), (
-            row["structure"],
-            said,
-            bordering,
-        )
-        assert all(
-            bordering[s] >= max([n for k, n in bordering.items() if k not in said], default=0)
-            for s in said
-        )
+    for job, made in drawn:
+        cut = builder.drawn_slice(job)
+        if not job.person:
+            assert (cut.hu == hu[job.z]).all() and (cut.mask == mask[job.z]).all()
+        for row in (row for row in made if row["has_box"]):
+            facts = row["fields"]
+            assert row["slice"] == job.z
+            part = largest_part(cut.mask, named(names, row["structure"]))
+            assert part.sum() >= builder.MIN_PIXELS
+            mean = cut.hu[part].mean()
+            limits = [limit for limit, *_ in builder.DENSITIES]
+            index = [density for _, density, _ in builder.DENSITIES].index(facts["density"])
+            assert [-2000, *limits][index] <= mean < limits[index], (row["structure"], mean)
+            bordering = bordering_of(cut.mask, names, part, row["structure"])
+            said = facts["neighbours"]
+            assert len(said) == min(2, len(bordering)) and set(said) <= set(bordering), (
+                row["structure"],
+                said,
+                bordering,
+            )
+            assert all(
+                bordering[s] >= max([n for k, n in bordering.items() if k not in said], default=0)
+                for s in said
+            )
 
 
 @pytest.mark.slow
@@ -466,36 +547,59 @@ def test_rows_are_pictures_with_true_captions_in_both_languages(rows):
         assert (facts["finding"] is not None) == facts["finding_is_synthetic"]
         if facts["finding"]:
             assert facts["finding"] in {name for name, *_ in builder.FINDINGS[facts["kind"]]}
-            assert 8 <= facts["diameter_mm"] <= 24
     assert 0.1 < np.mean([row["fields"]["finding"] is not None for row in rows]) < 0.6
 
 
 @pytest.mark.slow
-def test_the_same_seed_gives_the_same_rows(ct, rows):
-    again = [row for z in SLICES[:2] for row in builder.make_rows(builder.Job(z, 0, 1, 0.6))]
-    assert again == rows[: len(again)]
-    other = builder.make_rows(builder.Job(SLICES[0], 1, 1, 0.6))
-    assert not {row["id"] for row in other} & {row["id"] for row in again}
-    assert [row["roi"] for row in other] != [row["roi"] for row in again[: len(other)]]
+def test_millimetres_are_those_of_the_persons_pixels(ct, drawn):
+    seen = 0
+    for job, made in drawn:
+        mm = builder.MM_PER_PIXEL / builder.SOURCE.people[job.person].zoom
+        for row in made:
+            diameter = row["fields"]["diameter_mm"]
+            if diameter is not None:
+                # the smaller axis is at least three quarters of the larger one
+                assert round(1.75 * SMALLEST * mm) <= diameter <= round(2 * LARGEST * mm)
+                seen += 1
+    assert seen > 20
 
 
 @pytest.mark.slow
-def test_training_regions_have_several_views_and_held_out_ones_one(ct):
-    jobs = {job.z: job for job in builder.jobs_of(builder.SOURCE, 0, 2, 0.6)}
-    for z, views in ((6, 2), (12, 1)):
-        drawn = [row for row in builder.make_rows(jobs[z]) if row["has_box"]]
-        counts = {
-            name: sum(row["structure"] == name for row in drawn)
-            for name in {row["structure"] for row in drawn}
-        }
-        assert set(counts.values()) == {views}, counts
+def test_the_same_seed_gives_the_same_rows(jobs, drawn):
+    for job, made in (drawn[0], drawn[-1]):
+        assert builder.make_rows(job) == made
+        other = builder.make_rows(dataclasses.replace(job, seed=1))
+        assert not {row["id"] for row in other} & {row["id"] for row in made}
+        assert [row["roi"] for row in other] != [row["roi"] for row in made]
 
 
 @pytest.mark.slow
-def test_the_built_set_is_what_the_builder_makes_today(rows, built):
+def test_how_often_a_region_is_shown(ct):
+    """A training slice of two people; a held-out one of the scanned person, more often where a
+    finding may be.
+    """
+    all_jobs = builder.jobs_of(builder.SOURCE, 0, 2)
+    trained = [job for job in all_jobs if job.z == 6]
+    assert len({job.person for job in trained}) == 2 and 0 not in {job.person for job in trained}
+    (held_out,) = (job for job in all_jobs if job.z == 12)
+    assert held_out.person == 0
+    for job in (*trained, held_out):
+        made = [row for row in builder.make_rows(job) if row["has_box"]]
+        counts = Counter((row["structure"], row["fields"]["kind"]) for row in made)
+        assert len(counts) > 5
+        for (structure, kind), count in counts.items():
+            more = builder.MORE_VIEWS if job is held_out and kind in builder.FINDINGS else 0
+            assert count == 1 + more, structure
+
+
+@pytest.mark.slow
+def test_the_built_set_is_what_the_builder_makes_today(jobs, rows, built):
     """So that a change of the builder is noticed before old data are trained on."""
     known = {row["id"]: row for row in built}
-    for row in rows:
+    # of the scanned person no training slice is in the set
+    stands_in_it = [row for row in rows if (row["person"], row["split"]) != ("scanned", "train")]
+    assert len({row["person"] for row in stands_in_it}) == 8
+    for row in stands_in_it:
         stored = known.get(row["id"])
         assert stored, "the sample set is older than its builder: make sample"
         assert {k: stored[k] for k in ("caption", "caption_zh", "roi")} == {

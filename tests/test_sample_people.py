@@ -108,8 +108,8 @@ def tiny_source(**options):
 
 def test_virtual_people_are_of_training_slices_only():
     drawn = [people.scanned_person(), *(people.draw_person(n, 0) for n in range(1, 10))]
-    source = tiny_source(people=drawn, judged=True)
-    jobs = builder.jobs_of(source, 0, 3, 0.6)
+    source = tiny_source(people=drawn)
+    jobs = builder.jobs_of(source, 0, 3)
     trained = {job.person for job in jobs if builder.split_of(job.z) == "train"}
     chosen_by = {job.person for job in jobs if builder.split_of(job.z) == "validation"}
     judged_by = {job.person for job in jobs if builder.split_of(job.z) == "test"}
@@ -124,8 +124,8 @@ def test_virtual_people_are_of_training_slices_only():
 
 def test_no_row_of_a_person_repeats_anothers_picture(monkeypatch):
     drawn = [people.scanned_person(), *(people.draw_person(n, 0) for n in range(1, 6))]
-    monkeypatch.setattr(builder, "SOURCE", tiny_source(people=drawn, judged=True), raising=False)
-    jobs = [job for job in builder.jobs_of(builder.SOURCE, 0, 2, 0.6) if job.z in (60, 44)]
+    monkeypatch.setattr(builder, "SOURCE", tiny_source(people=drawn), raising=False)
+    jobs = [job for job in builder.jobs_of(builder.SOURCE, 0, 2) if job.z in (60, 44)]
     rows = [row for job in jobs for row in builder.make_rows(job)]
     assert len({row["id"] for row in rows}) == len(rows) > 12
     assert {row["person"] for row in rows} >= {"scanned", "virtual-01"}
@@ -180,7 +180,7 @@ def judged_views(region_name, wanted):
     (region,) = (r for r in regions if r["info"][0] == region_name)
     made = []
     for seed in range(wanted):
-        view = builder.make_view(cut, region, np.random.default_rng(seed), None)
+        view = builder.make_view(cut, region, np.random.default_rng(seed))
         if view:
             made.append(view)
     return made
@@ -329,10 +329,10 @@ def test_another_size_of_pixels_keeps_the_middle_and_the_millimetres():
     ("options", "words"),
     [
         (["--mask", "m.nii.gz"], "--mask needs --ct-folder"),
-        (["--judged"], "--judged is for another person"),
         (["--mm-per-pixel", "0.7"], "--mm-per-pixel is for another person"),
-        (["--ct-folder", "a", "--mask", "b", "--people", "3"], "leave it out"),
-        (["--people", "-1"], "0 or more"),
+        (["--ct-folder", "a", "--mask", "b", "--people", "3"], "not allowed with"),
+        (["--people", "0"], "1 or more"),
+        (["--views", "0"], "1 or more"),
         (["--ct-folder", "a", "--mask", "b", "--mm-per-pixel", "-1"], "more than 0"),
     ],
 )
@@ -350,14 +350,14 @@ def test_the_second_person(real, tmp_path, monkeypatch):
     if not folder.is_dir():
         pytest.skip("no CT of another person beside this clone")
     source = builder.another_source(
-        folder / "dicom", folder / "mask.nii.gz", folder / "structures.csv", judged=True
+        folder / "dicom", folder / "mask.nii.gz", folder / "structures.csv"
     )
     scan = source.scan
     liver = [label for label, name in scan.names.items() if name == "liver"]
     assert scan.hu[np.isin(scan.mask, liver)].mean() == pytest.approx(89, abs=2)
     assert {builder.LEVELS[level][1] for level in source.levels} == {"upper abdomen"}
     monkeypatch.setattr(builder, "SOURCE", source, raising=False)
-    jobs = builder.jobs_of(source, 0, 1, 0.6)
+    jobs = builder.jobs_of(source, 0, 1)
     assert len(jobs) == 20
     rows = [row for job in jobs[::8] for row in builder.make_rows(job)]
     assert {row["split"] for row in rows} == {"test"}

@@ -141,6 +141,9 @@ def test_memory_that_runs_out_is_one_line():
         bytearray(2**62)
         pytest.fail("so much memory")
     assert failures.explain(MemoryError())[0].startswith("memory ran out")
+    # raised by a library in C whose allocation of an error fails, too
+    silent = SystemError("error return without exception set")
+    assert failures.explain(silent)[0].startswith("memory ran out")
     assert failures.explain(RuntimeError("shapes differ")) == ("shapes differ", False)
 
 

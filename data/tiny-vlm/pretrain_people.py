@@ -13,7 +13,7 @@ It starts from the model that `pretrain.py` made, and goes on in the same plain 
 It sees the CT's TRAINING slices only, and never an organ's name, a finding or the wording of the
 clinical captions.
 
-    python data/tiny-vlm/pretrain_people.py --out FOLDER --minutes 8 --compile
+    python data/tiny-vlm/pretrain_people.py --base FIRST --out FOLDER --minutes 9.5 --compile
 """
 
 import argparse
@@ -830,7 +830,38 @@ def train(args: argparse.Namespace) -> None:  # noqa: PLR0915 - the whole recipe
             if clock:
                 speed = (step - 5) * sum(counts) / (time.time() - clock)
                 print(json.dumps(line | {"pictures_per_s": round(speed)}), flush=True)
+    rated = rate_answers(run, draw, (volume, labels), loader, counts, device)
+    print(json.dumps(rated), flush=True)
+    log.append(rated)
     save(args, model, processor, log, step, sum(counts), device, started)
+
+
+@torch.no_grad()
+def rate_answers(  # noqa: PLR0913 - the parts of the training
+    run, draw, scan, loader, counts: list[int], device, batches: int = 8
+) -> dict:
+    """Say what share of answers is right to the last token, on people who were not drawn before.
+
+    The answers are given word by word, so each token is guessed after the right ones. `spot_decided`
+    is the share of sentences on a spot whose first token is right: in English it says whether there
+    is one.
+    """
+    right: dict[str, list] = {}
+    for _ in range(batches):
+        batch = {key: value.to(device, non_blocking=True) for key, value in next(loader).items()}
+        picture, _ = draw(*scan, batch)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            logits, _ = run(batch["ids"], pretrain.patchify(picture))
+        labels, weights = batch["labels"][:, 1:], batch["weights"][:, 1:]
+        hit = ((logits[:, :-1].argmax(-1) == labels) | (labels == -100)).cpu()
+        weighed = ((weights > 1) & (labels != -100)).cpu()
+        for row, count in enumerate(counts):
+            right.setdefault(f"answers_{count}", []).append(bool(hit[row].all()))
+            if weighed[row].any():
+                spot = hit[row][weighed[row]]
+                right.setdefault("spot_decided", []).append(bool(spot[0]))
+                right.setdefault("spot_sentences", []).append(bool(spot.all()))
+    return {key: round(float(np.mean(values)), 3) for key, values in right.items()}
 
 
 def save(  # noqa: PLR0913 - what the log says
@@ -840,7 +871,7 @@ def save(  # noqa: PLR0913 - what the log says
     model.to(torch.bfloat16).save_pretrained(args.out)
     processor.save_pretrained(args.out)
     facts = {
-        "command": "python data/tiny-vlm/pretrain_people.py"
+        "command": "python data/tiny-vlm/pretrain_people.py --base FIRST"
         f" --steps {step} --batch-size {args.batch_size} --learning-rate {args.learning_rate}"
         f" --head-weight {args.head_weight} --seed {args.seed}" + " --compile" * args.compile,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -857,7 +888,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument(
-        "--base", type=Path, default=Path(__file__).parent, help="the first stage's model"
+        "--base", type=Path, required=True, help="the first stage's model, made by pretrain.py"
     )
     parser.add_argument(
         "--ct-folder", help="folder with cxr.nii.gz, mask.nii.gz and structures.csv"

@@ -20,7 +20,8 @@ RUNS = ("tiny-cpu", "tiny-cpu-seed1", "tiny-cpu-seed2")
 ROWS = (
     ("name_accuracy", "structure in the box named right, %", "方框中的结构名称正确，%"),
     ("place_accuracy", "place in the picture right, %", "图中位置正确，%"),
-    ("finding_accuracy", "finding right (or rightly none), %", "病灶判断正确（含正确的“无”），%"),
+    ("sensitivity", "finding reported where there is one, %", "有病灶时报告了病灶，%"),
+    ("false alarms", "finding reported where there is none, %", "无病灶时误报病灶，%"),
     ("bleu4_words", "BLEU-4 over words (sacreBLEU)", "词级 BLEU-4（sacreBLEU）"),
     (
         "bleu4_characters",
@@ -103,6 +104,12 @@ def read_runs() -> list[Run]:
     return summaries
 
 
+def value_of(run: Run, measure: str, who: str) -> float | None:
+    """Look up a score in a summary of 05, which keeps those of findings apart."""
+    table = run["detection"] if measure in run["detection"] else run
+    return table[measure].get(who)
+
+
 def build_table(runs: list[Run], language: int) -> str:
     """Write the table in English (1) or Chinese (2)."""
     head = [""]
@@ -112,7 +119,7 @@ def build_table(runs: list[Run], language: int) -> str:
     for row in ROWS:
         cells = [row[language]]
         for column in COLUMNS:
-            cells.append(_cell([run[row[0]][column[0]] for run in runs], language))
+            cells.append(_cell([value_of(run, row[0], column[0]) for run in runs], language))
         lines.append(_line(cells))
     return "\n".join([*lines, "", _note(runs, language)])
 

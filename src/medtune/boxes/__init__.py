@@ -9,7 +9,7 @@ from .draw import area_share, draw_box, erase_box, iou, place_of
 from .find import Outline, find_box, find_boxes, find_outlines
 from .rate import rate_boxes
 from .trace import edge_differences
-from .views import box_in_view, crop_box, view_around
+from .views import box_in_view, crop_box, magnify_box, view_around
 
 __all__ = [
     "Outline",
@@ -23,6 +23,7 @@ __all__ = [
     "find_boxes",
     "find_outlines",
     "iou",
+    "magnify_box",
     "place_of",
     "rate_boxes",
     "view_around",

@@ -57,6 +57,43 @@ def view_around(box: Sequence[float], *, scale: float = 1.2) -> Box:
     return left, top, left + side, top + side
 
 
+def magnify_box(image: Image.Image, box: Sequence[float], *, scale: float = 1.1) -> Image.Image:
+    """Show a box and a thin rim around it, enlarged to a square as wide as the picture's longer side.
+
+    Small things in a region are lost when a whole picture is scaled down to what a model takes;
+    beside the picture, this second one keeps them.
+
+    Parameters
+    ----------
+    image : a picture in any mode.
+    box : (x0, y0, x1, y1) as shares of width and height.
+    scale : the sides of what is shown are so many times the longer side of the box.
+
+    Returns
+    -------
+    PIL.Image.Image : the square, in the mode of the picture; black where it leaves the picture.
+
+    Raises
+    ------
+    ValueError : the box is empty or not within the picture.
+
+    Examples
+    --------
+    >>> magnify_box(Image.new("L", (200, 100)), (0.25, 0.5, 0.75, 1.0)).size
+    (200, 200)
+    """
+    x0, y0, x1, y1 = box
+    if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
+        raise ValueError(f"box={[round(edge, 3) for edge in box]} is no part of the picture")
+    width, height = image.size
+    # at least two pixels, or there is nothing to enlarge
+    half = max(scale * max((x1 - x0) * width, (y1 - y0) * height) / 2, 1)
+    x, y = (x0 + x1) / 2 * width, (y0 + y1) / 2 * height
+    part = image.crop((round(x - half), round(y - half), round(x + half), round(y + half)))
+    side = max(width, height)
+    return part.resize((side, side), Image.Resampling.BICUBIC)
+
+
 def box_in_view(box: Sequence[float], view: Sequence[float]) -> Box:
     """Say where a box of the picture lies in a view of it.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from medtune.boxes import draw_box
+from medtune.boxes import draw_box, magnify_box
 from medtune.deploy import check_reach
 from medtune.pairs import load_pairs, read_frames, to_rgb
 
@@ -344,6 +344,9 @@ class Page:
         row = self.examples[event.index]
         visit.upload = Upload()
         visit.pictures = [to_rgb(row["image"])]
+        # a model that locates regions is not shown where they are
+        if row.get("magnified") and not self.models.locate:
+            visit.pictures.append(to_rgb(row["magnified"]))
         caption = row["caption_zh"] if language else row["caption"]
         return self.show(language, visit) | {self.reference: caption}
 
@@ -518,7 +521,8 @@ def build_page(
     ----------
     models : as `load_models` gives them; without a tuned or multi-task model only the base answers.
     feedback : the folder for `save_feedback`.
-    examples : rows with image, caption and caption_zh. Default: six structures of the sample set,
+    examples : rows with image, caption and caption_zh, and perhaps a second picture `magnified`.
+        Default: six structures of the sample set,
         if it is built.
     """
     if examples is None:
@@ -538,7 +542,9 @@ def _sample_examples() -> list[dict]:
     """One row each of six structures of the sample set; none where it is not built."""
     with contextlib.suppress(OSError):
         rows = load_pairs("sample", split="test", limit=200)
-        return list({row["structure"]: row for row in rows}.values())[:6]
+        examples = list({row["structure"]: row for row in rows}.values())[:6]
+        # the course's models are trained with the region shown once more
+        return [row | {"magnified": magnify_box(row["image"], row["roi"])} for row in examples]
     return []
 
 

@@ -102,6 +102,14 @@ def convert(
             "views of one report."
         ),
     ] = 1,
+    magnify: Annotated[
+        bool,
+        typer.Option(
+            "--magnify",
+            help="Show the region of interest (the column roi) once more, enlarged, as a second "
+            "picture: small findings are lost in a whole one.",
+        ),
+    ] = False,
     accept_unknown_groups: AcceptUnknownGroups = False,
     jpeg_quality: Annotated[
         int | None, typer.Option(help="Save pictures that need converting as JPEG of this quality.")
@@ -157,6 +165,7 @@ def convert(
         text_only=text_only,
         share=share,
         pictures_per_sample=pictures_per_sample,
+        magnify=magnify,
         jpeg_quality=jpeg_quality,
         workers=workers,
         strict=strict,

@@ -32,6 +32,13 @@ class Finished:
         """The folder of the records that it was trained and scored on."""
         return self.out / CONVERTED
 
+    def magnifies(self) -> bool:
+        """Say whether its records show each region once more, enlarged."""
+        notes = self.converted / "convert.json"
+        if not notes.is_file():
+            return False
+        return bool(json.loads(notes.read_text("utf-8"))["job"].get("magnify"))
+
 
 def evaluate_run(  # noqa: PLR0913 - what is asked, of whom, and where it goes
     name: str,
@@ -62,6 +69,8 @@ def evaluate_run(  # noqa: PLR0913 - what is asked, of whom, and where it goes
     if question is None and "question" not in theirs.column_names:
         question = _question_of(train)
     folder = out or run.out / "another_person" / data.stem
+    if "prompt" not in theirs.column_names and run.magnifies():
+        theirs = _magnified(theirs, folder / "records", question)
 
     answers = answers_of_run(
         run,
@@ -151,6 +160,27 @@ def _records_of(data: Path, asked: Asked, split: str) -> Any:
         # the question speaks of the box
         rows = rows.filter(bool, input_columns="has_box")
     return rows
+
+
+def _magnified(pairs: Any, folder: Path, question: str | None) -> Any:
+    """Make records of pairs that show each region twice, as the run had them in its training."""
+    from medtune.records import convert_pairs, read_records
+
+    made = convert_pairs(
+        pairs,
+        folder,
+        questions=question,
+        splits=["test"] * len(pairs),
+        magnify=True,
+        overwrite=True,
+    )
+    if made["rejected"]:
+        print(
+            f"medtune: warning: {made['rejected']} of {made['rows']} pairs are left out, "
+            f"{folder / 'rejected.jsonl'} says why",
+            file=sys.stderr,
+        )
+    return read_records(folder, "test")
 
 
 def _question_of(train: Any) -> str:

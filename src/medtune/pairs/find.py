@@ -265,6 +265,13 @@ def _columns_of(entry: dict[str, Any]) -> dict[str, str]:
 # --- pictures alone -------------------------------------------------------------------------------
 
 
+def _without_captions(name: str, what: str) -> ValueError:
+    return ValueError(
+        f"{name} holds {what} and no table of captions: give captions=FILE.csv "
+        "(columns image, caption) or allow_empty_captions=True"
+    )
+
+
 def find_loose_pictures(name: str, path: Path, allow_empty_captions: bool) -> LoosePictures:
     """Find pictures and DICOM files that no table names.
 
@@ -289,10 +296,7 @@ def find_loose_pictures(name: str, path: Path, allow_empty_captions: bool) -> Lo
     """
     found = find_pictures(path)
     if len(found) and not allow_empty_captions:
-        raise ValueError(
-            f"{name} holds {len(found)} pictures and no table of captions: give captions=FILE.csv "
-            "(columns image, caption) or allow_empty_captions=True"
-        )
+        raise _without_captions(name, f"{len(found)} pictures")
     return LoosePictures(tuple(str(file) for file in found))
 
 
@@ -324,8 +328,5 @@ def find_loose_volumes(name: str, path: Path, allow_empty_captions: bool) -> Loo
             f"{name} holds no volumes to make slabs of: neither NIfTI files nor DICOM slices"
         )
     if not allow_empty_captions:
-        raise ValueError(
-            f"{name} holds {len(found)} volumes and no table of captions: give captions=FILE.csv "
-            "(columns image, caption) or allow_empty_captions=True"
-        )
+        raise _without_captions(name, f"{len(found)} volumes")
     return LoosePictures(tuple(str(file) for file in found))

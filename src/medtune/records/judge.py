@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from medtune.boxes import magnify_box
 from medtune.captions import detect_language
 from medtune.pairs import (
     names_group,
@@ -31,6 +32,8 @@ from .strip import strip_metadata
 
 SUFFIXES = {"JPEG": ".jpg", "PNG": ".png"}
 EXIF_ORIENTATION = 0x0112
+# An enlarged part has no detail that a finer JPEG could keep.
+MAGNIFIED_QUALITY = 90
 JPEG_START = b"\xff\xd8"
 # Above so many pixels `reject_reason` suspects a decompression bomb, so it must see the picture.
 MAX_PIXELS = 50_000_000
@@ -74,6 +77,7 @@ class Pair:
     own_question : whether the source brought the question; otherwise it was drawn.
     file_name : where its picture goes, below the folder `images`.
     picture : the picture.
+    magnified : the region of interest, enlarged, where that is wanted.
     """
 
     number: int
@@ -84,6 +88,12 @@ class Pair:
     own_question: bool
     file_name: str
     picture: Picture
+    magnified: Picture | None = None
+
+    @property
+    def magnified_name(self) -> str:
+        """Where the enlarged region goes; no id becomes a file name with a plus."""
+        return f"{Path(self.file_name).with_suffix('')}+magnified.jpg"
 
 
 @dataclass
@@ -105,13 +115,19 @@ class Judge:
         """Yield the pairs of a block that are fit for training; tell `reject` about the others."""
         rows = block.rows()
         # Threads help where a picture must be decoded, and slow down a mere copy.
-        apply = map if all(_looks_like_jpeg(row.get("image")) for row in rows) else pool.map
-        pictures = apply(judge_picture, rows, itertools.repeat(self.settings.jpeg_quality))
+        copied = all(_looks_like_jpeg(row.get("image")) for row in rows)
+        apply = map if copied else pool.map
+        quality = self.settings.jpeg_quality
+        pictures = list(apply(judge_picture, rows, itertools.repeat(quality)))
+        enlarged = itertools.repeat(None)
+        if self.settings.magnify:
+            enlarged = pool.map(magnify_region, rows, pictures, itertools.repeat(quality))
         split_by_name = split_of(Path(block.shard)) or "train"
         if self.chosen.groups:
             self._fill_groups(block.numbers, rows)
 
-        for number, row, picture in zip(block.numbers, rows, pictures, strict=True):
+        judged = zip(block.numbers, rows, pictures, enlarged, strict=False)
+        for number, row, picture, closer in judged:
             cell = row.get("split", split_by_name)
             if self.chosen.splits:
                 cell = self.chosen.splits[number]
@@ -121,6 +137,8 @@ class Judge:
             own = self._own_question(row)
             if isinstance(picture, str):
                 problem = picture
+            elif isinstance(closer, str):
+                problem = closer
             else:
                 problem = self._problem(number, split, cell, caption, language)
                 problem = problem or _text_problem(own)
@@ -129,7 +147,7 @@ class Judge:
                 continue
             question = own or self._draw_question(row["id"], language)
             name = self._file_name(number, row["id"], picture.suffix)
-            yield Pair(number, row, split, caption, question, bool(own), name, picture)
+            yield Pair(number, row, split, caption, question, bool(own), name, picture, closer)
 
     def _fill_groups(self, numbers: range, rows: list[dict]) -> None:
         """Give the rows without a group the one that the file of splits says."""
@@ -258,6 +276,36 @@ def judge_picture(row: dict, jpeg_quality: int | None) -> Picture | str:
     if suffix and clean is not None:
         return Picture(clean, suffix, copied=True, stripped=len(clean) < len(data))
     return _make_anew(data, jpeg_quality)
+
+
+def magnify_region(
+    row: dict, picture: Picture | str, jpeg_quality: int | None
+) -> Picture | str | None:
+    """Show the region of interest of a row as large as its whole picture.
+
+    Parameters
+    ----------
+    row : the cells of a pair, with its box in `roi`.
+    picture : the picture of the row as it will be written; where it is a reason, there is none.
+    jpeg_quality : 1 to 95; None takes 90.
+
+    Returns
+    -------
+    Picture, or the reason why there is no region to show; None where there is no picture.
+    """
+    if isinstance(picture, str):
+        return None
+    roi = row.get("roi")
+    if roi is None:
+        return "roi: no region of interest is known that could be magnified"
+    with Image.open(io.BytesIO(picture.data)) as image:
+        try:
+            shown = magnify_box(to_rgb(image), roi)
+        except ValueError as error:
+            return f"roi: {error}"
+    buffer = io.BytesIO()
+    shown.save(buffer, "JPEG", quality=jpeg_quality or MAGNIFIED_QUALITY)
+    return Picture(buffer.getvalue(), ".jpg", copied=False)
 
 
 def _suffix_if_copied(header: Image.Image, data: bytes) -> str | None:

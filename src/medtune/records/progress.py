@@ -45,6 +45,7 @@ class Settings:
     splits : SHA-256 of the splits and groups that the caller gave, if any.
     split_by : "patient", "none", or None, as the caller said.
     keep : columns that go into the records besides those of the course.
+    magnify : whether a second picture shows the region of interest magnified.
     """
 
     dialect: str
@@ -62,6 +63,7 @@ class Settings:
     splits: str | None
     split_by: str | None
     keep: list[str]
+    magnify: bool = False
 
     @property
     def with_history(self) -> bool:

@@ -11,8 +11,19 @@ from typing import Any
 from medtune.pairs import safe_id
 
 # What a reason of ours begins with: a column, or a kind of its own.
-KINDS = ("id", "caption", "question", "image", "split", "text", "record", "dialogue", "shard")
-KINDS += ("slab",)
+KINDS = (
+    "id",
+    "caption",
+    "question",
+    "image",
+    "roi",
+    "split",
+    "text",
+    "record",
+    "dialogue",
+    "shard",
+    "slab",
+)
 
 # The table and the line that the loader puts in front: "captions.csv:3: ".
 _PLACE = re.compile(r"^(?:[^:]*[/\\])?([^:/\\]+:\d+: )")

@@ -49,7 +49,7 @@ from .sources import (
     id_hashes,
 )
 from .splits import Chosen, choose_splits
-from .write import check_words, list_questions
+from .write import check_regions, check_words, list_questions
 
 # What `codes` holds for a row of no split, and for one whose id stands above already.
 NO_SPLIT = 255
@@ -495,7 +495,7 @@ class RecordStream:
     ----------
     index : of the shards, see `index_shards`.
     split : "train", "validation" or "test".
-    questions, language, system_prompt, jpeg_quality, seed : as `convert_pairs` takes them.
+    questions, language, system_prompt, magnify, jpeg_quality, seed : as `convert_pairs` takes them.
     rejected : folder in which each process lists the rows that it leaves out.
     most_rejected : share of the rows that one process may leave out.
 
@@ -525,6 +525,7 @@ class RecordStream:
         questions: str | Sequence[str] | None = None,
         language: str = "en",
         system_prompt: str | None = None,
+        magnify: bool = False,
         jpeg_quality: int | None = None,
         seed: int = 0,
         rejected: str | os.PathLike | None = None,
@@ -532,6 +533,7 @@ class RecordStream:
     ):
         asked = list_questions(questions)
         check_words("prompt-completion", language, asked)
+        check_regions(index.types, magnify=magnify)
         self.index = index
         self.split = split
         self.code = SPLITS.index(split)
@@ -557,6 +559,7 @@ class RecordStream:
             splits=None,
             split_by=None,
             keep=[],
+            magnify=magnify,
         )
         # an id that repeats was left out of the index already
         self._judge = Judge(settings, Chosen("given", _Everywhere(split)), {}, index.rows)
@@ -717,7 +720,10 @@ class RecordStream:
         ------
         ValueError : a column holds what a record cannot hold, such as NaN in a list.
         """
-        question = question_with_marks(pair.question, 1)
+        images = [{"bytes": pair.picture.data, "path": None}]
+        if pair.magnified:
+            images.append({"bytes": pair.magnified.data, "path": None})
+        question = question_with_marks(pair.question, len(images))
         turns = [("user", question), ("assistant", pair.caption)]
         if self.system_prompt:
             turns.insert(0, ("system", self.system_prompt))
@@ -729,7 +735,7 @@ class RecordStream:
             cells[name] = value if value == value else None
         json.dumps(cells, allow_nan=False)
         record = {"id": pair.cells["id"], "prompt": messages[:-1], "completion": messages[-1:]}
-        record["images"] = [{"bytes": pair.picture.data, "path": None}]
+        record["images"] = images
         return record | cells
 
 

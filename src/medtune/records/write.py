@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,6 +62,7 @@ def convert_pairs(  # noqa: PLR0913 - each is a setting that a user may want to 
     text_only: str | os.PathLike | None = None,
     share: float = 0.1,
     pictures_per_sample: int = 1,
+    magnify: bool = False,
     splits: Sequence[str] | str | os.PathLike | None = None,
     split_by: str | None = None,
     keep: Sequence[str] = (),
@@ -96,6 +97,8 @@ def convert_pairs(  # noqa: PLR0913 - each is a setting that a user may want to 
     pictures_per_sample : up to so many neighbouring rows of one `group`, about which the same is
         asked, make one sample, with all their captions. Rows of a slab (see `slab` of
         `medtune.pairs.load_pairs`) make one sample in any case, all of them or none.
+    magnify : show the region of interest, which the column `roi` says, once more as a second
+        picture, as large as the first; rows without one are rejected.
     splits : "train", "validation" or "test" for each row; or a CSV with the columns id, split and
         perhaps group, as `medtune audit --write FILE` writes it. By default the column `split` says
         it, or else the name of the shard.
@@ -137,7 +140,7 @@ def convert_pairs(  # noqa: PLR0913 - each is a setting that a user may want to 
     """
     asked = list_questions(questions)
     check_words(dialect, language, asked)
-    _check_numbers(share, pictures_per_sample)
+    _check_numbers(share, pictures_per_sample, magnify=magnify)
     opened = open_source(source)
     if not opened.rows:
         raise ValueError("the source holds no pairs")
@@ -145,7 +148,8 @@ def convert_pairs(  # noqa: PLR0913 - each is a setting that a user may want to 
     if chosen.groups:
         opened.types["group"] = TEXT
     _check_groups(opened, pictures_per_sample)
-    _check_slabs(opened, pictures_per_sample)
+    check_regions(opened.types, magnify=magnify)
+    _check_slabs(opened, pictures_per_sample, magnify=magnify)
     columns = copied_columns(opened.types, keep)
 
     settings = Settings(
@@ -164,6 +168,7 @@ def convert_pairs(  # noqa: PLR0913 - each is a setting that a user may want to 
         splits=_hash_of_splits(chosen),
         split_by=split_by,
         keep=sorted(keep),
+        magnify=magnify,
     )
     folder = Folder(Path(out).expanduser(), settings.as_job())
     with folder.explain_no_room():
@@ -214,11 +219,25 @@ def check_words(dialect: str, language: str, questions: list[str]) -> None:
             )
 
 
-def _check_numbers(share: float, pictures_per_sample: int) -> None:
+def _check_numbers(share: float, pictures_per_sample: int, *, magnify: bool) -> None:
     if not 0 <= share < 1:
         raise ValueError(f"share={share} is not from 0 to below 1")
     if pictures_per_sample < 1:
         raise ValueError(f"pictures_per_sample={pictures_per_sample} is not 1 or more")
+    if magnify and pictures_per_sample > 1:
+        raise ValueError(
+            f"magnify=True shows one region, but pictures_per_sample={pictures_per_sample}: "
+            "give one of the two"
+        )
+
+
+def check_regions(types: Mapping[str, Any], *, magnify: bool) -> None:
+    """Raise `ValueError` where regions are to be magnified that no column names."""
+    if magnify and "roi" not in types:
+        raise ValueError(
+            "magnify=True needs a column `roi` with the box of each region: "
+            "name it with columns={'roi': 'NAME'}"
+        )
 
 
 def _check_groups(source: Source, pictures_per_sample: int) -> None:
@@ -229,13 +248,17 @@ def _check_groups(source: Source, pictures_per_sample: int) -> None:
         )
 
 
-def _check_slabs(source: Source, pictures_per_sample: int) -> None:
-    """Refuse a number of pictures where each slab brings its own."""
-    if pictures_per_sample > 1 and "slab" in source.types and "slices" in source.types:
+def _check_slabs(source: Source, pictures_per_sample: int, *, magnify: bool) -> None:
+    """Refuse a number of pictures, or one more, where each slab brings its own."""
+    if "slab" not in source.types or "slices" not in source.types:
+        return
+    if pictures_per_sample > 1:
         raise ValueError(
             f"pictures_per_sample={pictures_per_sample} does not go with slabs, each of which is "
             "one sample already: leave it out"
         )
+    if magnify:
+        raise ValueError("magnify=True shows a region of one picture, not of a slab: leave it out")
 
 
 def _hash_of_file(file: str | os.PathLike | None) -> str | None:
@@ -422,6 +445,8 @@ class Writer:
                 self.progress.stripped += pair.picture.stripped
             else:
                 self.progress.converted += 1
+            if pair.magnified:
+                self.folder.write_picture(pair.magnified_name, pair.magnified.data)
         self.progress.pairs += len(pairs)
         split = pairs[0].split
         self.files[split].write(line)
@@ -433,15 +458,17 @@ class Writer:
         sample_id = first.cells["id"]
         if len(pairs) > 1:
             sample_id += f"+{len(pairs) - 1}"
+        images = [f"images/{pair.file_name}" for pair in pairs]
+        if first.magnified:
+            images.append(f"images/{first.magnified_name}")
         # Neighbouring slices often have the same caption, which is then said once.
         captions = dict.fromkeys(pair.caption for pair in pairs)
         turns = [
-            ("user", question_with_marks(first.question, len(pairs))),
+            ("user", question_with_marks(first.question, len(images))),
             ("assistant", "\n".join(captions)),
         ]
         if self.settings.system_prompt:
             turns.insert(0, ("system", self.settings.system_prompt))
-        images = [f"images/{pair.file_name}" for pair in pairs]
         return self._line(sample_id, turns, images, self._common_cells(pairs))
 
     def _common_cells(self, pairs: list[Pair]) -> dict:

@@ -35,6 +35,8 @@ NO_MEMORY = (
     "can't start new thread",
     "could not create a primitive",
     "could not create a memory",
+    # Python's words for a C function that had no memory left even for its error
+    "error return without exception set",
 )
 
 # torch and safetensors have classes of their own for a disk that is full while they write.

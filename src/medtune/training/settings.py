@@ -32,7 +32,7 @@ class ScriptArguments:
     data : folder written by `medtune convert`; or parquet shards (a file, a folder of such, a
         pattern like `shards/*.parquet`) or a set on the hub, which are read as the training goes.
     splits : for shards: CSV with id and split of each pair, as `medtune audit --write` writes it.
-    split_by, questions, language, system_prompt : for shards: as `medtune convert` takes them.
+    split_by, questions, language, system_prompt, magnify : for shards: as `medtune convert` takes them.
     question_seed : for shards: decides which questions are drawn, as `medtune convert --seed`.
     shuffle_buffer : for shards: rows that are shuffled together; up to 1 keeps them as they lie.
     most_rejected : for shards: share of the rows that may be left out.
@@ -65,6 +65,10 @@ class ScriptArguments:
     )
     system_prompt: str | None = field(
         default=None, metadata={"help": "For shards: what is said before each question."}
+    )
+    magnify: bool = field(
+        default=False,
+        metadata={"help": "For shards: show the region of interest once more, enlarged."},
     )
     question_seed: int = field(
         default=0, metadata={"help": "For shards: decides the draw of questions, as in convert."}
@@ -114,6 +118,7 @@ OF_SHARDS = (
     "questions",
     "language",
     "system_prompt",
+    "magnify",
     "question_seed",
     "shuffle_buffer",
     "most_rejected",

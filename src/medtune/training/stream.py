@@ -84,6 +84,7 @@ def _stream_of(
         questions=script_args.questions,
         language=script_args.language,
         system_prompt=script_args.system_prompt,
+        magnify=script_args.magnify,
         seed=script_args.question_seed,
         rejected=Path(training_args.output_dir) / "rejected",
         most_rejected=script_args.most_rejected,
