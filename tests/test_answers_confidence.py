@@ -88,3 +88,9 @@ def test_an_empty_answer_has_no_tokens(model, processor, rows):
     assert first == Spoken("", (), (), ()) and len(second.log_probs) > 1
     with pytest.raises(ValueError, match="must hold 2, one a row, not 1"):
         answer_log_probs(model, processor, rows[:2], ["one"])
+
+
+def test_nobody_is_asked_nothing(model, processor):
+    assert answer_log_probs(model, processor, [], []) == []
+    with pytest.raises(ValueError, match="answers must hold 0"):
+        answer_log_probs(model, processor, [], ["It is a circle."])

@@ -39,7 +39,10 @@ def test_a_group_that_is_worse_is_found_and_the_test_is_fishers():
     old = first if first["group"] == "old" else second
     assert (old["value"], old["others"], old["samples"]) == (0.75, 0.1, 20)
     assert old["p"] == fisher_exact([[15, 5], [4, 36]]).pvalue
-    assert old["p_corrected"] == pytest.approx(2 * old["p"]) and old["differs"] is True
+    # of two groups, the one's others are the other: that is one look
+    assert old["p_corrected"] == pytest.approx(old["p"]) and old["differs"] is True
+    three = compare_groups(wrong, {"device": device, "site": ["a"] * 30 + ["b"] * 30})
+    assert three[0]["p_corrected"] == pytest.approx(2 * three[0]["p"])
 
 
 def test_values_that_are_no_shares_are_ranked():

@@ -102,6 +102,8 @@ def answer_log_probs(
     """
     if len(answers) != len(dataset):
         raise ValueError(f"answers must hold {len(dataset)}, one a row, not {len(answers)}")
+    if not answers:
+        return []
     prepare = Preparer(
         dataset, processor, list(range(len(answers))), None, None, model.dtype, begun=list(answers)
     )

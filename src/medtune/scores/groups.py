@@ -34,7 +34,7 @@ def compare_groups(  # noqa: PLR0913 - groups, slices, resamples and seed are th
     """Compare the samples of each group with all others, by each column.
 
     Whoever looks at twenty groups finds one that differs by chance. The p-values of all groups that
-    are compared are corrected together (`correct_for_looks`).
+    are compared are corrected together (`correct_for_looks`). A column of two groups is one look.
 
     Two p-values are computed, and the larger one counts. The first takes samples for independent
     (Fisher's exact test for values of 0 and 1, Mann and Whitney's otherwise). The second comes from
@@ -73,25 +73,29 @@ def compare_groups(  # noqa: PLR0913 - groups, slices, resamples and seed are th
     >>> sex = ["f"] * 6 + ["m"] * 6
     >>> first = compare_groups(wrong, {"sex": sex}, smallest=6)[0]
     >>> first["value"], first["others"], round(first["p_corrected"], 4), first["differs"]
-    (1.0, 0.0, 0.0043, True)
+    (1.0, 0.0, 0.0022, True)
     """
     known = np.asarray(values, dtype=float)
     check_lengths(values=known)
     lines = []
+    looks = []
     for trait, cells in traits.items():
         check_lengths(**{"values": known, trait: cells})
         names = _names(trait, cells)
+        of_trait = []
         for name in sorted(set(names)):
             inside = np.array([own == name for own in names])
             line = {"by": trait, "group": name}
             line |= _group(known, inside, groups, slices, resamples, seed)
             line |= _comparison(line, known, inside, groups, slices, smallest, resamples, seed)
-            lines.append(line)
-    compared = [line for line in lines if line["p"] is not None]
-    corrected = correct_for_looks([line["p"] for line in compared])
-    for line, p in zip(compared, corrected, strict=True):
-        line["p_corrected"] = p
-        line["differs"] = p < level
+            of_trait.append(line)
+        lines += of_trait
+        looks += _looks(of_trait)
+    corrected = correct_for_looks([look[0]["p"] for look in looks])
+    for look, p in zip(looks, corrected, strict=True):
+        for line in look:
+            line["p_corrected"] = p
+            line["differs"] = p < level
     return sorted(lines, key=lambda line: math.inf if line["p"] is None else line["p"])
 
 
@@ -137,6 +141,14 @@ def _names(trait: str, cells: Sequence) -> list[str]:
 def _is_missing(cell: Any) -> bool:
     # NaN is what pandas has for an empty cell, and the one value that is not equal to itself
     return cell is None or cell != cell or cell == ""
+
+
+def _looks(lines: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Give the lines of a column that were compared; of two groups, each is the other's others."""
+    compared = [line for line in lines if line["p"] is not None]
+    if len(lines) == len(compared) == 2:
+        return [compared]
+    return [[line] for line in compared]
 
 
 def _group(  # noqa: PLR0913 - as in compare_groups
