@@ -1,14 +1,19 @@
 """For whom a model is worse: groups, small groups, and looking often."""
 
 import itertools
+import json
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from scipy.stats import binomtest, fisher_exact, mannwhitneyu
 
+from medtune.records import convert_pairs, read_records
 from medtune.scores import bootstrap_interval, compare_groups, correct_for_looks
 
 
@@ -131,6 +136,35 @@ def test_nothing_is_lost_in_silence():
     assert counts == {"f": 2, "(not known)": 3}
     [line] = compare_groups([1, 0, 1], {"site": ["here"] * 3}, smallest=2)
     assert line["reason"] == "there are no others to compare with"
+
+
+def test_the_page_compares_a_column_that_was_kept(tmp_path, monkeypatch, capsys):
+    """The Python of docs/trust.md, as it stands, on records of eight women and eight men."""
+    lines = ["image,id,caption,group,sex"]
+    answers = []
+    for number in range(32):
+        sex = "f" if number % 2 else "m"
+        noise = np.random.default_rng(number).integers(0, 255, (32, 32), dtype="uint8")
+        Image.fromarray(noise).save(tmp_path / f"{number}.png")
+        reference = "The region shows the liver."
+        lines.append(f"{number}.png,n{number},{reference},patient-{number % 16},{sex}")
+        said = reference if sex == "f" or number < 4 else "The region shows the spleen."
+        answers.append({"id": f"n{number}", "answer": said, "reference": reference})
+    (tmp_path / "captions.csv").write_text("\n".join(lines))
+    monkeypatch.chdir(tmp_path)
+    convert_pairs(tmp_path, tmp_path / "records", splits=["test"] * 32, keep=["sex"])
+    ids = sorted(read_records("records", "test")["id"])
+    if ids != sorted(answer["id"] for answer in answers):
+        pytest.fail(f"the ids of the records are others: {ids[:2]}")
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
+    page = (Path(__file__).parents[1] / "docs" / "trust.md").read_text("utf-8")
+    [program] = re.findall(r"```python\n(import pandas.*?)```", page, re.S)
+    names: dict = {}
+    exec(program, names)  # noqa: S102 - it is the page's own
+    found = {line["group"]: line for line in names["found"]}
+    assert found["f"]["value"] == 1 and found["m"]["value"] == 2 / 16
+    assert found["m"]["differs"] is True and found["m"]["units"] == 8
+    assert "p_corrected" in capsys.readouterr().out
 
 
 def test_what_cannot_be_compared_is_refused():
