@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
@@ -16,6 +16,7 @@ NAMES = ["aorta", "colon", "heart", "liver", "spleen", "trachea"]
 pictures = st.lists(st.sets(st.sampled_from(NAMES)), min_size=1, max_size=10)
 
 
+@settings(deadline=None)
 @given(pictures=pictures, each=st.integers(1, 3), seed=st.integers(0, 5))
 def test_every_question_is_answered_by_its_own_picture(pictures, each, seed):
     asked = existence_questions(pictures, each=each, seed=seed)
@@ -46,6 +47,7 @@ def test_the_frequent_and_the_neighbouring_are_what_they_say():
     assert beside.question == "Does the box show the heart?"
 
 
+@settings(deadline=None)
 @given(said=st.lists(st.booleans(), min_size=8, max_size=8))
 def test_the_rates_are_those_of_scikit_learn(said):
     asked = existence_questions([{"liver"}, {"heart"}])

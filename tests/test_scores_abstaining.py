@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import auc
 
@@ -49,6 +49,7 @@ rows = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(rows=rows, risk=st.floats(0.01, 0.99))
 def test_the_threshold_is_the_lowest_that_may_be(rows, risk):
     confidence, wrong = zip(*rows, strict=True)
@@ -65,6 +66,7 @@ def test_the_threshold_is_the_lowest_that_may_be(rows, risk):
     assert rated["coverage"] == chosen.coverage and rated["answered_wrong"] == chosen.found
 
 
+@settings(deadline=None)
 @given(rows=rows)
 def test_the_curve_ends_at_the_share_of_errors_and_no_order_of_ties_matters(rows):
     confidence, wrong = zip(*rows, strict=True)

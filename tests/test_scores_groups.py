@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from scipy.stats import binomtest, fisher_exact, mannwhitneyu
@@ -31,6 +31,7 @@ def closed_testing(p_values: list[float]) -> list[float]:
     return corrected
 
 
+@settings(deadline=None)
 @given(p_values=st.lists(st.floats(0, 1), max_size=7))
 def test_the_correction_is_closed_testing_with_bonferroni(p_values):
     assert correct_for_looks(p_values) == pytest.approx(closed_testing(p_values))

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medtune.scores import (
@@ -100,6 +100,7 @@ samples = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(samples=samples)
 def test_named_and_wanted_meet_in_what_is_right(samples):
     answers = [caption(said, finding=finding) for said, _, finding, _ in samples]
