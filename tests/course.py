@@ -25,9 +25,14 @@ CORE = [
     "05_evaluate",
     "06_merge_export",
 ]
-# The first chain is the story: data, adapter, scores, merge, chat, and out of the notebook.
-STORY = [*CORE, "09_chat", "14_out_of_the_notebook"]
-STORY_SHORTER = {"03.max_steps": 300}  # with fewer the floors of test_course.py would not hold
+# The first chain is the story: data, adapter, scores, merge, chat, trust, and out of the notebook.
+STORY = [*CORE, "09_chat", "13_when_to_trust", "14_out_of_the_notebook"]
+STORY_SHORTER = {
+    "03.max_steps": 300,  # with fewer the floors of test_course.py would not hold
+    "13.validation_samples": 60,
+    "13.robust_samples": 8,
+    "13.named_samples": 8,
+}
 # The second are the notebooks that train by themselves; they need the records of 02 only.
 TRAININGS = [
     "02_convert_data",

@@ -2,6 +2,8 @@
 used over its API.
 """
 
+import dataclasses
+import math
 import random
 import shutil
 import socket
@@ -23,8 +25,10 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 from medtune import chat, cli, models
-from medtune.answers import generate_answers
+from medtune.answers import answer_log_probs, generate_answers
+from medtune.captions import parse_caption
 from medtune.chat import uploads
+from medtune.chat.models import confidence
 from medtune.pairs import WINDOWS, copy_without_patient, load_pairs, read_frames
 from medtune.records import check_folder, convert_pairs, read_records
 
@@ -364,6 +368,56 @@ def talk(page, picture: Path, question: str = QUESTION, language: int = 0) -> tu
     return tuple(side[-1]["content"][0]["text"].rpartition("\n\n")[0] for side in (base, tuned))
 
 
+def test_how_sure_the_tuned_model_is_of_the_structure(pair, rows, tmp_path):
+    picture = rows[0]["image"]
+    row = {"image": picture, "question": QUESTION}
+    text = "The region shows the liver."
+    [spoken] = answer_log_probs(pair.tuned, pair.processor, [row], [text])
+    found = confidence(pair, asked(QUESTION), [picture], text)
+    assert found == pytest.approx(spoken.probability("liver")) and 0 < found < 1
+    assert math.isnan(confidence(pair, asked(QUESTION), [picture], "I see nothing."))
+
+
+def test_the_threshold_of_a_run_is_found_and_read(tmp_path):
+    adapter = tmp_path / "out" / "03_finetune_lora" / "adapter"
+    file = tmp_path / "out" / "13_when_to_trust" / "threshold.json"
+    assert chat.find_threshold(adapter) is None
+    file.parent.mkdir(parents=True)
+    file.write_text('{"value": 0.25, "promised": 0.1}')
+    assert chat.read_threshold(chat.find_threshold(adapter)) == 0.25
+    file.write_text('{"value": null}')
+    assert chat.read_threshold(file) == math.inf
+    for damaged in ("", "[]", "{}", '{"value": "high"}'):
+        file.write_text(damaged)
+        with pytest.raises(ValueError, match="threshold.json holds no threshold"):
+            chat.read_threshold(file)
+
+
+@pytest.mark.slow
+def test_the_page_says_of_an_unsure_answer_that_it_would_not_give_it(pair, rows, tmp_path):
+    rows[0]["image"].save(tmp_path / "a.png")
+    refusals = {0: "**I would not answer: ", 1: "**我不会作答："}
+    said = {}
+    # the strict page in Chinese, the lenient one in English
+    for least, language in ((math.inf, 1), (0.0, 0)):
+        models_of_page = dataclasses.replace(pair, least=least)
+        page = chat.launch(models_of_page, feedback=tmp_path, examples=[])
+        try:
+            client = Client(page.local_url, verbose=False)
+            client.predict([handle_file(tmp_path / "a.png")], language, api_name="/upload")
+            *_, base, tuned = client.predict(QUESTION, False, 90, 1, "", language, api_name="/ask")
+        finally:
+            page.close()
+        assert not base[-1]["content"][0]["text"].startswith("**")
+        said[language] = tuned[-1]["content"][0]["text"]
+    assert said[1].startswith(refusals[1])
+    answered = said[1].split("\n\n")[1]
+    assert answered in said[0], "the answer itself is still there"
+    # at 0 every answer that names a structure is sure enough
+    names_one = parse_caption(answered).structure is not None
+    assert said[0].startswith(refusals[0]) is not names_one
+
+
 @pytest.mark.slow
 def test_visitors_of_the_page_get_their_own_answers(page, rows, tmp_path):
     files = []
@@ -526,6 +580,8 @@ def test_the_command_says_what_is_wrong(tmp_path, tiny_vlm, capsys, monkeypatch)
     for arguments, message in [
         (["./no-model"], "No model folder"),
         ([tiny_vlm, "--adapter", tmp_path], "No adapter in"),
+        ([tiny_vlm, "--threshold", tmp_path], "--threshold is that of an adapter"),
+        ([tiny_vlm, "--adapter", tmp_path, "--threshold", tmp_path / "no"], "No such file"),
         ([tiny_vlm, "--host", "0.0.0.0"], "password of at least 8"),
     ]:
         with pytest.raises(SystemExit) as end:

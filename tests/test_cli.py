@@ -358,7 +358,7 @@ def test_evaluate_scores_a_file_of_answers(medtune, tmp_path):
     code, out, _ = medtune("evaluate", good)
     scores = json.loads(out)
     assert code == 0
-    assert list(scores) == ["llamafactory", "standard", "finding", "listing"]
+    assert list(scores) == ["llamafactory", "standard", "finding", "listing", "invented"]
     assert scores["finding"]["structure_exact"] == 1 and "intervals" in scores["standard"]
     _, out, _ = medtune("evaluate", good, "--score", "finding")
     assert list(json.loads(out)) == ["finding"]
@@ -499,7 +499,13 @@ def test_a_converted_folder_is_answered_and_scored(medtune, converted, tmp_path)
     options = ["--model", TINY, "--max-new-tokens", 4, "--out", out]
     code, printed, err = medtune("evaluate", converted, *options)
     assert code == 0, err
-    assert list(json.loads(printed)) == ["llamafactory", "standard", "finding", "listing"]
+    assert list(json.loads(printed)) == [
+        "llamafactory",
+        "standard",
+        "finding",
+        "listing",
+        "invented",
+    ]
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     test = [json.loads(line) for line in (converted / "test.jsonl").read_text().splitlines()]
     assert {row["id"]: row["group"] for row in rows} == {

@@ -59,3 +59,16 @@ def test_it_learned_from_the_picture(out):
     assert (
         merged["answers"] == merged["answers_same_merged"] == merged["answers_same_reloaded"] == 20
     )
+
+
+def test_the_threshold_keeps_its_promise_where_it_was_chosen(out):
+    trust = summary_of(out, "13_when_to_trust")
+    assert trust["kept"]["validation"]["answered_wrong"] <= trust["settings"]["risk"]
+    assert set(trust["kept"]) == {"validation", "test"}
+    # the wrong picture makes it invent
+    own = trust["invented"]["own picture"]
+    wrong = trust["invented"]["wrong picture"]
+    assert own["structures_invented"] < wrong["structures_invented"]
+    # what the chat page reads
+    written = json.loads((out / "13_when_to_trust" / "threshold.json").read_text("utf-8"))
+    assert written == trust["threshold"]

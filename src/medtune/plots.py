@@ -667,6 +667,39 @@ def _draw_score(axis: Axes, score: Any, y: float, name: str, index: int) -> None
 
 
 @_drawn
+def plot_risk_coverage(curves: Mapping[str, tuple[Sequence, Sequence]]) -> Figure:
+    """Draw how often answers are wrong against how many are given.
+
+    Parameters
+    ----------
+    curves : {name: (coverage, risk)}, both 0..1, as `medtune.scores.risk_coverage` gives them.
+
+    Returns
+    -------
+    matplotlib.figure.Figure : the figure.
+
+    Examples
+    --------
+    >>> axis = plot_risk_coverage({"test": ([0.5, 1.0], [0.0, 0.2])}).axes[0]
+    >>> axis.get_xlabel()
+    'questions answered, the surest first, percent'
+    """
+    figure, axis = _one_axis(7, 3.6)
+    for number, (name, (coverage, risk)) in enumerate(curves.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        axis.plot(100 * np.asarray(coverage), 100 * np.asarray(risk), color=colour, label=name)
+    axis.set(
+        xlim=(0, 100),
+        ylim=(0, None),
+        xlabel="questions answered, the surest first, percent",
+        ylabel="of these wrong, percent",
+    )
+    axis.grid(True)
+    axis.legend()
+    return figure
+
+
+@_drawn
 def plot_heatmap(
     boxes: Sequence, *, title: str = "how often each place is covered", cells: int = 48
 ) -> Figure:

@@ -2,12 +2,14 @@
 
 `generate` asks every sample and sums up the speed; `controls` makes the pictures of the control
 runs; `deciding` gives the odds of two words at one place of the reference;
+`confidence` says how likely a model found each token of its own answers;
 `prompts` turns rows of a data set into inputs; `backends` has those that answer: Transformers,
 vLLM, and a `server` that speaks OpenAI's API; `resume` keeps the answers on disk and goes on after a
 kill; `ranks` lets the processes of torchrun answer together; `predictions` reads answers that others made.
 """
 
 from .backends import TransformersBackend
+from .confidence import Spoken, answer_log_probs
 from .controls import grey_picture, no_picture, shuffle_pictures
 from .deciding import deciding_log_odds
 from .generate import generate_answers, generation_speed
@@ -18,7 +20,9 @@ from .server import OpenAIServer
 
 __all__ = [
     "OpenAIServer",
+    "Spoken",
     "TransformersBackend",
+    "answer_log_probs",
     "deciding_log_odds",
     "generate_answers",
     "generation_speed",

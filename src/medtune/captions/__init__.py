@@ -9,10 +9,11 @@ the numbers of `quantities.py`.
 from .differences import Difference, check_translation, check_translations
 from .endpoint import Endpoint, NoAnswer, open_endpoint
 from .llm import extract_with_llm
-from .rules import PLACES, TERMS, Caption, detect_language, entities, parse_caption
+from .rules import GENERIC, PLACES, TERMS, Caption, detect_language, entities, parse_caption
 from .translation import add_translations, read_translations, translate_captions
 
 __all__ = [
+    "GENERIC",
     "PLACES",
     "TERMS",
     "Caption",

@@ -9,7 +9,7 @@ without metadata.
 """
 
 from .feedback import save_feedback
-from .models import ChatModels, Said, answer, load_models
+from .models import ChatModels, Said, answer, find_threshold, load_models, read_threshold
 from .page import build_page, launch
 from .texts import TEXT
 from .uploads import Upload, read_upload
@@ -21,8 +21,10 @@ __all__ = [
     "Upload",
     "answer",
     "build_page",
+    "find_threshold",
     "launch",
     "load_models",
+    "read_threshold",
     "read_upload",
     "save_feedback",
 ]

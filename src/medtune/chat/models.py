@@ -5,6 +5,8 @@ holds for the whole model, whoever asks; so one single thread generates, one ans
 """
 
 import contextlib
+import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +18,13 @@ from typing import Any
 import torch
 from transformers import TextIteratorStreamer
 
-from medtune.answers import OpenAIServer
+from medtune.answers import OpenAIServer, answer_log_probs
+from medtune.captions import parse_caption
 from medtune.models import load_base, load_processor, load_tuned
 from medtune.multitask import MultiTaskModel, locate_verify_diagnose
+
+#: Where notebook 13 leaves the threshold of a run, beside the folder of the notebook that trained.
+THRESHOLD = Path("13_when_to_trust", "threshold.json")
 
 
 @dataclass
@@ -34,6 +40,8 @@ class ChatModels:
     processor: Any
     #: Function of a picture and a question that locates, verifies, then answers; or None.
     locate: Callable[[Any, str], dict] | None = None
+    #: Least confidence, 0..1, with which the tuned model would answer; None: it always would.
+    least: float | None = None
     #: The one thread that generates.
     worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
@@ -60,6 +68,7 @@ def load_models(  # noqa: PLR0913 - each is a setting that a caller names
     heads: str | os.PathLike | None = None,
     threshold: float = 0.5,
     max_pixels: int | None = None,
+    least: float | None = None,
     **options: Any,
 ) -> ChatModels:
     """Load base and tuned model; an adapter shares the weights of the base.
@@ -73,6 +82,8 @@ def load_models(  # noqa: PLR0913 - each is a setting that a caller names
     heads : folder of a multi-task model, which locates, verifies, then answers.
     threshold : least match score, 0..1, with which the multi-task model gives an answer.
     max_pixels : most pixels of a picture after resizing.
+    least : least confidence with which the tuned model would answer, see `read_threshold`; infinity
+        for never.
     **options : for `medtune.models.load_base`, such as dtype; the default is bfloat16 on a GPU and
         float32 without one.
 
@@ -99,7 +110,7 @@ def load_models(  # noqa: PLR0913 - each is a setting that a caller names
         base_model = tuned_model = load_tuned(base_model, adapter)
     elif tuned:
         tuned_model = _at(tuned) if is_address(tuned) else load_base(tuned, **options)
-    models = ChatModels(base_model, tuned_model, processor)
+    models = ChatModels(base_model, tuned_model, processor, least=least)
     if heads:
         # on weights of its own: its adapter is another one
         model = MultiTaskModel.from_pretrained(load_base(base, **options), heads)
@@ -112,6 +123,91 @@ def load_models(  # noqa: PLR0913 - each is a setting that a caller names
 
         models.locate = locate
     return models
+
+
+def read_threshold(file: str | os.PathLike) -> float:
+    """Read from which confidence on a model of a run answers, as notebook 13 chose it.
+
+    Parameters
+    ----------
+    file : the run's `13_when_to_trust/threshold.json`.
+
+    Returns
+    -------
+    float : 0..1; infinity where no answer may be given.
+
+    Raises
+    ------
+    OSError : there is no such file.
+    ValueError : it holds no threshold.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp(), "threshold.json")
+    >>> _ = file.write_text('{"value": 0.25, "promised": 0.1}')
+    >>> read_threshold(file)
+    0.25
+    """
+    try:
+        value = json.loads(Path(file).read_text("utf-8"))["value"]
+        return math.inf if value is None else float(value)
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(f"{file} holds no threshold: notebook 13 writes one") from None
+
+
+def find_threshold(adapter: str | os.PathLike) -> Path | None:
+    """Find the threshold of the run that trained an adapter.
+
+    Parameters
+    ----------
+    adapter : folder of the adapter, such as RUN/out/03_finetune_lora/adapter.
+
+    Returns
+    -------
+    Path or None : RUN/out/13_when_to_trust/threshold.json, None where there is none.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> out = Path(tempfile.mkdtemp()).resolve()
+    >>> adapter = out / "03_finetune_lora" / "adapter"
+    >>> find_threshold(adapter)
+    >>> (out / "13_when_to_trust").mkdir()
+    >>> (out / THRESHOLD).touch()
+    >>> find_threshold(adapter) == out / THRESHOLD
+    True
+    """
+    out = Path(adapter).resolve().parent.parent
+    file = out / THRESHOLD
+    return file if file.is_file() else None
+
+
+def confidence(
+    models: ChatModels, messages: Sequence[dict], pictures: Sequence, text: str
+) -> float:
+    """Say how likely the tuned model found the structure that its answer names.
+
+    Parameters
+    ----------
+    models : what `load_models` gives, with a tuned model that is no server.
+    messages, pictures : what was asked, as `answer` takes them.
+    text : what it answered.
+
+    Returns
+    -------
+    float : 0..1, NaN where the answer names none.
+    """
+    named = parse_caption(text).structure
+    if not named:
+        return math.nan
+    row = {"prompt": list(messages), "images": list(pictures)}
+
+    def read() -> float:
+        [spoken] = answer_log_probs(models.tuned, models.processor, [row], [text])
+        return spoken.probability(named)
+
+    return models.worker.submit(read).result()
 
 
 def is_address(model: Any) -> bool:

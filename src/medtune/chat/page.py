@@ -1,6 +1,7 @@
 """The page itself, in the order in which a visitor sees it, and what each of its buttons does."""
 
 import contextlib
+import math
 import os
 import secrets
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from medtune.deploy import check_reach
 from medtune.pairs import load_pairs, read_frames, to_rgb
 
 from .feedback import save_feedback
-from .models import ChatModels, Said, answer
+from .models import ChatModels, Said, answer, confidence
 from .scratch import close_scratch, open_scratch
 from .texts import TEXT
 from .uploads import MAX_PICTURES, MAX_SIZE, Upload, read_upload
@@ -39,6 +40,8 @@ class Turn:
     pictures: list
     #: "base" and "tuned" -> the answer.
     said: dict[str, Said] = field(default_factory=dict)
+    #: The tuned model's confidence, where it is below the threshold; NaN where it names nothing.
+    too_low: float | None = None
 
     def parts(self) -> list[dict]:
         """The question as content parts of a message."""
@@ -288,9 +291,17 @@ class Page:
                     tokens=said.tokens, seconds=said.seconds, first=said.first
                 )
                 text += f"\n\n*{stats}*"
+            if side == "tuned" and turn.too_low is not None:
+                text = f"**{self.refusal(turn.too_low, language)}**\n\n{text}"
             lines.append({"role": "user", "content": asked.strip()})
             lines.append({"role": "assistant", "content": text})
         return lines
+
+    def refusal(self, confidence_found: float, language: int) -> str:
+        """What is said of an answer that is less sure than the threshold."""
+        if math.isnan(confidence_found):
+            return TEXT["names_nothing"][language]
+        return TEXT["unsure"][language].format(confidence_found, self.models.least)
 
     def talk(self, language: int, visit: Visit) -> dict:
         """Both conversations."""
@@ -400,7 +411,19 @@ class Page:
                     # the first token at once, then every other step is enough
                     if said.tokens % 4 < 2:
                         yield self.talk(language, visit)
+                if side == "tuned":
+                    self.doubt(turn, visit, pictures)
             yield self.talk(language, visit) | {self.visit: visit}
+
+    def doubt(self, turn: Turn, visit: Visit, pictures: list) -> None:
+        """Note of a finished answer whether the model was less sure than it should be."""
+        said = turn.said.get("tuned")
+        if self.models.least is None or visit.stopped or not said or not said.text:
+            return
+        found = confidence(self.models, self.messages("tuned", visit), pictures, said.text)
+        # NaN is not below anything: an answer that names nothing is not given either
+        if not found >= self.models.least:
+            turn.too_low = found
 
     def without_marks(self, text: str) -> str:
         """A question without tokens of the chat template, such as the end of a turn."""

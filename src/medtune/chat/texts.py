@@ -42,6 +42,14 @@ TEXT: dict[str, tuple[str, str]] = {
     ),
     "pictures": ("[new pictures: {}]", "[新图像：{}]"),
     "match": ("match score {:.2f}", "匹配分数 {:.2f}"),
+    "unsure": (
+        "I would not answer: how sure I am of the structure, {:.2f}, is below this run's {:.2f}.",
+        "我不会作答：我对所示结构的把握为 {:.2f}，低于本次运行的阈值 {:.2f}。",
+    ),
+    "names_nothing": (
+        "I would not answer: this names no structure, so that nothing is known of how sure I am.",
+        "我不会作答：这里没有说出任何结构，无从得知我有多大把握。",
+    ),
     "no_answer": ("No answer: {}", "不作回答：{}"),
     "empty": ("Add a picture and type a question first.", "请先添加图像并输入问题。"),
     "first": ("Ask a question first, then type a caption.", "请先提问，再输入描述。"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,6 +32,9 @@ NO_INTERVALS = (
     "no intervals: not every row names its patient or series in a column group, and samples of one "
     "patient are no independent samples; give --column group=NAME or --references TABLE"
 )
+
+# --score-with NAME=COMMAND
+PROGRAM_NAME = re.compile(r"([A-Za-z][\w-]*)=(?=.)")
 
 # So many pictures that cannot be read are named one by one.
 MOST_NAMED = 10
@@ -74,6 +78,14 @@ def evaluate(
         ),
     ] = True,
     scores: ScoreNames = None,
+    score_with: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Another program that scores the answers, such as 'radgraph=conda run -n radgraph "
+            "python radgraph_f1.py'. It gets two paths, answers to read and scores to write, both "
+            "JSONL (docs/trust.md). May be repeated."
+        ),
+    ] = None,
     split: Annotated[
         str, typer.Option(help="For a converted folder: which of its splits is answered.")
     ] = "test",
@@ -137,8 +149,7 @@ def evaluate(
         limit=limit,
     )
     if run is not None or data is not None or benchmark is not None:
-        if source is not None:
-            raise ValueError("give either a source, or both --run NAME and --data OTHER")
+        _refuse_for_a_run(source, score_with)
         # scores need captions
         described = dataclasses.replace(asked, allow_empty_captions=allow_empty_captions)
         options = {
@@ -171,7 +182,7 @@ def evaluate(
             max_new_tokens=max_new_tokens,
             out=out,
         )
-        _print_scores(rows, scores)
+        _print_scores(rows, scores, score_with)
         print(f"answers: {out}", file=sys.stderr)
         return
     if source.is_dir() and (source / "dataset_info.json").is_file():
@@ -185,9 +196,11 @@ def evaluate(
             )
         columns = read_columns(column)
         rows = _read_predictions(source, columns=columns, references=references, encoding=encoding)
-        _print_scores(rows, scores)
+        _print_scores(rows, scores, score_with)
         return
-    text = " ".join(report.read_text("utf-8").split()) if report else ""
+    if score_with:
+        raise ValueError("--score-with needs references: give a table of answers or records")
+    text = _report_text(report)
     pairs = _readable(asked.load(str(source)), source)
     answers = _answer(
         pairs,
@@ -200,6 +213,17 @@ def evaluate(
     )
     _print_beside_report(answers, text)
     print(f"answers: {out}")
+
+
+def _refuse_for_a_run(source: Path | None, score_with: list[str] | None) -> None:
+    """Raise ValueError for what does not go with the answers of a finished run."""
+    if source is not None:
+        raise ValueError("give either a source, or both --run NAME and --data OTHER")
+    if score_with:
+        raise ValueError(
+            "--score-with scores a table of answers: give it in a second call, with the "
+            "answers.jsonl that this one writes"
+        )
 
 
 def _evaluate_on_others(run: str | None, data: Path | None, asked: Asked, **options: Any) -> None:
@@ -308,25 +332,43 @@ def _base_of(adapter: str | None) -> str:
         raise ValueError("which model shall answer? Give --model FOLDER or a hub name") from None
 
 
-def _print_scores(rows: list[dict[str, Any]], names: list[str] | None) -> None:
+def _print_scores(
+    rows: list[dict[str, Any]], names: list[str] | None, commands: list[str] | None
+) -> None:
     """Print scores; with intervals, if every row names its group."""
     from medtune.pairs import names_group
-    from medtune.scores import with_intervals
+    from medtune.scores import mean_scores, with_intervals
 
     answers = [row["answer"] for row in rows]
     references = [row["reference"] for row in rows]
     grouped = all(names_group(row.get("group")) for row in rows)
+    groups = [str(row["group"]) for row in rows] if grouped else None
+    slices = [row.get("slice") for row in rows]
     found = {}
     for name, score in score_functions(names).items():
-        if grouped:
-            groups = [str(row["group"]) for row in rows]
-            slices = [row.get("slice") for row in rows]
-            found[name] = with_intervals(score, answers, references, groups=groups, slices=slices)
-        else:
-            found[name] = score(answers, references)
+        found[name] = with_intervals(score, answers, references, groups=groups, slices=slices)
+    for name, values in _values_of_programs(commands or [], rows, list(found)).items():
+        found[name] = with_intervals(mean_scores, values, groups=groups, slices=slices)
     _show_scores(found)
     if not grouped:
         print(f"medtune: {NO_INTERVALS}", file=sys.stderr)
+
+
+def _values_of_programs(
+    commands: list[str], rows: list[dict[str, Any]], taken: list[str]
+) -> dict[str, dict[str, list[float]]]:
+    """Let other programs score the answers, each under the name before its '='."""
+    from medtune.scores import run_scorer
+
+    values: dict[str, dict[str, list[float]]] = {}
+    for number, text in enumerate(commands, 1):
+        named = PROGRAM_NAME.match(text)
+        name = named[1] if named else f"program {number}"
+        command = text[named.end() :] if named else text
+        if name in values or name in taken:
+            raise ValueError(f"--score-with: there is another score called {name!r}")
+        values[name] = run_scorer(command, rows)
+    return values
 
 
 def _show_scores(found: dict[str, dict[str, Any]]) -> None:
@@ -350,6 +392,11 @@ def _show_scores(found: dict[str, dict[str, Any]]) -> None:
                 }
             )
     print_table(rows)
+
+
+def _report_text(report: Path | None) -> str:
+    """Read a report before hours are spent on answers; empty where there is none."""
+    return " ".join(report.read_text("utf-8").split()) if report else ""
 
 
 def _print_beside_report(answers: list[dict[str, Any]], report: str) -> None:
@@ -402,6 +449,7 @@ def score_functions(names: list[str] | None) -> dict[str, Any]:
         "standard": scores.standard_scores,
         "finding": scores.finding_scores,
         "listing": scores.listing_scores,
+        "invented": scores.invented_scores,
     }
     unknown = sorted(set(names or []) - set(known))
     if unknown:

@@ -98,7 +98,8 @@ ScoreNames = Annotated[
     list[str] | None,
     typer.Option(
         "--score",
-        help="llamafactory, standard, finding or listing; may be repeated. By default all of them.",
+        help="llamafactory, standard, finding, listing or invented; may be repeated. By default all "
+        "of them.",
     ),
 ]
 

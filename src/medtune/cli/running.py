@@ -401,6 +401,13 @@ def chat(
     max_pixels: Annotated[
         int | None, typer.Option(help="Most pixels of a picture after resizing.")
     ] = None,
+    threshold: Annotated[
+        Path | None,
+        typer.Option(
+            help="The threshold.json of notebook 13: of less sure answers of the adapter the page "
+            "says that it would not give them. By default that of the adapter's own run, if it has one."
+        ),
+    ] = None,
     feedback: Annotated[
         Path, typer.Option(help="Folder where thumbs and corrections are saved.")
     ] = Path("chat_feedback"),
@@ -418,9 +425,16 @@ def chat(
     tls_key: TlsKey = None,
 ) -> None:
     """Serve a page that asks base and tuned model about your pictures, side by side."""
-    from medtune.chat import launch, load_models
+    from medtune.chat import find_threshold, launch, load_models, read_threshold
 
-    models = load_models(base, adapter, tuned=tuned, heads=multitask, max_pixels=max_pixels)
+    if threshold is not None and adapter is None:
+        raise ValueError("--threshold is that of an adapter: give --adapter FOLDER as well")
+    if threshold is None and adapter is not None:
+        threshold = find_threshold(adapter)
+    least = None if threshold is None else read_threshold(threshold)
+    models = load_models(
+        base, adapter, tuned=tuned, heads=multitask, max_pixels=max_pixels, least=least
+    )
     # not an option: other users of the machine see a command line
     password = os.environ.get("MEDTUNE_CHAT_PASSWORD")
     page = launch(

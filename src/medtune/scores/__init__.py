@@ -6,14 +6,17 @@ whether all findings are listed and none is invented, `boxes` judges regions and
 probabilities, `intervals` draws whole patients or slices, `conditions` scores several models side
 by side, `another` scores another person beside the held-out pairs, `predict` shows runs side by
 side as LLaMA-Factory does, `series` sets answers about slices beside a report, `rivals` and
-`copiers` answer without a model, `agreement` counts the fields in which captions agree, and
-`library` offers the text scores to `evaluate`.
+`copiers` answer without a model, `abstaining` says when not to answer, `invented` counts what is named
+and not there, `groups` says for whom a model is worse, `agreement` counts the fields in which
+captions agree, `foreign` runs scores of other programs, and `library` offers the text scores to
+`evaluate`.
 `text` and `intervals` stand alone.
 
 Every score gives one number a data set. With `per_sample=True` it gives one value a sample, as
 `paired_bootstrap` takes it, and `with_intervals` adds an interval to each number.
 """
 
+from .abstaining import Threshold, calibration_table, choose_threshold, risk_coverage
 from .agreement import field_agreement
 from .another import score_people
 from .boxes import box_scores, match_scores
@@ -27,7 +30,10 @@ from .conditions import (
 from .copiers import answer_by_kind, copy_nearest, thumbnail_vectors
 from .detection import detection_scores
 from .findings import RATIOS, finding_scores
+from .foreign import mean_scores, run_scorer
+from .groups import compare_groups, correct_for_looks
 from .intervals import bootstrap_interval, paired_bootstrap, with_intervals
+from .invented import invented_scores, named_in_pictures
 from .library import evaluate_metric
 from .listing import LISTING_QUESTIONS, listing_scores, read_listing
 from .predict import PREDICT_NAMES, predict_table
@@ -41,25 +47,35 @@ __all__ = [
     "RATIOS",
     "Measure",
     "ScoredCondition",
+    "Threshold",
     "answer_by_kind",
     "bootstrap_interval",
     "box_scores",
+    "calibration_table",
+    "choose_threshold",
     "compare_conditions",
+    "compare_groups",
     "compare_with_report",
     "copy_nearest",
+    "correct_for_looks",
     "detection_scores",
     "evaluate_metric",
     "field_agreement",
     "finding_scores",
+    "invented_scores",
     "listing_scores",
     "llamafactory_scores",
     "match_scores",
+    "mean_scores",
     "most_frequent_caption",
+    "named_in_pictures",
     "nearest_caption_copier",
     "pair_score",
     "paired_bootstrap",
     "predict_table",
     "read_listing",
+    "risk_coverage",
+    "run_scorer",
     "score_conditions",
     "score_people",
     "standard_scores",
