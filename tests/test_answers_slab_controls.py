@@ -113,6 +113,9 @@ def test_one_half_alone_leaves_the_other_out():
     for row, old in zip(record_alone(records), records, strict=True):
         assert not prompt_of(row).pictures and asked(row) == asked(old)
         assert not any(part["type"] == "image" for part in row["prompt"][-1]["content"])
+    # where nobody else speaks the language, somebody who does not
+    few = [records[0], {**records[1], "person": "p1"}]
+    assert swap_record(few)[0]["prompt"] != few[0]["prompt"]
     for row in picture_alone(records):
         assert asked(row) == "What is it?" and len(row["images"]) == 2
 

@@ -50,6 +50,15 @@ def test_a_count_is_read_in_digits_and_in_words(count, pictures, words):
         ("没有左肾。", SlabAnswer(present=False)),
         ("It moves to the left.", SlabAnswer(direction="left")),
         ("It moves up.", SlabAnswer(direction="up")),
+        (
+            "It moves from the middle right to the middle left part.",
+            SlabAnswer(direction="left"),
+        ),
+        (
+            "It moves from the lower middle to the upper middle part.",
+            SlabAnswer(direction="up"),
+        ),
+        ("它从左中部移到右中部。", SlabAnswer(direction="right")),
         ("它向下移动。", SlabAnswer(direction="down")),
         ("The lesion has grown.", SlabAnswer(change="grown")),
         ("It is smaller now.", SlabAnswer(change="shrunk")),

@@ -12,9 +12,6 @@ from typing import Any
 
 from .prompts import prompt_of
 
-# A row with pictures that could be anybody's lends them to rows of the same kind only.
-SAME_KIND = ("task", "language")
-
 Row = dict[str, Any]
 
 
@@ -87,7 +84,7 @@ def swap_earlier(records: Iterable[Mapping[str, Any]], seed: int = 0) -> list[Ro
     Parameters
     ----------
     records : `datasets.Dataset` or list of dicts with `prompt`, `images` and `person`; of another
-        `task` or `language`, where these are known, nobody lends a picture.
+        `task`, where it is known, nobody lends a picture.
     seed : chooses the other.
 
     Returns
@@ -122,8 +119,8 @@ def swap_pictures(records: Iterable[Mapping[str, Any]], seed: int = 0) -> list[R
 
     Parameters
     ----------
-    records : `datasets.Dataset` or list of dicts with `prompt` and `images`; of another `task` or
-        `language`, where these are known, nobody lends pictures.
+    records : `datasets.Dataset` or list of dicts with `prompt` and `images`; of another `task`,
+        where it is known, nobody lends pictures.
     seed : chooses the other.
 
     Returns
@@ -269,12 +266,14 @@ def _donors(rows: list[Row], name: str, fits: Callable[[Row, Row], bool], seed: 
                 f"{name} finds no other row for the one with id {row.get('id')}: give more rows of "
                 "its kind, with the columns that it names"
             )
-        donors.append(rng.choice(others))
+        # a record in another language would stand out
+        alike = [other for other in others if other.get("language") == row.get("language")]
+        donors.append(rng.choice(alike or others))
     return donors
 
 
 def _kind(row: Row) -> tuple:
-    return (len(row["images"]), *(row.get(column) for column in SAME_KIND))
+    return (len(row["images"]), row.get("task"))
 
 
 def _with_record(row: Mapping[str, Any], text: str, name: str) -> Row:

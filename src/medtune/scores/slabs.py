@@ -39,11 +39,12 @@ PRESENT = {
     True: r"^(?:yes\b|有|是)",
     False: r"^(?:no\b|没有|没|无|否|不)",
 }
+# "to the left", "from the middle right to the middle left part", "upwards"
 DIRECTIONS = {
-    "left": r"\b(?:to the left|leftwards?)\b|[向往]左",
-    "right": r"\b(?:to the right|rightwards?)\b|[向往]右",
-    "up": r"\b(?:up|upwards?)\b|[向往]上",
-    "down": r"\b(?:down|downwards?)\b|[向往]下",
+    "left": r"\bto the (?:middle )?left\b|\bleftwards?\b|[向往]左|移到左",
+    "right": r"\bto the (?:middle )?right\b|\brightwards?\b|[向往]右|移到右",
+    "up": r"\bup(?:wards?)?\b|\bto the upper\b|[向往]上|移到上",
+    "down": r"\bdown(?:wards?)?\b|\bto the lower\b|[向往]下|移到下",
 }
 CHANGES = {
     "grown": r"\b(?:grown|larger|bigger|increased)\b|变大|增大",
