@@ -524,9 +524,7 @@ def ask_count(slab: Slab, deal: int, rng: np.random.Generator) -> Question | Non
     # divisor, so that all combinations come up equally often.
     count = COUNTS[deal % len(COUNTS)]
     largest = deal % PICTURES
-    # with a count of 0 there is no slice to begin with
-    begins = range(max(0, largest - count + 1), min(largest, PICTURES - count) + 1) or range(1)
-    first = begins[rng.integers(len(begins))]
+    first = first_slice(count, largest, rng)
     pictures = []
     for place, cut in enumerate(slab.cuts):
         hu = cut.hu
@@ -537,6 +535,15 @@ def ask_count(slab: Slab, deal: int, rng: np.random.Generator) -> Question | Non
     return Question(
         "count", pictures, slab.slices(), ASK["count"], answer, region.window, region.english
     )
+
+
+def first_slice(count: int, largest: int, rng: np.random.Generator) -> int:
+    """Draw the first of `count` slices in a row that hold the largest one; 0 where there are none."""
+    if count == 0:
+        return 0
+    lowest = max(0, largest - count + 1)
+    highest = min(largest, PICTURES - count)
+    return int(rng.integers(lowest, highest + 1))
 
 
 def count_words(count: int, largest: int, size: int) -> tuple[str, str]:
@@ -569,46 +576,82 @@ def ask_presence(
     return Question("presence", pictures, slab.slices(), ask, answer, "soft tissue", name)
 
 
-def ask_direction(slab: Slab, deal: int, rng: np.random.Generator) -> Question | None:
-    """Which way does a vessel move from slice to slice?"""
+@dataclass(frozen=True)
+class Way:
+    """Where a vessel goes, before it is dealt out in which direction.
+
+    Attributes
+    ----------
+    region : in which all of it lies.
+    middle : column and row of its middle.
+    length : from the first slice to the last, in pixels.
+    side : of the frame around it.
+    radius : of the vessel.
+    """
+
+    region: Region
+    middle: tuple[float, float]
+    length: float
+    side: float
+    radius: float
+
+    def point(self, direction: str, reach: float) -> tuple[float, float]:
+        """Go from the middle, with a reach of -1 to the beginning and with 1 to the end."""
+        (across, down), *_ = DIRECTIONS[direction]
+        step = reach * self.length / 2
+        return (float(self.middle[0] + step * across), float(self.middle[1] + step * down))
+
+    def has_room(self) -> bool:
+        """Say whether the vessel could go in each direction without leaving the region."""
+        for direction in DIRECTIONS:
+            for reach in (1 / 3, 1):
+                if depth_at(self.region, self.point(direction, reach)) <= self.radius:
+                    return False
+        return True
+
+
+def plan_way(slab: Slab, rng: np.random.Generator) -> Way | None:
+    """Plan where a vessel could go in any of the four directions; None where there is no room."""
     regions = [region for region in slab.regions if region.kind in VESSELS]
+    if not regions:
+        return None
     for _ in range(40):
-        if not regions:
-            return None
         region = regions[rng.integers(len(regions))]
         side = rng.uniform(50, 120)
         radius = side * rng.uniform(0.07, 0.1)
         # from well inside one third of the frame to well inside the last
-        way = side * rng.uniform(0.5, 0.64)
-        # the middle of its way is anywhere, and it could go in any of the four directions
-        middle = np.argwhere(region.depth > radius)
-        if not len(middle):
+        length = side * rng.uniform(0.5, 0.64)
+        fits = np.argwhere(region.depth > radius)
+        if not len(fits):
             continue
-        row, column = middle[rng.integers(len(middle))]
-        points = [
-            (column + reach * across * way / 2, row + reach * down * way / 2)
-            for (across, down), *_ in DIRECTIONS.values()
-            for reach in (1 / 3, 1)
-        ]
-        if all(depth_at(region, point) > radius for point in points):
-            break
-    else:
+        row, column = fits[rng.integers(len(fits))]
+        way = Way(region, (float(column), float(row)), length, side, radius)
+        if way.has_room():
+            return way
+    return None
+
+
+def ask_direction(slab: Slab, deal: int, rng: np.random.Generator) -> Question | None:
+    """Which way does a vessel move from slice to slice?"""
+    way = plan_way(slab, rng)
+    if way is None:
         return None
+    region = way.region
     relative, absolute = VESSELS[region.kind]
     usual = float(np.median(slab.cuts[0].hu[region.part]))
     density = absolute if relative is None else usual + relative
-    shape = (radius, radius * rng.uniform(0.75, 1))
+    shape = (way.radius, way.radius * rng.uniform(0.75, 1))
     vessel = Finding("vessel", "血管", (0, 0), shape, float(rng.uniform(0, np.pi)), density)
-    shift = rng.uniform(-0.05, 0.05, 2) * side
-    corner = (column - side / 2 + shift[0], row - side / 2 + shift[1])
+    shift = rng.uniform(-0.05, 0.05, 2) * way.side
+    corner = tuple(np.array(way.middle) - way.side / 2 + shift)
 
-    (across, down), english, chinese = list(DIRECTIONS.values())[deal % len(DIRECTIONS)]
+    direction = list(DIRECTIONS)[deal % len(DIRECTIONS)]
     pictures = []
     for place, cut in enumerate(slab.cuts):
-        reach = (place / (PICTURES - 1) - 0.5) * way
-        center = (float(column + reach * across), float(row + reach * down))
+        center = way.point(direction, 2 * place / (PICTURES - 1) - 1)
         hu = draw_finding(cut.hu, replace(vessel, center=center), rng)
-        pictures.append(magnify(hu, corner, side, region.window))
+        pictures.append(magnify(hu, corner, way.side, region.window))
+    _, english, chinese = DIRECTIONS[direction]
     return Question(
         "direction",
         pictures,
