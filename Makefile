@@ -36,10 +36,13 @@ test-fast: $(VENV)/.all sample ## the tests that take seconds
 lab: sample ## JupyterLab on 127.0.0.1
 	$(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=. $(LAB_ARGS) notebooks/00_start_here.ipynb
 
-sample: data/sample/sample.parquet ## build data/sample/ from the CT
+sample: data/sample/sample.parquet data/volumes/volumes.parquet ## build data/sample/ and data/volumes/ from the CT
 
 data/sample/sample.parquet: data/build_sample.py data/ct.py data/findings.py data/people.py | $(VENV)/.core
 	$(BIN)/python data/build_sample.py
+
+data/volumes/volumes.parquet: data/build_volumes.py data/build_sample.py data/ct.py data/findings.py data/people.py | $(VENV)/.core
+	$(BIN)/python data/build_volumes.py
 
 reference: sample ## run RUN and keep a small executed copy in papermill_runs/reference/
 	$(BIN)/medtune run $(RUN)

@@ -35,6 +35,15 @@ def sample_path() -> Path:
 
 
 @pytest.fixture(scope="session")
+def volumes_path() -> Path:
+    """The built questions about slabs; `make sample` builds them, too."""
+    path = REPO / "data" / "volumes" / "volumes.parquet"
+    if not path.exists():
+        pytest.fail("the questions about slabs are not built: run 'make sample' first")
+    return path
+
+
+@pytest.fixture(scope="session")
 def tiny_vlm() -> Path:
     """The folder of the tiny base model."""
     return REPO / "data" / "tiny-vlm"

@@ -40,7 +40,7 @@ TRAININGS = [
     "07_locate_verify_diagnose",
     "08_study_the_knobs",
 ]
-TRAININGS += ["10_make_it_fast"]
+TRAININGS += ["10_make_it_fast", "11_volumes_priors_records"]
 TRAININGS_SHORTER = {
     "02.limit": 1500,
     "04.parity_steps": 2,
@@ -56,6 +56,9 @@ TRAININGS_SHORTER = {
     "10.steps": 4,
     "10.fast_steps": 4,
     "10.pairs": 40,
+    "11.max_steps": 4,
+    "11.eval_steps": 4,
+    "11.eval_samples": 4,
 }
 
 

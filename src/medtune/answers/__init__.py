@@ -1,11 +1,12 @@
 """Answers of a vision-language model to a whole data set: in batches, resumable, with controls.
 
 `generate` asks every sample and sums up the speed; `controls` makes the pictures of the control
-runs; `deciding` gives the odds of two words at one place of the reference;
-`confidence` says how likely a model found each token of its own answers;
-`prompts` turns rows of a data set into inputs; `backends` has those that answer: Transformers,
-vLLM, and a `server` that speaks OpenAI's API; `resume` keeps the answers on disk and goes on after a
-kill; `ranks` lets the processes of torchrun answer together; `predictions` reads answers that others made.
+runs, `slab_controls` the records of those about several pictures, an earlier one or a patient's
+record; `deciding` gives the odds of two words at one place of the reference; `confidence` says how
+likely a model found each token of its own answers; `prompts` turns rows of a data set into inputs;
+`backends` has those that answer: Transformers, vLLM, and a `server` that speaks OpenAI's API;
+`resume` keeps the answers on disk and goes on after a kill; `ranks` lets the processes of torchrun
+answer together; `predictions` reads answers that others made.
 """
 
 from .backends import TransformersBackend
@@ -17,6 +18,15 @@ from .predictions import read_predictions
 from .prompts import prompt_of
 from .resume import read_answers
 from .server import OpenAIServer
+from .slab_controls import (
+    picture_alone,
+    record_alone,
+    repeat_slice,
+    shuffle_slices,
+    swap_earlier,
+    swap_pictures,
+    swap_record,
+)
 
 __all__ = [
     "OpenAIServer",
@@ -28,8 +38,15 @@ __all__ = [
     "generation_speed",
     "grey_picture",
     "no_picture",
+    "picture_alone",
     "prompt_of",
     "read_answers",
     "read_predictions",
+    "record_alone",
+    "repeat_slice",
     "shuffle_pictures",
+    "shuffle_slices",
+    "swap_earlier",
+    "swap_pictures",
+    "swap_record",
 ]

@@ -5,11 +5,11 @@ right thing is named, `detection` whether a finding is reported where there is o
 whether all findings are listed and none is invented, `boxes` judges regions and match
 probabilities, `intervals` draws whole patients or slices, `conditions` scores several models side
 by side, `another` scores another person beside the held-out pairs, `predict` shows runs side by
-side as LLaMA-Factory does, `series` sets answers about slices beside a report, `rivals` and
-`copiers` answer without a model, `abstaining` says when not to answer, `invented` counts what is named
-and not there, `groups` says for whom a model is worse, `agreement` counts the fields in which
-captions agree, `foreign` runs scores of other programs, and `library` offers the text scores to
-`evaluate`.
+side as LLaMA-Factory does, `slabs` judges answers about several pictures and records, `series` sets
+answers about slices beside a report, `rivals` and `copiers` answer without a model, `abstaining`
+says when not to answer, `invented` counts what is named and not there, `groups` says for whom a
+model is worse, `agreement` counts the fields in which captions agree, `foreign` runs scores of other
+programs, and `library` offers the text scores to `evaluate`.
 `text` and `intervals` stand alone.
 
 Every score gives one number a data set. With `per_sample=True` it gives one value a sample, as
@@ -39,6 +39,7 @@ from .listing import LISTING_QUESTIONS, listing_scores, read_listing
 from .predict import PREDICT_NAMES, predict_table
 from .rivals import most_frequent_caption, nearest_caption_copier
 from .series import compare_with_report
+from .slabs import SlabAnswer, read_slab_answer, slab_scores
 from .text import llamafactory_scores, standard_scores
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "RATIOS",
     "Measure",
     "ScoredCondition",
+    "SlabAnswer",
     "Threshold",
     "answer_by_kind",
     "bootstrap_interval",
@@ -74,10 +76,12 @@ __all__ = [
     "paired_bootstrap",
     "predict_table",
     "read_listing",
+    "read_slab_answer",
     "risk_coverage",
     "run_scorer",
     "score_conditions",
     "score_people",
+    "slab_scores",
     "standard_scores",
     "thumbnail_vectors",
     "with_intervals",
