@@ -72,7 +72,10 @@ def test_both_readmes_show_the_same_things():
             if t.startswith(("notebooks", "docs/", "papermill"))
         ]
 
-    english = [link.replace("results.svg", "results.zh.svg") for link in links("README.md")]
+    english = links("README.md")
+    for picture in ("results.svg", "phantom.png"):
+        stem, _, kind = picture.partition(".")
+        english = [link.replace(picture, f"{stem}.zh.{kind}") for link in english]
     assert english == links("README.zh-CN.md")
     runs = [
         set(re.findall(r"`([a-z0-9-]*(?:qwen|gemma)[a-z0-9-]*)`", (REPO / n).read_text("utf-8")))
@@ -82,7 +85,7 @@ def test_both_readmes_show_the_same_things():
 
 
 def test_the_picture_shows_the_numbers_of_the_reference_runs():
-    drawn = results_figure.bars(results_table.read_runs())
+    drawn = results_figure.bars(results_table.read_runs(), results_figure.read_people())
     for name in ("results.svg", "results.zh.svg"):
         assert results_figure.shown(results_figure.FOLDER / name) == drawn, (
             "run docs/figures/results_figure.py"
@@ -90,7 +93,7 @@ def test_the_picture_shows_the_numbers_of_the_reference_runs():
 
 
 def test_the_picture_can_be_drawn(tmp_path):
-    drawn = results_figure.bars(results_table.read_runs())
+    drawn = results_figure.bars(results_table.read_runs(), results_figure.read_people())
     results_figure.draw(drawn, 3, 2, tmp_path / "picture.svg")
     assert results_figure.shown(tmp_path / "picture.svg") == drawn
 

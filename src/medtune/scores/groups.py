@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, fisher_exact, mannwhitneyu
-from scipy.stats import t as student_t
+from scipy import stats
 
 from .intervals import bootstrap_interval, check_lengths, mean_of_known
 
@@ -183,7 +182,7 @@ def _are_yes_or_no(values: np.ndarray) -> bool:
 
 def _exact_interval(mean: float, units: int) -> dict[str, float]:
     """Give Clopper and Pearson's interval, as if each patient or slice had answered once."""
-    exact = binomtest(round(mean * units), units).proportion_ci()
+    exact = stats.binomtest(round(mean * units), units).proportion_ci()
     return {"low": float(exact.low), "high": float(exact.high)}
 
 
@@ -228,8 +227,8 @@ def _p_of_samples(values: np.ndarray, inside: np.ndarray) -> float:
     others = values[~inside & known]
     if _are_yes_or_no(values):
         table = [[own.sum(), len(own) - own.sum()], [others.sum(), len(others) - others.sum()]]
-        return float(fisher_exact(np.array(table, dtype=int)).pvalue)
-    return float(mannwhitneyu(own, others).pvalue)
+        return float(stats.fisher_exact(np.array(table, dtype=int)).pvalue)
+    return float(stats.mannwhitneyu(own, others).pvalue)
 
 
 def _p_of_units(  # noqa: PLR0913 - as in compare_groups
@@ -251,7 +250,7 @@ def _p_of_units(  # noqa: PLR0913 - as in compare_groups
     # one degree of freedom is spent on the mean of each block
     blocks = len(set(groups)) if "blocks fixed" in found["label"] else 1
     freedom = max(1, found["groups"] - blocks)
-    return float(2 * student_t.sf(abs(found["value"]) / found["error"], freedom))
+    return float(2 * stats.t.sf(abs(found["value"]) / found["error"], freedom))
 
 
 def _difference(rows: np.ndarray) -> float:
