@@ -321,7 +321,7 @@ class TestSite:
                 "main img", "images => images.map(i => i.complete && i.naturalWidth)"
             )
             assert all(sizes), name
-            assert len(sizes) == 1 or name not in ("index", "about/zh"), "the README's picture"
+            assert len(sizes) == 2 or name not in ("index", "about/zh"), "the README's pictures"
             assert page.evaluate("document.documentElement.scrollWidth") <= width, (
                 f"{name} is too wide"
             )
