@@ -26,8 +26,18 @@ CORE = [
     "06_merge_export",
 ]
 # The first chain is the story: data, adapter, scores, merge, chat, and out of the notebook.
-STORY = [*CORE, "09_chat", "14_out_of_the_notebook"]
+STORY = [*CORE, "09_chat", "12_reward_what_is_true", "14_out_of_the_notebook"]
 STORY_SHORTER = {"03.max_steps": 300}  # with fewer the floors of test_course.py would not hold
+# 12 starts from the adapter of 03
+STORY_SHORTER |= {
+    "12.questions": 12,
+    "12.dpo_steps": 2,
+    "12.grpo_steps": 2,
+    "12.grpo_batch_size": 8,
+    "12.sft_steps": 2,
+    "12.gamed_steps": 1,
+    "12.eval_samples": 9,
+}
 # The second are the notebooks that train by themselves; they need the records of 02 only.
 TRAININGS = [
     "02_convert_data",
