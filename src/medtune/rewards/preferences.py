@@ -58,8 +58,8 @@ def preference_pairs(
     In the first four the chosen answer is the model's own, with what it says about findings
     replaced by the sentences of the reference where it differs. In "side" the chosen answer has the
     side of the reference. An answer that names another structure, or does so in Chinese, makes no
-    pair of "side", and a reference that is silent about findings makes none of the other kinds, unless the model invented
-    one there.
+    pair of "side". A reference that is silent about findings makes none of the other kinds, unless
+    the model invented one there.
 
     A sentence that speaks of findings is exchanged whole, so write captions in which it says nothing
     else. The pairs cannot teach what the sentences do not say, such as whether the finding was seen;
