@@ -331,6 +331,7 @@ SETTINGS = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_trl_trains_with_the_rewards_and_logs_their_means(asked, tiny_vlm, tmp_path):
     from trl import GRPOConfig, GRPOTrainer
 
@@ -338,7 +339,7 @@ def test_trl_trains_with_the_rewards_and_logs_their_means(asked, tiny_vlm, tmp_p
     noted = []
 
     def length_noted(completions, **columns):
-        earned = rewards.length_reward(completions, shortest=20, longest=30, **columns)
+        earned = rewards.length_reward(completions, shortest=4, longest=6, **columns)
         noted.append(earned)
         return earned
 
@@ -353,7 +354,7 @@ def test_trl_trains_with_the_rewards_and_logs_their_means(asked, tiny_vlm, tmp_p
             output_dir=str(tmp_path),
             per_device_train_batch_size=4,
             num_generations=2,
-            max_completion_length=24,
+            max_completion_length=12,
             beta=0.1,
             **SETTINGS,
         ),
@@ -371,6 +372,7 @@ def test_trl_trains_with_the_rewards_and_logs_their_means(asked, tiny_vlm, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_trl_learns_from_the_pairs(asked, tiny_vlm, tmp_path):
     import datasets
     from trl import DPOConfig, DPOTrainer
