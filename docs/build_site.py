@@ -25,7 +25,7 @@ PROGRESS_BAR = "application/vnd.jupyter.widget-view+json"
 # The four groups of the README. A room that stands in none of them is a mistake that a test finds.
 GROUPS = {
     "Data": ("pairs", "modelscope", "captions", "boxes", "audit", "records"),
-    "Model": ("models", "plan", "training", "multitask"),
+    "Model": ("models", "plan", "training", "rewards", "multitask"),
     "Judge": ("answers", "scores", "benchmarks", "plots"),
     "Run": ("runs", "chat", "deploy", "cli", "files"),
 }

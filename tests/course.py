@@ -25,10 +25,24 @@ CORE = [
     "05_evaluate",
     "06_merge_export",
 ]
-# The first chain is the story: data, adapter, scores, merge, chat, trust, and out of the notebook.
-STORY = [*CORE, "09_chat", "13_when_to_trust", "14_out_of_the_notebook"]
+# The first chain is the story: data, adapter, scores, merge, chat, rewards, trust, and out of the
+# notebook.
+STORY = [
+    *CORE,
+    "09_chat",
+    "12_reward_what_is_true",
+    "13_when_to_trust",
+    "14_out_of_the_notebook",
+]
 STORY_SHORTER = {
     "03.max_steps": 300,  # with fewer the floors of test_course.py would not hold
+    "12.questions": 12,
+    "12.dpo_steps": 2,
+    "12.grpo_steps": 2,
+    "12.grpo_batch_size": 8,
+    "12.sft_steps": 2,
+    "12.gamed_steps": 1,
+    "12.eval_samples": 9,
     "13.validation_samples": 60,
     "13.robust_samples": 8,
     "13.named_samples": 8,

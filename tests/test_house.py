@@ -38,7 +38,7 @@ ROOMS = [
     "training",
     "answers",
 ]
-ROOMS += ["scores", "benchmarks", "multitask", "runs", "deploy", "chat", "cli"]
+ROOMS += ["scores", "benchmarks", "rewards", "multitask", "runs", "deploy", "chat", "cli"]
 # They start at once, and so load nothing heavy.
 LIGHT = ["medtune", "medtune.files", "medtune.cli", "medtune.runs"]
 HEAVY = [

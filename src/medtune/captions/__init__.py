@@ -9,7 +9,16 @@ the numbers of `quantities.py`.
 from .differences import Difference, check_translation, check_translations
 from .endpoint import Endpoint, NoAnswer, open_endpoint
 from .llm import extract_with_llm
-from .rules import GENERIC, PLACES, TERMS, Caption, detect_language, entities, parse_caption
+from .rules import (
+    GENERIC,
+    PLACES,
+    TERMS,
+    Caption,
+    detect_language,
+    entities,
+    parse_caption,
+    split_sentences,
+)
 from .translation import add_translations, read_translations, translate_captions
 
 __all__ = [
@@ -29,5 +38,6 @@ __all__ = [
     "open_endpoint",
     "parse_caption",
     "read_translations",
+    "split_sentences",
     "translate_captions",
 ]
