@@ -158,7 +158,8 @@ def _tell_what_was_left_out(stream: ShardLoader) -> None:
     """Say how many rows of the shards no step was trained on, and why."""
     kinds = stream.stream.index.reasons + count_rejected(stream.stream.left_out.folder)
     if kinds:
-        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        # the lists come in the order of the processes' numbers, which is chance
+        listed = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
         print(
             f"medtune train: {kinds.total()} of {stream.stream.index.rows} rows were left out "
             f"({listed}): {stream.stream.left_out.folder} lists those that were read",
