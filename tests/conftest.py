@@ -2,9 +2,11 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import absl.logging
 import pytest
 
 os.environ.update(
@@ -15,6 +17,10 @@ os.environ.update(
     # hashes of ids and patients are the same on every machine
     MEDTUNE_SALT="of the tests",
 )
+
+# Whoever sets up logging anew, as uvicorn does, makes absl close the stream that it was imported with.
+# That would be pytest's own.
+absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 REPO = Path(__file__).parents[1]
 
