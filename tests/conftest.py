@@ -31,22 +31,24 @@ def repo() -> Path:
     return REPO
 
 
+def built(name: str) -> Path:
+    """A data set that `make sample` builds."""
+    path = REPO / "data" / name / f"{name}.parquet"
+    if not path.exists():
+        pytest.fail(f"{path} is not built: run 'make sample' first")
+    return path
+
+
 @pytest.fixture(scope="session")
 def sample_path() -> Path:
-    """The built sample set; `make sample` builds it."""
-    path = REPO / "data" / "sample" / "sample.parquet"
-    if not path.exists():
-        pytest.fail("the sample set is not built: run 'make sample' first")
-    return path
+    """The built sample set."""
+    return built("sample")
 
 
 @pytest.fixture(scope="session")
 def volumes_path() -> Path:
-    """The built questions about slabs; `make sample` builds them, too."""
-    path = REPO / "data" / "volumes" / "volumes.parquet"
-    if not path.exists():
-        pytest.fail("the questions about slabs are not built: run 'make sample' first")
-    return path
+    """The built questions about slabs."""
+    return built("volumes")
 
 
 @pytest.fixture(scope="session")
