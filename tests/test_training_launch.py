@@ -363,6 +363,10 @@ def test_stopped_killed_and_resumed(uninterrupted):
     assert f"{incomplete.name} is incomplete" in said
     assert agree(uninterrupted / "uninterrupted", out)
     assert len(list(out.glob("checkpoint-*"))) <= 2, "save_total_limit"
+    # the last checkpoint has all that was trained
+    kept = load_file(out / f"checkpoint-{LONG}" / "adapter_model.safetensors")
+    assert kept.keys() == adapter(out).keys()
+    assert all(torch.equal(kept[name], value) for name, value in adapter(out).items())
 
 
 def test_the_failure_of_one_rank_ends_all(place):

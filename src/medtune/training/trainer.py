@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 from peft import get_peft_model
 from transformers import AutoConfig, set_seed
 from transformers.integrations import deepspeed as deepspeed_integration
@@ -90,6 +91,7 @@ def build_trainer(
         trainer.data_collator = partial(_with_picture, trainer.data_collator, train)
     if trainer_class is None:
         name_records(trainer)
+        _save_only_what_is_trained(trainer, model_args)
         if trainer.is_world_process_zero():
             # not `train`: what makes it fast may have left the pictures undecoded
             looked_at = trainer.train_dataset
@@ -182,6 +184,24 @@ def _loaded_whole_if_it_has_experts(
     finally:
         settings = training_args.deepspeed_plugin.hf_ds_config
         deepspeed_integration.set_hf_deepspeed_config(settings)
+
+
+def _save_only_what_is_trained(trainer: Any, model_args: ModelConfig) -> None:
+    """Under ZeRO-1 and 2, let no rank copy the whole base into its memory for each checkpoint.
+
+    Of it only the adapter is kept, where there is one. For a 30B model the copy took a minute, and 62 GB on each rank.
+    """
+    if model_args.use_peft and zero_stage(trainer.args) in (1, 2):
+        trainer.accelerator.get_state_dict = partial(_trained_weights, trainer.model)
+
+
+def _trained_weights(model: Any, *_: Any) -> dict[str, torch.Tensor]:
+    """Return what is trained of a model that each rank holds whole, in the memory of the CPU."""
+    weights = {}
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            weights[name] = weight.detach().cpu()
+    return weights
 
 
 def _make_fast(trainer: Any, script_args: ScriptArguments, *, own_batches: bool) -> None:
