@@ -261,6 +261,12 @@ def _numbers_of(text: str) -> list[str]:
     return NUMBER.findall(PLACEHOLDER.sub("", bare))
 
 
+def _marks_of(text: str) -> list[str]:
+    """Give what the parser takes for emphasis: beside Chinese signs two stars may mean nothing."""
+    (line,) = PARSER.parseInline(text)
+    return [token.type for token in line.children if token.type in ("strong_open", "em_open")]
+
+
 def _cells_of(text: str) -> list[str]:
     """Give the borders of a row of a table."""
     return re.findall(r"(?<!\\)\|", CODE.sub("", text)) if text.startswith("|") else []
@@ -272,6 +278,7 @@ KEPT = {
     "computed figure": _figures_of,
     "comment": _comments_of,
     "number": _numbers_of,
+    "emphasis": _marks_of,
     "border of a table": _cells_of,
 }
 
