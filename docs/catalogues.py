@@ -16,6 +16,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 
 from babel.messages.catalog import Catalog
@@ -30,7 +31,9 @@ COMPUTED = re.compile(r"(?P<number>[-+]?[\d.,]+)(?P<source><!-- = .*? -->)")
 PLACEHOLDER = re.compile(r"\{(\d+)\}")
 CODE = re.compile(r"(`+)(?!`).+?(?<!`)\1(?!`)", re.S)
 TARGET = re.compile(r"\]\(([^()\s]+)\)")
-NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+# A number, and the word that multiplies it: 25 million is 2500 万.
+NUMBER = re.compile(r"(\d+(?:[.,]\d+)*)(?: ?(thousand|million|billion|万|亿))?")
+UNITS = {"thousand": 3, "million": 6, "billion": 9, "万": 4, "亿": 8}
 PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 # The first code cell of a written notebook.
 STEP_UP = '''# 中文笔记本在 notebooks/zh/ 里，路径与 notebooks/ 里的英文原文相同
@@ -257,8 +260,16 @@ def _comments_of(text: str) -> list[str]:
 
 
 def _numbers_of(text: str) -> list[str]:
-    bare = TARGET.sub("", CODE.sub("", text))
-    return NUMBER.findall(PLACEHOLDER.sub("", bare))
+    """Give the numbers as they are written; with a word such as million, their value."""
+    bare = PLACEHOLDER.sub("", TARGET.sub("", CODE.sub("", text)))
+    found = []
+    for digits, unit in NUMBER.findall(bare):
+        if unit:
+            value = Decimal(digits.replace(",", "")) * 10 ** UNITS[unit]
+            found.append(f"{int(value)}")
+        else:
+            found.append(digits)
+    return found
 
 
 def _marks_of(text: str) -> list[str]:
