@@ -10,6 +10,7 @@ or is marked `fuzzy` because the English has changed since, is shown in English.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -27,8 +28,8 @@ REPO = Path(__file__).parents[1]
 LANGUAGE = "zh"
 FOLDER = Path("docs") / "locale" / LANGUAGE
 # A figure that docs/figures/prose_figures.py computes: the number, then the comment that says how.
-COMPUTED = re.compile(r"(?P<number>[-+]?[\d.,]+)(?P<source><!-- = .*? -->)")
-PLACEHOLDER = re.compile(r"\{(\d+)\}")
+COMPUTED = re.compile(r"[+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?%?<!-- = .*? -->")
+PLACEHOLDER = re.compile(r"\{\d+\}")
 CODE = re.compile(r"(`+)(?!`).+?(?<!`)\1(?!`)", re.S)
 TARGET = re.compile(r"\]\(([^()\s]+)\)")
 # A number, and the word that multiplies it: 25 million is 2500 万.
@@ -36,11 +37,11 @@ NUMBER = re.compile(r"(\d+(?:[.,]\d+)*)(?: ?(thousand|million|billion|万|亿))?
 UNITS = {"thousand": 3, "million": 6, "billion": 9, "万": 4, "亿": 8}
 PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 # The first code cell of a written notebook.
-STEP_UP = '''# 中文笔记本在 notebooks/zh/ 里，路径与 notebooks/ 里的英文原文相同
+STEP_UP = """# 中文笔记本在 notebooks/zh/ 里，路径与 notebooks/ 里的英文原文相同
 import os
 
 if os.path.basename(os.getcwd()) == "zh":
-    os.chdir("..")'''
+    os.chdir("..")"""
 
 
 @dataclass(frozen=True)
@@ -310,15 +311,10 @@ def translate(markdown: str, known: dict[str, str]) -> str:
         translated = known.get(passage.text)
         if translated is None:
             continue
-        translated = PLACEHOLDER.sub(lambda match: _figure(match, passage), translated)
+        for number, figure in enumerate(passage.figures, 1):
+            translated = translated.replace(f"{{{number}}}", figure)
         lines[passage.first : passage.last] = [passage.prefix + translated]
     return "\n".join(lines)
-
-
-def _figure(match: re.Match, passage: Passage) -> str:
-    """Give the computed figure that a placeholder stands for."""
-    number = int(match.group(1))
-    return passage.figures[number - 1] if number <= len(passage.figures) else match.group()
 
 
 def headings(markdown: str, known: dict[str, str]) -> dict[str, str]:
@@ -331,25 +327,51 @@ def headings(markdown: str, known: dict[str, str]) -> dict[str, str]:
 
 
 def write_notebooks(repo: Path = REPO) -> list[Path]:
-    """Write the notebooks in Chinese to `notebooks/zh/`; their code stays as it is."""
+    """Write the notebooks in Chinese to `notebooks/zh/`; their code stays as it is.
+
+    One in which somebody has changed a cell is left alone. One that was only run is written anew
+    if the course has changed since.
+
+    Returns
+    -------
+    list of Path : those that were left alone.
+    """
     folder = repo / "notebooks" / LANGUAGE
     folder.mkdir(exist_ok=True)
-    written = []
+    left_alone = []
     for path in sorted((repo / "notebooks").glob("*.ipynb")):
-        notebook = json.loads(path.read_text("utf-8"))
-        known = translations(f"notebooks/{path.stem}", repo)
-        for cell in notebook["cells"]:
-            if cell["cell_type"] == "markdown":
-                text = translate("".join(cell["source"]), known)
-                cell["source"] = move_down(text, path.parent).splitlines(keepends=True)
-        notebook["cells"].insert(_first_code(notebook), _step_up())
+        notebook = translated_notebook(path, translations(f"notebooks/{path.stem}", repo))
+        notebook["metadata"]["medtune"] = {"written": _digest(notebook)}
         file = folder / path.name
-        text = json.dumps(notebook, ensure_ascii=False, indent=1) + "\n"
-        # a notebook that somebody has worked in stays: only what is new is written
-        if not file.exists() or _sources(file) != [cell["source"] for cell in notebook["cells"]]:
-            file.write_text(text, "utf-8")
-        written.append(file)
-    return written
+        before = json.loads(file.read_text("utf-8")) if file.exists() else None
+        if before is not None and _was_changed(before):
+            left_alone.append(file)
+        elif before is None or _digest(before) != _digest(notebook):
+            file.write_text(json.dumps(notebook, ensure_ascii=False, indent=1) + "\n", "utf-8")
+    return left_alone
+
+
+def translated_notebook(path: Path, known: dict[str, str]) -> dict:
+    """Read a notebook and put its words into Chinese."""
+    notebook = json.loads(path.read_text("utf-8"))
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            text = translate("".join(cell["source"]), known)
+            cell["source"] = move_down(text).splitlines(keepends=True)
+    notebook["cells"].insert(_first_code(notebook), _step_up())
+    return notebook
+
+
+def _digest(notebook: dict) -> str:
+    """Digest what stands in the cells, without what they printed."""
+    sources = ["".join(cell["source"]) for cell in notebook["cells"]]
+    return hashlib.sha256(json.dumps(sources).encode()).hexdigest()
+
+
+def _was_changed(notebook: dict) -> bool:
+    """Say whether a cell differs from what was written."""
+    written = notebook["metadata"].get("medtune", {}).get("written")
+    return written != _digest(notebook)
 
 
 def _first_code(notebook: dict) -> int:
@@ -370,16 +392,15 @@ def _step_up() -> dict:
     }
 
 
-def _sources(file: Path) -> list[list[str]]:
-    """Give the source of each cell of a notebook on the disk."""
-    cells = json.loads(file.read_text("utf-8"))["cells"]
-    return ["".join(cell["source"]).splitlines(keepends=True) for cell in cells]
+def move_down(markdown: str) -> str:
+    """Make the links of a page those of its twin one folder deeper.
 
+    The notebooks beside it have twins, too.
 
-def move_down(markdown: str, folder: Path) -> str:
-    """Turn links that start in `folder` into links that start in a folder inside it.
-
-    A notebook beside the page has a twin beside the translated page.
+    Examples
+    --------
+    >>> move_down("[01](01_explore_data.ipynb), [speed](../docs/speed.md)")
+    '[01](01_explore_data.ipynb), [speed](../../docs/speed.md)'
     """
 
     def moved(match: re.Match) -> str:
@@ -421,8 +442,9 @@ def main() -> None:
         for name, parts in texts().items():
             update(name, parts, known)
     if what == "notebooks":
-        folder = write_notebooks()[0].parent
-        print(f"{folder.relative_to(REPO)}: the notebooks in Chinese")
+        for file in write_notebooks():
+            print(f"{file.relative_to(REPO)}: kept as you changed it; remove it to have today's")
+        print(f"notebooks/{LANGUAGE}: the notebooks in Chinese")
     else:
         print_status()
 
