@@ -1,4 +1,4 @@
-# `make` alone lists the targets. `make tutorial` is the whole course; `make test` is every test.
+# `make` alone lists the targets. `make tutorial` is the core of the course, `make course` all of it; `make test` is every test.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
@@ -26,7 +26,11 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
 
-tutorial: sample ## install, build the sample data, run every notebook, print the results (RUN=tiny-cpu)
+tutorial: data/sample/sample.parquet ## install, build the sample data, run the core of the course: 00 to 03, 05, 06
+	$(BIN)/medtune run tiny-cpu --until 06
+	@echo "Open the notebooks with 'make lab', the executed ones are in papermill_runs/tiny-cpu/out/. 'make course' runs the rest."
+
+course: sample ## the same, then every other notebook (RUN=tiny-cpu)
 	$(BIN)/medtune run $(RUN)
 	@echo "Open the notebooks with 'make lab', the executed ones are in papermill_runs/$(RUN)/out/."
 
