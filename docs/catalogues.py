@@ -318,12 +318,25 @@ def translate(markdown: str, known: dict[str, str]) -> str:
 
 
 def headings(markdown: str, known: dict[str, str]) -> dict[str, str]:
-    """Pair each translated heading with the English one, so that links into a page hold."""
+    """Pair each translated heading with the English one, both without marks, so that links into a
+    page hold.
+
+    Examples
+    --------
+    >>> headings("## What `fast` does", {"What `fast` does": "`fast` 做什么"})
+    {'fast 做什么': 'What fast does'}
+    """
     found = {}
     for passage in passages_of(markdown):
         if passage.prefix.startswith("#") and passage.text in known:
-            found[known[passage.text]] = passage.text
+            found[_plain(known[passage.text])] = _plain(passage.text)
     return found
+
+
+def _plain(text: str) -> str:
+    """Give the words of a heading as the page shows them."""
+    (line,) = PARSER.parseInline(text)
+    return "".join(token.content for token in line.children)
 
 
 def write_notebooks(repo: Path = REPO) -> list[Path]:
