@@ -195,9 +195,11 @@ def clean_notebook(
     chinese = language == catalogues.LANGUAGE
     known = catalogues.translations(f"notebooks/{Path(name).stem}") if chinese else {}
     elsewhere = english_pages() if chinese else {}
+    said = ""
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
             text = catalogues.translate("".join(cell["source"]), known)
+            said = text
             cell["source"] = move_links(text, f"notebooks/{name}", page, pages, elsewhere)
         elif "outputs" in cell:
             kept = [output for output in cell["outputs"] if output.get("name") != "stderr"]
@@ -206,13 +208,28 @@ def clean_notebook(
             ]
         tags = cell["metadata"].get("tags", [])
         cell["metadata"] = {
-            "tags": [*tags, "hide-cell"] if "solution" in tags and "outputs" in cell else tags
+            "tags": [*tags, "hide-cell"] if "solution" in tags and "outputs" in cell else tags,
+            # who cannot see a figure is told what the text before it says of it
+            "mystnb": {"image": {"alt": words_before_figure(said, chinese)}},
         }
     notebook["cells"].insert(1, note_on_top(name, page, language))
     notebook["metadata"] = {
         key: notebook["metadata"][key] for key in ("kernelspec", "language_info")
     }
     return notebook
+
+
+def words_before_figure(markdown: str, chinese: bool) -> str:
+    """Put the last passage of a text into words for a figure that follows it.
+
+    Examples
+    --------
+    >>> words_before_figure("## Boxes\\n\\nHow **large** are they?", chinese=False)
+    'Figure: How large are they?'
+    """
+    passages = catalogues.passages_of(markdown)
+    words = catalogues.plain(passages[-1].text) if passages else ""
+    return f"{'图：' if chinese else 'Figure: '}{words}"
 
 
 def note_on_top(name: str, page: str, language: str = "en") -> dict:
@@ -447,9 +464,23 @@ def call_sphinx(source: Path, target: Path, doctrees: Path, language: str) -> No
     done = subprocess.run([sys.executable, "-m", "sphinx", *options, source, target])
     if done.returncode:
         sys.exit("the site has the faults named above")
+    finish(target)
+
+
+def finish(target: Path) -> None:
+    """Take out what no page asks for, and name what a screen reader meets without a name."""
     # for those who debug the theme; a reader's browser asks for none of them
     for source_map in (target / "_static").rglob("*.map"):
         source_map.unlink()
+    # a copy of each notebook, which myst-nb would offer for download where a page asks for it
+    shutil.rmtree(target / "jupyter_execute", ignore_errors=True)
+    # the theme's own words; Sphinx has put them into the pages
+    shutil.rmtree(target / "_static" / "locales", ignore_errors=True)
+    for page in target.rglob("*.html"):
+        text = page.read_text("utf-8")
+        words = "展开" if '<html lang="zh' in text else "Show what belongs to it"
+        named = f'<summary aria-label="{words}"><span class="toctree-toggle"'
+        page.write_text(text.replace('<summary><span class="toctree-toggle"', named), "utf-8")
 
 
 def main() -> None:

@@ -329,12 +329,18 @@ def headings(markdown: str, known: dict[str, str]) -> dict[str, str]:
     found = {}
     for passage in passages_of(markdown):
         if passage.prefix.startswith("#") and passage.text in known:
-            found[_plain(known[passage.text])] = _plain(passage.text)
+            found[plain(known[passage.text])] = plain(passage.text)
     return found
 
 
-def _plain(text: str) -> str:
-    """Give the words of a heading as the page shows them."""
+def plain(text: str) -> str:
+    """Give the words of a line as a page shows them.
+
+    Examples
+    --------
+    >>> plain("**Rank** `lora_r`, see [03](03_finetune_lora.ipynb)")
+    'Rank lora_r, see 03'
+    """
     (line,) = PARSER.parseInline(text)
     return "".join(token.content for token in line.children)
 

@@ -54,7 +54,10 @@ html_context = {
     "chinese": CHINESE,
     "twins": json.loads((HERE / "twins.json").read_text("utf-8")),
 }
+# the notebooks can be had from the English page; twice they would be too many megabytes
+html_copy_source = not CHINESE
 html_theme_options = {
+    "use_download_button": not CHINESE,
     "article_header_end": ["language.html", "article-header-buttons.html"],
     "show_toc_level": 2,
     "home_page_in_toc": True,
