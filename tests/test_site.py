@@ -179,7 +179,7 @@ class TestSite:
             "recipes",
             "results",
             "profiles",
-            "about/zh",
+            "zh/index",
             "reference/data",
             "reference/tiny-vlm",
         ]
@@ -187,11 +187,13 @@ class TestSite:
         wanted += [f"notebooks/{path.stem}" for path in build_site.executed_notebooks()]
         wanted += [f"runs/{path.parent.name}/{path.stem}" for path in build_site.other_notebooks()]
         wanted += [text[5:-3] for text in TEXTS if text.startswith("docs/")]
+        wanted += [f"zh/notebooks/{path.stem}" for path in build_site.executed_notebooks()]
+        wanted += [f"zh/{text[5:-3]}" for text in TEXTS if text.startswith("docs/")]
         assert not [name for name in wanted if not (site / f"{name}.html").is_file()]
 
     def test_it_is_small(self, site):
         files = [path for path in site.rglob("*") if path.is_file()]
-        assert sum(path.stat().st_size for path in files) < 30e6
+        assert sum(path.stat().st_size for path in files) < 40e6
 
     def test_every_link_leads_somewhere(self, site, pages):
         anchors = {
@@ -268,10 +270,20 @@ class TestSite:
                     if own and callable(value) and not key.startswith("_"):
                         assert f"{name}.{key}" in shown
 
-    @pytest.mark.parametrize("words", ["perceptual hash", "微调", "图片打乱", "find_box"])
-    def test_search_finds_a_page(self, address, chromium, words):
+    @pytest.mark.parametrize(
+        ("site_of", "words"),
+        [
+            ("", "perceptual hash"),
+            ("", "find_box"),
+            ("zh/", "微调"),
+            ("zh/", "感知哈希"),
+            ("zh/", "打乱"),
+            ("zh/", "perceptual"),
+        ],
+    )
+    def test_search_finds_a_page(self, address, chromium, site_of, words):
         page = chromium.new_page()
-        page.goto(f"{address}search.html?q={words}")
+        page.goto(f"{address}{site_of}search.html?q={words}")
         page.wait_for_selector("ul.search li a", timeout=20_000)
         page.locator("ul.search li a").first.click()
         page.wait_for_load_state()
@@ -304,7 +316,9 @@ class TestSite:
         )
         names = [
             "index",
-            "about/zh",
+            "zh/index",
+            "zh/recipes",
+            "zh/notebooks/03_finetune_lora",
             "recipes",
             "results",
             "profiles",
@@ -321,9 +335,65 @@ class TestSite:
                 "main img", "images => images.map(i => i.complete && i.naturalWidth)"
             )
             assert all(sizes), name
-            assert len(sizes) == 2 or name not in ("index", "about/zh"), "the README's pictures"
+            assert len(sizes) == 2 or name not in ("index", "zh/index"), "the README's pictures"
             assert page.evaluate("document.documentElement.scrollWidth") <= width, (
                 f"{name} is too wide"
             )
         assert not errors and not [url for url in asked if not url.startswith((address, "data:"))]
         page.close()
+
+    @pytest.mark.parametrize(
+        ("here", "there"),
+        [
+            ("index", "zh/index"),
+            ("notebooks/03_finetune_lora", "zh/notebooks/03_finetune_lora"),
+            ("your-data", "zh/your-data"),
+            # what there is in English only leads to the first page
+            ("api/boxes", "zh/index"),
+        ],
+    )
+    def test_the_switch_of_language_leads_to_the_same_page(self, address, chromium, here, there):
+        page = chromium.new_page(viewport={"width": 390, "height": 844})
+        page.goto(f"{address}{here}.html")
+        assert page.evaluate("document.documentElement.lang") == "en"
+        page.locator("a.language-switch").click()
+        page.wait_for_url(f"{address}{there}.html")
+        assert page.evaluate("document.documentElement.lang") == "zh-CN"
+        page.locator("a.language-switch").click()
+        back = here if there == f"zh/{here}" else "index"
+        page.wait_for_url(f"{address}{back}.html")
+        page.close()
+
+    def test_notebooks_are_in_chinese(self, pages, site):
+        """Their headings, that is; what stands in code and outputs is as it was executed."""
+        for path in build_site.executed_notebooks():
+            page = pages[site / "zh" / "notebooks" / f"{path.stem}.html"]
+            heads = [tag.text for tag in page.select("article h2")]
+            assert len(heads) > 4
+            assert all(re.search(r"[\u4e00-\u9fff]", head) for head in heads), path.stem
+
+    def test_every_picture_has_words(self, pages):
+        wordless = []
+        for path, page in pages.items():
+            for picture in page.select("article img"):
+                words = picture.get("alt", "")
+                if len(words) < 8 or words.endswith((".png", ".svg")):
+                    wordless.append((path.name, words))
+        assert not wordless
+
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    def test_axe_finds_nothing_serious(self, address, chromium, scheme):
+        """What keeps people out who see, hear or point in another way: contrast, names, order."""
+        from axe_playwright_python.sync_playwright import Axe
+
+        page = chromium.new_page(viewport={"width": 1280, "height": 900}, color_scheme=scheme)
+        found = []
+        names = ["index", "zh/index", "notebooks/01_explore_data", "zh/notebooks/05_evaluate"]
+        for name in [*names, "recipes", "api/boxes", "results", "search"]:
+            page.goto(f"{address}{name}.html")
+            for violation in Axe().run(page).response["violations"]:
+                if violation["impact"] in ("serious", "critical"):
+                    places = [node["html"][:200] for node in violation["nodes"][:3]]
+                    found.append((name, violation["id"], places))
+        page.close()
+        assert not found

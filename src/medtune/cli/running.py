@@ -5,7 +5,7 @@ import platform
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -68,10 +68,15 @@ def run(
     new_name: Annotated[
         str | None, typer.Option("--name", help="Name of the new run that --set makes.")
     ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(help="Last notebook to execute, such as 06; the next start goes on from it."),
+    ] = None,
 ) -> None:
     """Execute the notebooks of a run.
 
-    A second start continues, and a change starts again where it matters.
+    A second start continues, and a change starts again where it matters. It computes with as many
+    threads as cores are free; OMP_NUM_THREADS in the environment says another number.
     """
     from medtune import runs
 
@@ -82,7 +87,7 @@ def run(
             raise ValueError(f"--set takes KEY=VALUE, not {change!r}")
         overrides[key] = value
     try:
-        summary = runs.run(name, overrides=overrides, new_name=new_name, root=root)
+        summary = runs.run(name, overrides=overrides, new_name=new_name, until=until, root=root)
     except KeyboardInterrupt:
         advice = f"'medtune run {new_name or name}' continues"
         print(f"\nmedtune: stopped; {advice}", file=sys.stderr)
@@ -91,26 +96,11 @@ def run(
     minutes = summary["timing"]
     rows = []
     for notebook, of_notebook in summary["notebooks"].items():
-        results = _results(of_notebook)
+        results = runs.results_of(of_notebook)
         rows.append({"notebook": notebook, "minutes": minutes[notebook], "results": results})
     print_table(rows)
     where = f"papermill_runs/{summary['run']}/out/"
     print(f"{sum(minutes.values()):.1f} minutes. Executed notebooks and results: {where}")
-
-
-def _results(summary: dict[str, Any]) -> str:
-    """Put the numbers of a notebook's summary into one cell.
-
-    Those in its mapping `results`, or else the first six of the summary itself.
-    """
-    numbers = []
-    for key, value in summary.get("results", summary).items():
-        # the very types: True is no result
-        if type(value) in (int, float) and key != "seed":
-            numbers.append(f"{key} {value:.4g}")
-    if "results" not in summary:
-        numbers = numbers[:6]
-    return ", ".join(numbers)
 
 
 @app.command("list")

@@ -23,8 +23,10 @@ import filelock
 
 from medtune.files import one_line, write_json, write_whole
 
+from .cores import choose_threads, look_at_cores
 from .overrides import copy_run
 from .params import check_name, declared_parameters, find_root, read_cells, read_params
+from .usual import usual_minutes, warn_if_slow
 
 PACKAGE = Path(__file__).parents[1]
 # What a notebook's process gets beside what importing medtune sets: sets have the same order.
@@ -70,6 +72,7 @@ def run(
     *,
     overrides: dict[str, Any] | None = None,
     new_name: str | None = None,
+    until: str | None = None,
     root: str | Path | None = None,
 ) -> dict[str, Any]:
     """Execute the notebooks of `papermill_runs/<name>`; what is finished and unchanged is kept.
@@ -85,6 +88,7 @@ def run(
         one (a beginning of its name is enough). Text is read as the declared type, a path from the
         current folder. Needs `new_name`.
     new_name : copy the parameters, with the overrides, to a run of this name and execute that one.
+    until : the last notebook to execute (a beginning of its name is enough); without it, all.
     root : the repository; see `find_root`.
 
     Returns
@@ -105,17 +109,66 @@ def run(
         copy_run(name, new_name, overrides or {}, root)
         name = new_name
     # complains before anything is written
-    read_params(name, root=root)
+    last = _last_notebook(until, list(read_params(name, root=root)))
     out = root / "papermill_runs" / name / "out"
     out.mkdir(exist_ok=True)
     # before papermill starts the processes, which inherit it
     set_environment(QUIET)
     try:
         with filelock.FileLock(out / ".lock", timeout=0):
-            return execute_all(name, root, execute_in_kernel)
+            print(choose_threads(look_at_cores()))
+            usual = usual_minutes(name, root)
+
+            def execute(step: Step, label: str, notebooks: Path, out: Path) -> None:
+                with warn_if_slow(step.notebook, usual.get(step.notebook)):
+                    execute_in_kernel(step, label, notebooks, out)
+                found = json.loads((out / step.notebook / "summary.json").read_text("utf-8"))
+                print(f"{label}: {results_of(found) or 'finished'}")
+
+            return execute_all(name, root, execute, last=last)
     except filelock.Timeout:
         where = f"papermill_runs/{name}/out"
         raise ValueError(f"run {name!r} is already in progress in {where}") from None
+
+
+def _last_notebook(until: str | None, notebooks: list[str]) -> str | None:
+    """Find the notebook whose name begins with `until`."""
+    if until is None:
+        return None
+    found = [notebook for notebook in notebooks if notebook.startswith(until)]
+    if until in found:
+        return until
+    if len(found) != 1:
+        names = ", ".join(notebooks)
+        raise ValueError(f"until={until!r} begins {len(found)} of the notebooks {names}")
+    return found[0]
+
+
+def results_of(summary: dict[str, Any]) -> str:
+    """Put the numbers of a notebook's summary into one line.
+
+    Parameters
+    ----------
+    summary : content of a notebook's `summary.json`.
+
+    Returns
+    -------
+    str : the numbers in its mapping "results", or else the first six of the summary itself; empty
+        if it has none.
+
+    Examples
+    --------
+    >>> results_of({"seed": 0, "results": {"loss": 0.12345, "passed": True, "steps": 500}})
+    'loss 0.1235, steps 500'
+    """
+    numbers = []
+    for key, value in summary.get("results", summary).items():
+        # the very types: True is no result
+        if type(value) in (int, float) and key != "seed":
+            numbers.append(f"{key} {value:.4g}")
+    if "results" not in summary:
+        numbers = numbers[:6]
+    return ", ".join(numbers)
 
 
 def set_environment(variables: dict[str, str]) -> None:
@@ -161,8 +214,12 @@ def _describe_run(name: str, root: Path) -> dict[str, str]:
     }
 
 
-def execute_all(name: str, root: Path, execute: Execute) -> dict[str, Any]:
+def execute_all(
+    name: str, root: Path, execute: Execute, *, last: str | None = None
+) -> dict[str, Any]:
     """Execute what is not finished of a run, one notebook after the other; returns its summary.
+
+    With `last` it ends after that notebook, and the summary has those that are finished.
 
     Raises
     ------
@@ -172,9 +229,16 @@ def execute_all(name: str, root: Path, execute: Execute) -> dict[str, Any]:
     steps = plan_steps(name, root)
     out = root / "papermill_runs" / name / "out"
     _remove_outdated(steps, out)
-    records = {step.notebook: step.record for step in steps if step.finished}
-    for number, step in enumerate(steps, 1):
-        label = f"{step.notebook} ({number}/{len(steps)})"
+    names = [step.notebook for step in steps]
+    left_out = set() if last is None else set(names[names.index(last) + 1 :])
+    records = {}
+    for step in steps:
+        # what is left out today may have been interrupted before, and can be resumed
+        if step.finished or (step.notebook in left_out and step.record.fingerprint):
+            records[step.notebook] = step.record
+    total = len(steps) - len(left_out)
+    for number, step in enumerate(steps[:total], 1):
+        label = f"{step.notebook} ({number}/{total})"
         if step.finished:
             print(f"{label}: finished before and unchanged")
             continue
@@ -214,9 +278,11 @@ def _remove_outdated(steps: list[Step], out: Path) -> None:
 
 
 def _write_summary(name: str, out: Path, records: dict[str, Record]) -> dict[str, Any]:
-    """Write `summary.json` of a finished run and return its content."""
+    """Write `summary.json` of what is finished and return its content."""
     summary: dict[str, Any] = {"run": name, "notebooks": {}, "timing": {}}
     for notebook, record in records.items():
+        if record.minutes is None:
+            continue
         text = (out / notebook / "summary.json").read_text("utf-8")
         summary["notebooks"][notebook] = json.loads(text)
         summary["timing"][notebook] = record.minutes
