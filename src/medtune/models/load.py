@@ -32,6 +32,21 @@ from medtune.modelscope import fetch_model, is_modelscope_name
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
+
+def _tokenize_alone() -> None:
+    """Let a process that was forked use no threads of the tokenizer.
+
+    It inherits their locks, but not the threads: with TOKENIZERS_PARALLELISM=true the processes
+    that prepare batches would wait for them for ever, and the training for the processes. Where the
+    variable is not set, the tokenizer does so itself.
+    """
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+# Whoever forks: a DataLoader of any trainer, also one that a notebook builds. Windows cannot fork.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_tokenize_alone)
+
 # Put before a chat template, it is what the template asks for where nobody says anything else.
 NO_THINKING = "{%- set enable_thinking = enable_thinking | default(false) %}"
 

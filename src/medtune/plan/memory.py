@@ -35,6 +35,9 @@ GEMMA4_PATCHES = 280 * 9
 
 LARGEST_BATCH = 64
 
+# Memory in GB of the cards that are sold and rented.
+CARDS = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -373,6 +376,39 @@ def recommend(name: str, *, gpus: int = 1, **options) -> dict[str, Any]:
         if found["fits"]:
             break
     return choice | found
+
+
+def smallest_card(name: str, **options) -> int | None:
+    """Name the smallest graphics card on which a model can be trained at all.
+
+    One sample at a time, with activations recomputed; a step may still have many samples, by
+    accumulation.
+
+    Parameters
+    ----------
+    name : a hub name of `model_names`.
+    **options : as for `estimate`, less batch_size, checkpointing, gpu_gb and gpus.
+
+    Returns
+    -------
+    int or None : its memory in GB, of `CARDS`; None if it fits on none.
+
+    Raises
+    ------
+    ValueError : an unknown model, method or target.
+
+    Examples
+    --------
+    >>> smallest_card("google/medgemma-1.5-4b-it", method="qlora", accumulation=True)
+    8
+    >>> smallest_card("Qwen/Qwen3-VL-30B-A3B-Instruct")
+    80
+    """
+    needed = estimate(name, batch_size=1, checkpointing=True, **options)["needed"]
+    for card in CARDS:
+        if needed <= card:
+            return card
+    return None
 
 
 def _choices(gpus: int) -> Iterator[dict[str, Any]]:
