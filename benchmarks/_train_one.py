@@ -3,7 +3,6 @@
 Everything that `HF_HOME` decides is imported here, so the environment must be set before.
 """
 
-import importlib
 import logging
 import time
 import traceback
@@ -242,7 +241,7 @@ def _settings(name: str, rung: Rung, twin: Twin, conditions: Conditions) -> dict
     if conditions.small:
         settings |= {"per_device_train_batch_size": 2, "dataloader_num_workers": 0}
     if not CUDA:
-        settings |= {"dtype": "float32", "bf16": False, "use_liger_kernel": False}
+        settings |= {"dtype": "float32", "bf16": False}
     return settings
 
 
@@ -264,17 +263,6 @@ def _trainer_of(rung: Rung, twin: Twin) -> Iterator[None]:
         yield
 
 
-def _mend_liger_imports() -> None:
-    """Give Liger 0.8.5 the classes that Transformers 5.23 has merged into one."""
-    for module_name, prefix in (("qwen3_vl", "Qwen3VL"), ("qwen3_vl_moe", "Qwen3VLMoe")):
-        module = importlib.import_module(
-            f"transformers.models.{module_name}.modeling_{module_name}"
-        )
-        missing = f"{prefix}CausalLMOutputWithPast"
-        if not hasattr(module, missing):
-            setattr(module, missing, getattr(module, missing.replace("Qwen3VL", "")))
-
-
 def _change_model(trainer: Any, rung: Rung) -> None:
     """Apply what of `fast` a rung asks for one by one."""
     if rung.speed:
@@ -294,8 +282,6 @@ def _train(name: str, rung: Rung, twin: Twin, conditions: Conditions) -> dict[st
     """Train, and say how fast and with which losses."""
     settings = _settings(name, rung, twin, conditions)
     script_args, training_args, model_args = parse_arguments(to_arguments(settings))
-    if training_args.use_liger_kernel:
-        _mend_liger_imports()
     measure = Measure(conditions)
     with _trainer_of(rung, twin):
         trainer = build_trainer(script_args, training_args, model_args, callbacks=[measure])

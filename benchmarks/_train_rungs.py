@@ -60,12 +60,10 @@ LADDER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "by_length": (BY_LENGTH, {}),
     "no_checkpointing": ({"activation_checkpointing": False}, {}),
     "fused": ({"optim": "adamw_torch_fused"}, {}),
-    "liger": ({"use_liger_kernel": True}, {}),
     "batch32": ({"per_device_train_batch_size": 32}, {}),
     "attention": ({}, {"speed": {"attention": True}}),
     "bytes": ({}, {"send_bytes": True}),
-    # compiled layers fuse the same operations as Liger's kernels
-    "compile": ({"use_liger_kernel": False}, {"speed": {"attention": True, "compiled": True}}),
+    "compile": ({}, {"speed": {"attention": True, "compiled": True}}),
     "bf16_adapters": ({"autocast_adapter_dtype": False}, {}),
     "features": (
         {"autocast_adapter_dtype": True, "cache_features": True},

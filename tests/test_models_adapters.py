@@ -41,9 +41,9 @@ def test_targets_name_exactly_the_layers_of_their_parts(name, which):
 
     counts = models.count_parameters(peft.get_peft_model(base, peft.LoraConfig(r=2, **targets)))
     trained = {part for part, count in counts.items() if count["trained"]} - {"total"}
-    absent = set()
-    if name == "qwen3-vl-moe":
-        absent.add("language MLP")  # its MLPs are experts
+    # only new families have projections for each layer's own inputs
+    absent = wanted - set(models.count_parameters(base))
+    absent.add("experts")  # bare parameters, which only their own word reaches
     if name == "gemma-3" and which == "all-linear":
         absent.add("merger")  # there it is no Linear layer
     assert trained == wanted - absent
@@ -75,6 +75,10 @@ def test_fused_experts_beside_a_shared_one_are_reached():
         )
     targets = models.adapter_targets(base, "experts")
     assert targets["target_parameters"] == ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"]
+    # peft's word reaches the shared expert, which has Linear layers, and leaves the others alone
+    everywhere = models.adapter_targets(base, "all-linear")
+    assert "shared_expert" in everywhere["target_modules"]
+    assert "target_parameters" not in everywhere
     model = peft.get_peft_model(base, peft.LoraConfig(r=2, **targets))
     adapted = {name for name, _ in model.named_parameters() if "lora_A" in name}
     assert len([name for name in adapted if ".shared_expert." in name]) == 2 * 3

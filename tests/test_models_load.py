@@ -13,6 +13,7 @@ import bitsandbytes
 import peft
 import pytest
 import torch
+import trl
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_models import notebook_cell, one_batch, tiny_folder, tiny_twin, tuned
@@ -343,3 +344,42 @@ def test_a_model_that_does_not_fit_into_memory_is_one_line(monkeypatch):
     monkeypatch.setattr(f"{model_class}.from_pretrained", fail)
     with pytest.raises(OSError, match="does not fit into memory here: `medtune plan` says"):
         models.load_base(tiny_folder())
+
+
+@pytest.mark.parametrize("thinks", [True, False], ids=["larger ones", "smaller ones"])
+def test_a_template_that_thinks_first_is_switched_to_answer_at_once(thinks, tmp_path):
+    """Oracle: the templates that TRL keeps of Qwen3.5 as it is published."""
+    name = "qwen3_5_think.jinja" if thinks else "qwen3_5_nothink.jinja"
+    published = Path(trl.__file__).with_name("chat_templates") / name
+    shutil.copytree(tiny_twin("qwen3.5"), tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text(published.read_text("utf-8"), "utf-8")
+    processor = models.load_processor(tmp_path / "model")
+
+    def rendered(turns, **options):
+        return processor.apply_chat_template(turns, tokenize=False, **options)
+
+    question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]
+    answer = [{"role": "assistant", "content": [{"type": "text", "text": "A liver."}]}]
+    prompt = rendered(question, add_generation_prompt=True)
+    assert prompt.endswith("<think>\n\n</think>\n\n")
+    # so what is learned is the answer and its end
+    assert rendered(question + answer) == f"{prompt}A liver.<|im_end|>\n"
+    # and who asks for thoughts still gets them
+    asked = rendered(question, add_generation_prompt=True, enable_thinking=True)
+    assert asked.endswith("assistant\n<think>\n")
+
+    # saved and loaded again, it is switched once
+    processor.save_pretrained(tmp_path / "saved")
+    again = models.load_processor(tmp_path / "saved")
+    assert again.chat_template == processor.chat_template
+
+
+def test_a_processor_of_sound_and_video_is_read_for_pictures_and_keeps_their_settings(tmp_path):
+    """Gemma-4: what is saved loads whole where torchvision is installed."""
+    processor = models.load_processor(tiny_twin("gemma-4"))
+    processor.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "processor_config.json").read_text("utf-8"))
+    assert settings["processor_class"] == "Gemma4Processor"
+    assert settings["video_processor"]["video_processor_type"] == "Gemma4VideoProcessor"
+    feature_extractor = settings["feature_extractor"]
+    assert feature_extractor["feature_extractor_type"] == "Gemma4AudioFeatureExtractor"

@@ -7,7 +7,8 @@ import pytest
 from tiny_models import REPO
 
 from medtune import cli
-from medtune.plan import estimate, model_facts, recommend
+from medtune.plan import estimate, model_facts, model_names, recommend, smallest_card
+from medtune.plan.memory import CARDS
 
 MEASURED = REPO / "papermill_runs" / "reference" / "planner-h200" / "measured.json"
 
@@ -189,3 +190,30 @@ def test_the_command_plans(capsys):
     found = estimate(name, batch_size=4, checkpointing=False, gpu_gb=24)
     assert float(rows["peak"].split()[0]) == pytest.approx(found["peak"], rel=1e-3)
     assert rows["fits"].strip() == str(found["fits"])
+
+
+def test_the_command_without_a_model_lists_all_with_the_smallest_card(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["plan"])
+    assert not end.value.code
+    head, *lines, advice = capsys.readouterr().out.splitlines()
+    assert head.split() == ["model", "billion", "lora_card_gb", "qlora_card_gb", "licence"]
+    assert "medtune plan MODEL" in advice
+    listed = {}
+    for line in lines:
+        name, _, lora, qlora, _ = line.split(maxsplit=4)
+        listed[name] = {"lora": lora, "qlora": qlora}
+    assert list(listed) == model_names()
+    for name, cards in listed.items():
+        for method, card in cards.items():
+            options = {"method": method, "batch_size": 1}
+            assert estimate(name, gpu_gb=float(card), **options)["fits"]
+            # no smaller one is sold that would do
+            smaller = [size for size in CARDS if size < int(card)]
+            if smaller:
+                assert not estimate(name, gpu_gb=smaller[-1], **options)["fits"]
+
+
+def test_a_model_that_fits_on_no_card_is_said_so():
+    """In float32 the larger mixture of experts takes 140 GB for its weights alone."""
+    assert smallest_card("Qwen/Qwen3.5-35B-A3B", dtype="float32") is None

@@ -18,7 +18,47 @@ def test_the_shape_has_the_published_number_of_parameters(name):
         model = AutoModelForImageTextToText.from_config(plan.twin_config(name))
     total = models.count_parameters(model)["total"]
     counted = total["trained"] + total["frozen"]
-    assert counted == pytest.approx(plan.model_facts(name)["parameters"], rel=5e-3)
+    facts = plan.model_facts(name)
+    loaded = facts["parameters"] - facts.get("not_loaded", 0)
+    assert counted == pytest.approx(loaded, rel=5e-3)
+
+
+def without_storage(name: str) -> torch.nn.Module:
+    """A model of a published shape that has names and shapes only."""
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(plan.twin_config(name))
+
+
+def sizes_in(module: torch.nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters())
+
+
+@pytest.mark.parametrize("name", [name for name in plan.model_names() if "/Qwen3.5-" in name])
+def test_what_transformers_leaves_of_qwen35_is_the_layer_that_foretells(name):
+    """Published are one more layer of attention, a projection of two tokens' widths and norms."""
+    model = without_storage(name)
+    text = model.config.text_config
+    layers = model.model.language_model.layers
+    attending = layers[text.layer_types.index("full_attention")]
+    width = text.hidden_size
+    foretelling = sizes_in(attending) + 2 * width * width + 3 * width
+    assert plan.model_facts(name)["not_loaded"] == foretelling
+    # the published number to the last weight
+    assert sizes_in(model) + foretelling == plan.model_facts(name)["parameters"]
+
+
+@pytest.mark.parametrize("name", [name for name in plan.model_names() if "/gemma-4-" in name])
+def test_what_transformers_leaves_of_gemma4_are_keys_of_layers_that_share_others(name):
+    model = without_storage(name)
+    text = model.config.text_config
+    layers = model.model.language_model.layers
+    first_shared = text.num_hidden_layers - text.num_kv_shared_layers
+    left = 0
+    for kind in text.layer_types[first_shared:]:
+        own = layers[text.layer_types.index(kind)].self_attn
+        left += sizes_in(own.k_proj) + sizes_in(own.v_proj) + sizes_in(own.k_norm)
+    assert not any(hasattr(layer.self_attn, "k_proj") for layer in layers[first_shared:])
+    assert plan.model_facts(name)["not_loaded"] == left
 
 
 @pytest.mark.parametrize("family", TWINS)

@@ -8,9 +8,11 @@ from peft.tuners.lora.layer import ParamWrapper
 from tiny_training import (
     EXPERTS,
     GEMMA,
+    GEMMA4,
     QWEN2,
     QWEN3,
     QWEN25,
+    QWEN35,
     TINY,
     batch_of,
     loss_and_gradients,
@@ -45,6 +47,7 @@ def watch_attention(monkeypatch, see) -> None:
         (QWEN3, [(64, 64)] * 3, 2),  # one for each of two layers
         (QWEN3, [(64, 64), (64, 256)], 4),  # one a picture and layer: sizes differ
         (QWEN2, [(56, 84)] * 3, 2),
+        (QWEN35, [(64, 64)] * 3, 2),
         (QWEN25, [(56, 56)] * 2, 3),  # its first layer has windows, which are left alone
         (QWEN25, [(56, 56), (56, 140)], None),
     ],
@@ -84,7 +87,7 @@ def samples_with_one_or_two_pictures(processor) -> dict:
     return {name: batch[name] for name in names}
 
 
-@pytest.mark.parametrize("name", [QWEN3, QWEN2, QWEN25])
+@pytest.mark.parametrize("name", [QWEN3, QWEN2, QWEN25, QWEN35])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_positions_counted_at_once(tmp_path, monkeypatch, name, side):
     """One or two pictures a sample, padding on either side; others go the model's own way."""
@@ -133,6 +136,17 @@ def test_padding_on_the_right_needs_no_mask(tmp_path, monkeypatch, side):
     assert seen[-2:] == [has_mask_and_is_causal] * 2, seen
 
 
+def test_a_layer_that_holds_a_state_is_not_disturbed_by_padding(tmp_path):
+    """Qwen3.5: what stands behind the text cannot change the state that the text has made."""
+    model, processor = twin(QWEN35, "language", tmp_path)
+    processor.tokenizer.padding_side = "right"
+    batch = batch_of(processor, [(64, 64)] * 3)
+    assert (batch["attention_mask"] == 0).any()
+    before = loss_and_gradients(model, batch)
+    training.speed_up(model)
+    assert same(before, loss_and_gradients(model, batch))
+
+
 # ---- the whole model
 
 
@@ -174,8 +188,9 @@ def test_modes_and_counts_are_as_before(tmp_path):
     assert base.num_parameters(exclude_embeddings=True) == count > 0
 
 
-def test_models_without_such_layers_stay_as_they_are(tmp_path):
-    model, processor = twin(GEMMA, "language", tmp_path)
+@pytest.mark.parametrize("name", [GEMMA, GEMMA4])
+def test_models_without_such_layers_stay_as_they_are(tmp_path, name):
+    model, processor = twin(name, "language", tmp_path)
     batch = batch_of(processor, [(64, 64)] * 2)
     before = loss_and_gradients(model, batch)
     assert training.speed_up(model) == {"attention": 0, "experts": 0, "compiled": 0}

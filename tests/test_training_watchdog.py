@@ -151,7 +151,7 @@ def test_memory_that_runs_out_is_one_line():
 def test_loader_processes_do_not_wait_for_the_tokenizer(place, tmp_path):
     """With TOKENIZERS_PARALLELISM=true they waited for ever for threads that they do not have."""
     command = [sys.executable, "-m", "medtune.training"]
-    command += words(place, tmp_path / "out", dataloader_num_workers=2, max_steps=4)
+    command += words(place, tmp_path / "out", dataloader_num_workers=2, max_steps=4, fast=True)
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "true"}
     with subprocess.Popen(command, env=environment, start_new_session=True) as process:
         try:
@@ -161,3 +161,31 @@ def test_loader_processes_do_not_wait_for_the_tokenizer(place, tmp_path):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     assert (tmp_path / "out" / "model").is_dir()
+
+
+# As a notebook or a script of one's own does it: a loader beside a tokenizer that has used threads.
+LOADS_BESIDE_THREADS = """
+import sys
+from torch.utils.data import DataLoader
+from medtune import models
+
+tokenizer = models.load_processor(sys.argv[1]).tokenizer
+texts = ["a text of some words"] * 64
+tokenizer(texts)
+loader = DataLoader(texts, batch_size=32, num_workers=1, collate_fn=tokenizer)
+print(len(list(loader)), "batches", flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_loader_of_ones_own_does_not_wait_for_the_tokenizer_either(place):
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", LOADS_BESIDE_THREADS, place / "base"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.stdout == "2 batches\n", done.stderr[-500:]

@@ -85,8 +85,12 @@ FAMILIES = ["qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3-vl-moe", "gemma-3"]
 TWINS = {
     "qwen2-vl": "Qwen/Qwen2-VL-2B-Instruct",
     "qwen3-vl": "Qwen/Qwen3-VL-2B-Instruct",
+    "qwen2.5-vl": "Qwen/Qwen2.5-VL-3B-Instruct",
     "qwen3-vl-moe": "Qwen/Qwen3-VL-30B-A3B-Instruct",
+    "qwen3.5": "Qwen/Qwen3.5-2B",
+    "qwen3.5-moe": "Qwen/Qwen3.5-35B-A3B",
     "gemma-3": "google/gemma-3-4b-it",
+    "gemma-4": "google/gemma-4-E2B-it",
     "smolvlm": "HuggingFaceTB/SmolVLM-256M-Instruct",
 }
 

@@ -24,7 +24,9 @@ QWEN2 = "Qwen/Qwen2-VL-2B-Instruct"
 QWEN25 = "Qwen/Qwen2.5-VL-7B-Instruct"
 QWEN3 = "Qwen/Qwen3-VL-2B-Instruct"
 EXPERTS = "Qwen/Qwen3-VL-30B-A3B-Instruct"
+QWEN35 = "Qwen/Qwen3.5-2B"
 GEMMA = "google/gemma-3-4b-pt"
+GEMMA4 = "google/gemma-4-E2B-it"
 
 
 def words_of(settings: dict) -> list[str]:

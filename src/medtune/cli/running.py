@@ -209,9 +209,12 @@ def run_study(
 @app.command()
 def plan(
     model: Annotated[
-        str,
-        typer.Argument(help="Hub name of a published model, such as Qwen/Qwen3-VL-2B-Instruct."),
-    ],
+        str | None,
+        typer.Argument(
+            help="Hub name of a published model, such as Qwen/Qwen3-VL-2B-Instruct; left out, all "
+            "that are known are listed with the smallest card that each can be trained on."
+        ),
+    ] = None,
     method: Annotated[
         str,
         typer.Option(help="lora, qlora (the weights in 4 bits), or full (all weights trained)."),
@@ -283,6 +286,9 @@ def plan(
     """
     from medtune.plan import estimate, recommend
 
+    if model is None:
+        _print_models(image_size=image_size, text_tokens=text_tokens)
+        return
     options = {
         "method": method,
         "target": target,
@@ -314,6 +320,26 @@ def plan(
         missing.append("--samples-per-second")
     if missing:
         print(f"hours_per_epoch needs {' and '.join(missing)}")
+
+
+def _print_models(**options: int) -> None:
+    """List all models whose shape is known, with the smallest card for LoRA and for QLoRA."""
+    from medtune.plan import model_facts, model_names, smallest_card
+
+    rows = []
+    for name in model_names():
+        facts = model_facts(name)
+        row = {"model": name, "billion": f"{facts['parameters'] / 1e9:.1f}"}
+        for method in ("lora", "qlora"):
+            card = smallest_card(name, method=method, **options)
+            row[f"{method}_card_gb"] = card or "more"
+        row["licence"] = facts["licence"]
+        rows.append(row)
+    print_table(rows)
+    print(
+        "The smallest card that is sold for one sample at a time, checkpointed; "
+        "medtune plan MODEL says what takes how much."
+    )
 
 
 @app.command()

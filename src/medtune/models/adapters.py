@@ -1,7 +1,8 @@
 """Which layers get an adapter, which learning rate a weight has, and how many weights are trained.
 
 Needs torch. All of it goes by the names of modules and parameters, so it holds for a base model,
-for a model with a peft adapter, and for the families Qwen-VL, Gemma-3 and Idefics3 alike.
+for a model with a peft adapter, and for the families Qwen-VL, Qwen3.5, Gemma-3, Gemma-4 and
+Idefics3 alike.
 """
 
 import re
@@ -14,12 +15,17 @@ import torch
 # Qwen-VL stands inside the vision tower, and the experts stand inside an MLP.
 PARTS = {
     "experts": r"\.experts\b|\.shared_expert|\.mlp\.gate(\.|$)",
-    "merger": r"merger|multi_modal_projector|connector",
+    # of Gemma-4, with the projection behind it
+    "audio": r"audio_tower|embed_audio",
+    "merger": r"merger|multi_modal_projector|connector|embed_vision",
     "vision": r"\bvisual\b|vision_tower|vision_model",
     "embeddings": r"embed_tokens",
     "head": r"lm_head",
-    "language attention": r"self_attn",
+    # three of four layers of Qwen3.5 are Gated DeltaNet, which stands in the place of attention
+    "language attention": r"self_attn|linear_attn",
     "language MLP": r"\.mlp\.",
+    # Gemma-4 gives each layer a small embedding of each token, with projections of its own
+    "per-layer inputs": r"per_layer_",
 }
 
 # The parts that one word of `adapter_targets(model, which)` reaches.
@@ -31,9 +37,17 @@ TARGETS = {
     "mlp": {"language MLP"},
     "language": {"language attention", "language MLP"},
     # LLaMA-Factory's `lora_target: all` freezes the vision tower and the merger
-    "llamafactory-all": {"language attention", "language MLP"},
-    # peft's `all-linear` takes every Linear layer but the head
-    "all-linear": {"language attention", "language MLP", "merger", "vision"},
+    "llamafactory-all": {"language attention", "language MLP", "experts", "per-layer inputs"},
+    # peft's `all-linear` takes every Linear layer but the head. The audio tower is left out here:
+    # no picture reaches it, so an adapter there would never learn.
+    "all-linear": {
+        "language attention",
+        "language MLP",
+        "experts",
+        "per-layer inputs",
+        "merger",
+        "vision",
+    },
 }
 
 # Parts whose weights may be bare parameters in place of Linear layers, with the number of

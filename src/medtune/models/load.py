@@ -4,6 +4,7 @@ An error says in one line what to do. Nothing here runs code that came with a mo
 (`trust_remote_code` stays off), and only safetensors are read.
 """
 
+import inspect
 import os
 from os import PathLike
 from pathlib import Path
@@ -32,6 +33,24 @@ PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
+def _tokenize_alone() -> None:
+    """Let a process that was forked use no threads of the tokenizer.
+
+    It inherits their locks, but not the threads: with TOKENIZERS_PARALLELISM=true the processes
+    that prepare batches would wait for them for ever, and the training for the processes. Where the
+    variable is not set, the tokenizer does so itself.
+    """
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+# Whoever forks: a DataLoader of any trainer, also one that a notebook builds. Windows cannot fork.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_tokenize_alone)
+
+# Put before a chat template, it is what the template asks for where nobody says anything else.
+NO_THINKING = "{%- set enable_thinking = enable_thinking | default(false) %}"
+
+
 def load_processor(
     path: str | PathLike, *, min_pixels: int | None = None, max_pixels: int | None = None
 ) -> ProcessorMixin:
@@ -46,7 +65,8 @@ def load_processor(
 
     Returns
     -------
-    ProcessorMixin : the processor, with a chat template.
+    ProcessorMixin : the processor, with a chat template. One that has the model think before it
+        answers is switched to answer at once, as medtune trains it.
 
     Raises
     ------
@@ -68,6 +88,7 @@ def load_processor(
             f"{path} has a tokenizer but no picture processor: copy its files from the base model."
         )
     _ensure_chat_template(processor, path)
+    _leave_out_thinking(processor)
     if min_pixels or max_pixels:
         _bound_pixels(processor, path, min_pixels, max_pixels)
     return processor
@@ -155,18 +176,37 @@ def _read_processor(path: str) -> ProcessorMixin:
 def _read_processor_for_pictures(path: str) -> ProcessorMixin:
     """Read a processor that insists on video, and so on torchvision, for pictures only."""
     full = _processor_class(path)
-    video = _video_settings(path)
+    left_out = _video_settings(path) | _audio_settings(path)
+    parameters = inspect.signature(full.__init__).parameters
 
     def init(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
-        full.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+        # Gemma-4's wants to be told that there is neither sound nor video
+        others = {"feature_extractor": None, "video_processor": None} | kwargs
+        others = {name: value for name, value in others.items() if name in parameters}
+        full.__init__(
+            self,
+            image_processor=image_processor,
+            tokenizer=tokenizer,
+            chat_template=chat_template,
+            **others,
+        )
 
     def to_dict(self):
-        return full.to_dict(self) | video
+        return full.to_dict(self) | left_out
 
-    # The name of the class and the video settings stay, so that a saved copy loads as the full
-    # class where torchvision is installed.
-    for_pictures = type(full.__name__, (full,), {"__init__": init, "to_dict": to_dict})
+    # The name of the class and the settings of what is left out stay, so that a saved copy loads
+    # as the full class where torchvision is installed.
+    bases = (full, _PicturesOnly)
+    for_pictures = type(full.__name__, bases, {"__init__": init, "to_dict": to_dict})
     return for_pictures.from_pretrained(path)
+
+
+class _PicturesOnly(ProcessorMixin):
+    """What a processor for pictures only inherits from in the place of `ProcessorMixin`."""
+
+    def __init__(self, *parts, feature_extractor=None, video_processor=None, **options):
+        # the base refuses a part that the class is not loaded with, even where it is None
+        super().__init__(*parts, **options)
 
 
 def _processor_class(path: str) -> type[ProcessorMixin]:
@@ -188,6 +228,17 @@ def _video_settings(path: str) -> dict:
     return {"video_processor": settings}
 
 
+def _audio_settings(path: str) -> dict:
+    """Read the settings of the audio part, if there is one, as an entry of the processor's."""
+    try:
+        settings, _ = ProcessorMixin.get_processor_dict(path)
+    except OSError:
+        return {}
+    if "feature_extractor" not in settings:
+        return {}
+    return {"feature_extractor": settings["feature_extractor"]}
+
+
 def _ensure_chat_template(processor: ProcessorMixin, path: str) -> None:
     """Refuse a processor without a chat template, but find the one of a pretrained Gemma."""
 
@@ -204,6 +255,21 @@ def _ensure_chat_template(processor: ProcessorMixin, path: str) -> None:
             f"{path} has no chat template: "
             "copy chat_template.jinja from the base or instruct model."
         )
+
+
+def _leave_out_thinking(processor: ProcessorMixin) -> None:
+    """Let answers begin at once where a chat template would have the model think before them.
+
+    The larger Qwen3.5 do: the prompt ends with an open `<think>`. A caption has no thoughts, so the
+    model would learn to close it, and each of its answers would begin with `</think>`. The template
+    has a switch, which is off in the smaller ones; here it is off in all.
+    """
+    if not isinstance(processor.chat_template, str):
+        return
+    question = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+    prompt = processor.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+    if prompt.rstrip().endswith("<think>"):
+        processor.chat_template = NO_THINKING + processor.chat_template
 
 
 def _bound_pixels(

@@ -8,7 +8,7 @@ GPU. These three start at once. `twins.py` makes models of such a shape with ran
 
 from typing import Any
 
-from .memory import estimate, picture_size, recommend
+from .memory import estimate, picture_size, recommend, smallest_card
 from .shapes import model_facts, model_names
 
 # What needs torch and Transformers, which take seconds to load: only on demand.
@@ -23,6 +23,7 @@ __all__ = [
     "picture_size",
     "recommend",
     "save_processor",
+    "smallest_card",
     "twin_config",
 ]
 

@@ -3,9 +3,17 @@
 The terms were read off what PyTorch saves for the backward pass in each layer under autocast. Where
 several things come and go together, one number was fitted to peaks measured on a GPU; a comment
 says so. Measured and planned peaks stand side by side in `papermill_runs/reference/planner-h200/`.
+
+A language model may have layers of several kinds: Qwen3.5 has Gated DeltaNet layers, which hold a
+state in the place of keys and values, and Gemma-4 layers that share the keys of another. A Gated
+DeltaNet layer is counted as Transformers computes it without the package flash-linear-attention.
 """
 
+from __future__ import annotations
+
+from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from .shapes import family_facts, model_facts
 
@@ -14,19 +22,46 @@ BFLOAT16 = 2
 FLOAT32 = 4
 MASK = 1
 
+# Tokens that a Gated DeltaNet layer computes at once; a sample is filled up to a multiple of it.
+CHUNK = 64
+
+
+@dataclass(frozen=True)
+class DeltaShape:
+    """Sizes of a Gated DeltaNet layer."""
+
+    #: width of all value heads together, to which those of the keys are repeated
+    values: int
+    #: width of queries, keys and values in front of the convolution
+    channels: int
+    #: number of value heads
+    heads: int
+    #: numbers in the state of one head
+    state: int
+
 
 @dataclass(frozen=True)
 class LanguageShape:
-    """Sizes of a language model; a width is how many numbers a token has at that place."""
+    """Sizes of the layers of one kind; a width is how many numbers a token has at that place."""
 
     #: width between the layers
     hidden: int
-    #: number of layers
+    #: number of layers of this kind
     layers: int
     #: width of all query heads together
     queries: int
-    #: width of all key heads together, and of all value heads
+    #: width of all key heads together, and of all value heads; 0 where another layer's are used
     keys: int
+    #: number of projections that read the input of attention
+    projections: int
+    #: the result of attention is multiplied by a gate
+    gated: bool
+    #: sizes of the Gated DeltaNet that stands in the place of attention, if one does
+    delta: DeltaShape | None
+    #: width of what Gemma-4 adds to each layer for each token, else 0
+    per_layer_input: int
+    #: width inside the expert that all tokens visit beside theirs, 0 in a model without
+    shared_inner: int
     #: width inside the MLP, or inside all experts together that a token visits
     inner: int
     #: number of experts in a layer, 0 in a model without
@@ -55,6 +90,12 @@ class VisionShape:
     blocks: int
     #: number of mergers into the language model, with those of DeepStack
     mergers: int
+    #: number of norms of the whole width in a block
+    norms: int
+    #: width of what has norms in attention, else 0
+    normed_heads: int
+    #: the MLP multiplies two branches
+    gated: bool
     #: the activation is quick_gelu, written out in three steps
     quick_gelu: bool
     #: gradients pass through the frozen tower when checkpointing asks for them at the input
@@ -90,8 +131,12 @@ class Activations:
 
     #: bytes a token that all layers of the language model keep
     kept: int
+    #: bytes that they keep for a token of whole chunks, in Gated DeltaNet layers
+    kept_in_chunks: int
     #: bytes a token that come and go while one layer is computed
     work: int
+    #: bytes for a token of whole chunks that do so
+    work_in_chunks: int
     #: bytes a patch that the vision tower keeps
     vision_kept: int
     #: bytes a patch that come and go while one block is computed
@@ -108,34 +153,97 @@ class AnswerActivations:
 
     #: bytes a token of prompt or answer, for the keys and values of all layers
     cache: int
+    #: bytes a sample, for the states of Gated DeltaNet layers
+    state: int
     #: bytes a token of the prompt that come and go while one layer is computed
     work: int
     #: bytes a patch that come and go while one block is computed
     vision_work: int
 
 
-def language_shape(name: str) -> LanguageShape:
-    """Read the sizes of a model's language model from its published configuration."""
+def language_shapes(name: str) -> list[LanguageShape]:
+    """Read the sizes of a model's language model from its published configuration.
+
+    Parameters
+    ----------
+    name : a hub name of `model_names`.
+
+    Returns
+    -------
+    list of LanguageShape : one for each kind of layer.
+
+    Examples
+    --------
+    >>> [(shape.layers, shape.delta is None) for shape in language_shapes("Qwen/Qwen3.5-2B")]
+    [(18, False), (6, True)]
+    """
+    text = model_facts(name)["config"]["text_config"]
+    number = text["num_hidden_layers"]
+    kinds = text.get("layer_types") or ["full_attention"] * number
+    # the last layers of Gemma-4 have no keys of their own
+    first_shared = number - text.get("num_kv_shared_layers", 0)
+    counted = Counter((kind, layer >= first_shared) for layer, kind in enumerate(kinds))
+    return [
+        _layers_of_a_kind(name, kind, layers, shares_keys=shares)
+        for (kind, shares), layers in counted.items()
+    ]
+
+
+def _layers_of_a_kind(name: str, kind: str, layers: int, *, shares_keys: bool) -> LanguageShape:
+    """Read the sizes of the layers of one kind, as the configuration calls it."""
     text = model_facts(name)["config"]["text_config"]
     family = family_facts(name)
     hidden = text["hidden_size"]
     head = text.get("head_dim", hidden // text["num_attention_heads"])
+    if kind == "full_attention":
+        head = text.get("global_head_dim", head)
     queries = text["num_attention_heads"] * head
-    keys = text["num_key_value_heads"] * head
+    keys = 0 if shares_keys else text["num_key_value_heads"] * head
+    normed = queries + keys * family.get("normed_keys", 1)
+    projections = 1 if shares_keys else 3
+    delta = None
+    if kind == "linear_attention":
+        delta = _delta_shape(text)
+        queries = delta.values
+        keys = 0
+        normed = 0
+        # queries, keys and values in one, the gate, and two numbers for each head
+        projections = 4
     visited = text.get("num_experts_per_tok", 0)
     expert_inner = text["moe_intermediate_size"] if visited else 0
+    inner = visited * expert_inner if visited else text["intermediate_size"]
+    if shares_keys and text.get("use_double_wide_mlp"):
+        inner *= 2
     return LanguageShape(
         hidden=hidden,
-        layers=text["num_hidden_layers"],
+        layers=layers,
         queries=queries,
         keys=keys,
-        inner=visited * expert_inner if visited else text["intermediate_size"],
+        projections=projections,
+        gated=family.get("gated_attention", False),
+        delta=delta,
+        per_layer_input=text.get("hidden_size_per_layer_input", 0),
+        shared_inner=text.get("shared_expert_intermediate_size", 0),
+        inner=inner,
         experts=text.get("num_experts", 0),
         visited=visited,
         expert_inner=expert_inner,
         norms=family["norms"],
-        normed_heads=queries + keys if family["qk_norm"] else 0,
+        normed_heads=normed if family["qk_norm"] else 0,
         repeats_keys=family["repeats_kv"],
+    )
+
+
+def _delta_shape(text: dict[str, Any]) -> DeltaShape:
+    """Read the sizes of a Gated DeltaNet layer from the configuration of a language model."""
+    heads = text["linear_num_value_heads"]
+    values = heads * text["linear_value_head_dim"]
+    keys = text["linear_num_key_heads"] * text["linear_key_head_dim"]
+    return DeltaShape(
+        values=values,
+        channels=2 * keys + values,
+        heads=heads,
+        state=text["linear_key_head_dim"] * text["linear_value_head_dim"],
     )
 
 
@@ -150,6 +258,10 @@ def vision_shape(name: str) -> VisionShape:
         inner=vision.get("intermediate_size") or width * vision["mlp_ratio"],
         blocks=vision.get("depth") or vision["num_hidden_layers"],
         mergers=1 + len(vision.get("deepstack_visual_indexes", [])),
+        norms=family.get("vision_norms", 2),
+        # of queries, keys and values
+        normed_heads=3 * width if family.get("vision_head_norms") else 0,
+        gated=family.get("gated_vision", False),
         quick_gelu=family["quick_gelu"],
         gradients_reach=family["gradients_reach_vision"],
     )
@@ -163,15 +275,23 @@ def training_activations(name: str, training: Training) -> Activations:
     name : a hub name of `model_names`.
     training : what is trained, and how.
     """
-    language = language_shape(name)
+    kinds = language_shapes(name)
     vision = vision_shape(name)
-    experts = _experts(language) if "experts" in training.parts else 0
+    experts = _experts(kinds[0]) if "experts" in training.parts else 0
+    layers = sum(shape.layers for shape in kinds)
+    # of the kinds of layers, the widest
+    widest = max(kinds, key=lambda shape: _language_work(shape, training) + _chunks(shape))
+    in_chunks = 0
+    if not training.checkpointing:
+        in_chunks = sum(shape.layers * _chunks(shape) for shape in kinds)
     return Activations(
-        kept=_language_kept(language, training),
-        work=_language_work(language, training),
+        kept=_language_kept(kinds, training),
+        kept_in_chunks=in_chunks,
+        work=_language_work(widest, training),
+        work_in_chunks=_work_in_chunks(widest, training),
         vision_kept=_vision_kept(vision, training),
         vision_work=_vision_work(vision, training),
-        experts_kept=0 if training.checkpointing else language.layers * experts,
+        experts_kept=0 if training.checkpointing else layers * experts,
         # of the three matrices two are one weight, whose sum has its gradient beside it: 2 x 2/3
         experts_work=experts * 4 / 3,
     )
@@ -184,11 +304,18 @@ def answer_activations(name: str) -> AnswerActivations:
     ----------
     name : a hub name of `model_names`.
     """
-    language = language_shape(name)
-    keys_and_values = 2 * BFLOAT16 * language.keys
+    cache = 0
+    state = 0
+    work = 0
+    for shape in language_shapes(name):
+        cache += shape.layers * 2 * BFLOAT16 * shape.keys
+        if shape.delta:
+            state += shape.layers * FLOAT32 * shape.delta.heads * shape.delta.state
+        work = max(work, _passing_mlp(shape), _passing_delta(shape))
     return AnswerActivations(
-        cache=language.layers * keys_and_values,
-        work=_passing_mlp(language),
+        cache=cache,
+        state=state,
+        work=work,
         vision_work=_passing_vision_block(vision_shape(name)),
     )
 
@@ -196,29 +323,70 @@ def answer_activations(name: str) -> AnswerActivations:
 # --- the language model, bytes a token ----------------------------------------------------------
 
 
-def _language_kept(shape: LanguageShape, training: Training) -> int:
-    """Bytes that all layers keep until the backward pass."""
-    # checkpointing keeps the input of a layer and what its router said
-    checkpoint = BFLOAT16 * shape.hidden + _router(shape)
-    layer = checkpoint if training.checkpointing else _language_layer(shape, training)
+def _language_kept(kinds: list[LanguageShape], training: Training) -> int:
+    """Bytes that all layers keep until the backward pass, but for whole chunks."""
+    kept = 0
+    for shape in kinds:
+        # checkpointing keeps the input of a layer and what its router said
+        checkpoint = BFLOAT16 * (shape.hidden + shape.per_layer_input) + _router(shape)
+        layer = checkpoint if training.checkpointing else _language_layer(shape, training)
+        kept += shape.layers * layer
     # behind the layers: the last norm, in float32, and what the head reads of it
-    end = 2 * FLOAT32 * shape.hidden
-    return shape.layers * layer + end
+    end = 2 * FLOAT32 * kinds[0].hidden
+    return kept + end
 
 
 def _language_layer(shape: LanguageShape, training: Training) -> int:
-    """Bytes that one layer keeps where nothing is recomputed."""
+    """Bytes that one layer keeps where nothing is recomputed, but for whole chunks."""
     # norms compute in float32 and keep their input so
     norms = FLOAT32 * shape.norms * shape.hidden
     head_norms = FLOAT32 * shape.normed_heads
-    # attention keeps the queries and its result, which is as wide, the keys and the values
-    keys = shape.queries if shape.repeats_keys else shape.keys
-    attention = 2 * BFLOAT16 * shape.queries + 2 * BFLOAT16 * keys
+    attention = _delta(shape) if shape.delta else _attention(shape)
     # the activation keeps its input, and its product with the other branch keeps both factors
-    mlp = 3 * BFLOAT16 * shape.inner
+    mlp = 3 * BFLOAT16 * (shape.inner + shape.shared_inner)
+    if shape.shared_inner:
+        # what the shared expert says is multiplied by a gate of its own
+        mlp += BFLOAT16 * shape.hidden
     experts = _routed(shape) + _router(shape)
+    # its activation and its product
+    per_layer = 2 * BFLOAT16 * shape.per_layer_input
     inputs = _inputs_of_language_weights(shape, training)
-    return norms + head_norms + attention + mlp + experts + inputs
+    return norms + head_norms + attention + mlp + experts + per_layer + inputs
+
+
+def _attention(shape: LanguageShape) -> int:
+    """Bytes that attention keeps: the queries, its result, which is as wide, keys and values."""
+    keys = shape.queries if shape.repeats_keys else shape.keys
+    kept = 2 * BFLOAT16 * shape.queries + 2 * BFLOAT16 * keys
+    if shape.gated:
+        # both factors
+        kept += 2 * BFLOAT16 * shape.queries
+    return kept
+
+
+def _delta(shape: LanguageShape) -> int:
+    """Bytes that a Gated DeltaNet keeps for each token, before and behind its chunks."""
+    delta = shape.delta
+    # what the convolution reads and what its activation does
+    convolution = 2 * BFLOAT16 * delta.channels
+    # queries and keys are normed in float32; so is the result, which has a gate
+    normed = 2 * FLOAT32 * delta.values
+    gated_result = (3 * FLOAT32 + BFLOAT16) * delta.values
+    return convolution + normed + gated_result
+
+
+def _chunks(shape: LanguageShape) -> int:
+    """Bytes that a Gated DeltaNet keeps for each token of whole chunks."""
+    if not shape.delta:
+        return 0
+    delta = shape.delta
+    # keys and values, weighed and decayed, in float32, and as factors of products in bfloat16
+    wide = (6 * FLOAT32 + 8 * BFLOAT16) * delta.values
+    # what each token of a chunk is to each other
+    pairs = (2 * FLOAT32 + 3 * BFLOAT16) * delta.heads * CHUNK
+    # the state behind each chunk, in float32 and twice as a factor
+    states = (FLOAT32 + 2 * BFLOAT16) * delta.heads * delta.state // CHUNK
+    return wide + pairs + states
 
 
 def _inputs_of_language_weights(shape: LanguageShape, training: Training) -> int:
@@ -232,14 +400,17 @@ def _inputs_of_language_weights(shape: LanguageShape, training: Training) -> int
 
     if training.four_bit and not training.dropout:
         # Adapters on 4-bit weights are in bfloat16 themselves: those of q, k and v keep one tensor
-        # between them, and so do those of gate and up. The output's input is attention's result.
+        # between them, and so do those of gate and up. The output's input is attention's result,
+        # or its product with the gate.
         attention = BFLOAT16 * shape.hidden
+        if shape.gated:
+            attention += BFLOAT16 * shape.queries
         mlp = BFLOAT16 * (shape.hidden + shape.inner)
     else:
         # every adapter keeps a copy of its own, and the mask if there is dropout
         copy = BFLOAT16 + MASK if training.dropout else BFLOAT16
-        # q, k, v and the output
-        attention = copy * (3 * shape.hidden + shape.queries)
+        # q, k, v (or what a layer has in their place) and the output
+        attention = copy * (shape.projections * shape.hidden + shape.queries)
         # gate, up and down
         mlp = copy * (2 * shape.hidden + shape.inner)
 
@@ -254,10 +425,21 @@ def _inputs_of_language_weights(shape: LanguageShape, training: Training) -> int
 def _language_work(shape: LanguageShape, training: Training) -> int:
     """Bytes that come and go while the backward pass is in one layer."""
     if not training.checkpointing:
-        return _passing_mlp(shape)
+        return max(_passing_mlp(shape), _passing_delta(shape))
     # the layer is computed once more, with gradients of its MLP beside it; their number is fitted
     gradients = (2 if training.four_bit else 4) * BFLOAT16 * shape.inner
     return _language_layer(shape, training) + gradients + _routed(shape)
+
+
+def _work_in_chunks(shape: LanguageShape, training: Training) -> int:
+    """Bytes for each token of whole chunks that come and go in the backward pass of one layer."""
+    # computed once more
+    return _chunks(shape) if training.checkpointing else 0
+
+
+def _passing_delta(shape: LanguageShape) -> int:
+    """Bytes of what passes through a Gated DeltaNet: eight tensors in float32, not yet fitted."""
+    return 8 * FLOAT32 * shape.delta.values if shape.delta else 0
 
 
 def _passing_mlp(shape: LanguageShape) -> int:
@@ -307,8 +489,8 @@ def _vision_kept(shape: VisionShape, training: Training) -> int:
 
 def _vision_block(shape: VisionShape, training: Training) -> int:
     """Bytes that one block keeps where nothing is recomputed."""
-    # two norms keep their input in float32
-    norms = 2 * FLOAT32 * shape.width
+    # norms keep their input in float32
+    norms = FLOAT32 * (shape.norms * shape.width + shape.normed_heads)
     # q, k, v and the result
     attention = 4 * BFLOAT16 * shape.width
     # a norm gives float32, which 4-bit layers hand on and dropout copies; fitted: 9 bytes for each
@@ -317,8 +499,8 @@ def _vision_block(shape: VisionShape, training: Training) -> int:
         in_float32 += 9 * shape.width
     if training.dropout:
         in_float32 += 9 * shape.width
-    # GELU keeps its input; x * sigmoid(1.702 x) keeps three tensors
-    tensors = 3 if shape.quick_gelu else 1
+    # GELU keeps its input; x * sigmoid(1.702 x) keeps three tensors, and so do two branches
+    tensors = 3 if shape.quick_gelu or shape.gated else 1
     mlp = tensors * (FLOAT32 if training.four_bit else BFLOAT16) * shape.inner
     inputs = _inputs_of_vision_weights(shape, training)
     return norms + attention + in_float32 + mlp + inputs

@@ -17,7 +17,7 @@ from medtune.models import TARGETS, adapter_targets, part_of
 
 from .counts import TABLE, Adapter
 from .shapes import FACTS
-from .twins import twin_config
+from .twins import head_of_its_own, twin_config
 
 
 def _build(name: str, dtype: str = "bfloat16") -> PreTrainedModel:
@@ -77,7 +77,8 @@ def build_counts(name: str) -> dict[str, Any]:
     """
     model = _build(name)
     # bitsandbytes leaves the head as it is
-    left_whole = get_keys_to_not_convert(model)
+    with head_of_its_own(model):
+        left_whole = get_keys_to_not_convert(model)
     packed = 0
     for module_name, module in model.named_modules():
         if type(module) is torch.nn.Linear and module_name not in left_whole:

@@ -5,16 +5,18 @@ a token and a patch take; here the sums are made, the fullest moment of a step i
 splits what it splits.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from .activations import (
     BFLOAT16,
+    CHUNK,
     FLOAT32,
     Training,
     answer_activations,
-    language_shape,
+    language_shapes,
     training_activations,
 )
 from .counts import Adapter, Counts, count
@@ -27,15 +29,26 @@ CUDA_CONTEXT = 7e8
 # SmolVLM enlarges every picture to 2,048 pixels, cuts it into 4 x 4 tiles and adds it as a whole.
 SMOLVLM_TILES = 17
 
+# Gemma-4 brings every picture to at most 280 tokens of 3 x 3 patches, in whole tokens a side, and
+# fills it up to so many patches.
+GEMMA4_PATCHES = 280 * 9
+
 LARGEST_BATCH = 64
+
+# Memory in GB of the cards that are sold and rented.
+CARDS = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141)
 
 
 @dataclass(frozen=True)
 class Batch:
     """What one GPU has before it in one forward pass."""
 
+    #: number of samples
+    samples: int
     #: tokens of all samples, those of the pictures among them
     tokens: int
+    #: the same where each sample is filled up to whole chunks
+    chunked_tokens: int
     #: the same with the answers, as they stand in the cache in the end
     answered_tokens: int
     #: patches of all pictures
@@ -95,6 +108,15 @@ def picture_size(name: str, image_size: int) -> dict[str, int]:
             "patches": SMOLVLM_TILES * (side // patch) ** 2,
             "bytes": SMOLVLM_TILES * (colours + 8) * side**2,
         }
+    if config["model_type"] == "gemma4":
+        # 3 x 3 patches make a token, and around a picture's tokens stand two marks
+        side = math.isqrt(GEMMA4_PATCHES) // 3
+        place = 2 * 8
+        return {
+            "tokens": side**2 + 2,
+            "patches": GEMMA4_PATCHES,
+            "bytes": GEMMA4_PATCHES * (colours * patch**2 + place),
+        }
     # Qwen-VL keeps the size of the picture within bounds, which are numbers of pixels; 2 x 2
     # patches make a token, and a picture is prepared twice, as a film of two frames
     bounds = family_facts(name)["processor"]["image_processor"]["size"]
@@ -107,16 +129,25 @@ def picture_size(name: str, image_size: int) -> dict[str, int]:
 def _marks_of_picture(model_type: str) -> int:
     """Count the tokens around a picture that `picture_size` leaves to the text."""
     # the others' are counted with the picture; Qwen-VL writes a mark before it and one behind
-    return 0 if model_type in ("gemma3", "idefics3") else 2
+    return 0 if model_type in ("gemma3", "gemma4", "idefics3") else 2
 
 
 def _top_of_step(name: str, counts: Counts, batch: Batch, training: Training) -> float:
     """Find the bytes of activations and gradients at the fullest moment of a step."""
     activations = training_activations(name, training)
-    work = activations.work * batch.tokens + activations.experts_work
+    work = (
+        activations.work * batch.tokens
+        + activations.work_in_chunks * batch.chunked_tokens
+        + activations.experts_work
+    )
     vision_work = activations.vision_work * batch.patches
     vision_kept = activations.vision_kept * batch.patches
-    kept = activations.kept * batch.tokens + vision_kept + activations.experts_kept
+    kept = (
+        activations.kept * batch.tokens
+        + activations.kept_in_chunks * batch.chunked_tokens
+        + vision_kept
+        + activations.experts_kept
+    )
 
     # between forward and backward pass all activations are there, and gradients of an earlier batch
     # if several make a step
@@ -157,8 +188,9 @@ def _top_of_answers(name: str, batch: Batch) -> tuple[float, float]:
     """Find the bytes of answering a batch at its fullest moment, and those of the whole cache."""
     needs = answer_activations(name)
     in_vision = needs.vision_work * batch.patches
-    at_the_prompt = (needs.cache + needs.work) * batch.tokens
-    whole_cache = needs.cache * batch.answered_tokens
+    states = needs.state * batch.samples
+    at_the_prompt = (needs.cache + needs.work) * batch.tokens + states
+    whole_cache = needs.cache * batch.answered_tokens + states
     return max(in_vision, at_the_prompt, whole_cache), whole_cache
 
 
@@ -170,7 +202,7 @@ def _share(name: str, counts: Counts, *, gpus: int, zero_stage: int) -> Shares:
     else:
         # under ZeRO these are float32, and so is a copy of the weights
         optimizer = 3 * FLOAT32 * counts.trained_parameters / gpus
-    layers = language_shape(name).layers
+    layers = sum(shape.layers for shape in language_shapes(name))
     return Shares(
         weights=counts.weights / gpus if zero_stage >= 3 else counts.weights,
         gradients=counts.trained / gpus if zero_stage >= 2 else counts.trained,
@@ -261,7 +293,9 @@ def estimate(  # noqa: PLR0913 (every option of a plan is a keyword of its own)
     tokens = image_tokens + marks + text_tokens
     pictures = pictures_per_sample * batch_size
     batch = Batch(
+        samples=batch_size,
         tokens=tokens * batch_size,
+        chunked_tokens=math.ceil(tokens / CHUNK) * CHUNK * batch_size,
         answered_tokens=(tokens + new_tokens) * batch_size,
         patches=picture["patches"] * pictures,
         picture_bytes=picture["bytes"] * pictures,
@@ -342,6 +376,39 @@ def recommend(name: str, *, gpus: int = 1, **options) -> dict[str, Any]:
         if found["fits"]:
             break
     return choice | found
+
+
+def smallest_card(name: str, **options) -> int | None:
+    """Name the smallest graphics card on which a model can be trained at all.
+
+    One sample at a time, with activations recomputed; a step may still have many samples, by
+    accumulation.
+
+    Parameters
+    ----------
+    name : a hub name of `model_names`.
+    **options : as for `estimate`, less batch_size, checkpointing, gpu_gb and gpus.
+
+    Returns
+    -------
+    int or None : its memory in GB, of `CARDS`; None if it fits on none.
+
+    Raises
+    ------
+    ValueError : an unknown model, method or target.
+
+    Examples
+    --------
+    >>> smallest_card("google/medgemma-1.5-4b-it", method="qlora", accumulation=True)
+    8
+    >>> smallest_card("Qwen/Qwen3-VL-30B-A3B-Instruct")
+    80
+    """
+    needed = estimate(name, batch_size=1, checkpointing=True, **options)["needed"]
+    for card in CARDS:
+        if needed <= card:
+            return card
+    return None
 
 
 def _choices(gpus: int) -> Iterator[dict[str, Any]]:

@@ -5,6 +5,8 @@ A twin takes the memory and the time of its model. What it says has no sense.
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
@@ -33,7 +35,7 @@ from medtune.models import load_processor, save_model
 from .shapes import FACTS, family_facts, model_facts
 
 # Tokens that end an answer, in the families where the end of the text is another token.
-ENDS_OF_TURN = ["<end_of_turn>", "<|im_end|>"]
+ENDS_OF_TURN = ["<end_of_turn>", "<|im_end|>", "<turn|>"]
 
 
 def twin_config(name: str, *, scale: str = "full") -> PreTrainedConfig:
@@ -182,6 +184,9 @@ def _take_token_ids(
     else:
         # published embeddings have more rows than there are tokens
         text.vocab_size = max(text.vocab_size, len(tokenizer))
+    if hasattr(text, "vocab_size_per_layer_input"):
+        # Gemma-4 has a second embedding of each token
+        text.vocab_size_per_layer_input = text.vocab_size
     for key in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(text, key, getattr(tokenizer, key))
 
@@ -202,6 +207,22 @@ def _end_answers_at(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) 
     model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 
+@contextmanager
+def head_of_its_own(model: PreTrainedModel) -> Iterator[None]:
+    """Give a model's head weights of its own for a moment, as it has while it is loaded.
+
+    Then, before weights are tied, bitsandbytes decides which layers to leave as they are: among
+    them the last, which is the head. Once it is tied, another layer is the last.
+    """
+    head = model.get_output_embeddings()
+    tied = head.weight
+    head.weight = torch.nn.Parameter(torch.empty_like(tied, device="meta"), requires_grad=False)
+    try:
+        yield
+    finally:
+        head.weight = tied
+
+
 def _pack_in_4bit(model: PreTrainedModel, quantization_config: BitsAndBytesConfig) -> None:
     """Quantise the Linear layers of a model in memory, as `from_pretrained` does on loading."""
     originals = {}
@@ -211,7 +232,8 @@ def _pack_in_4bit(model: PreTrainedModel, quantization_config: BitsAndBytesConfi
             originals[name] = module
     quantizer = AutoHfQuantizer.from_config(quantization_config, pre_quantized=False)
     # puts 4-bit layers without content in the place of the Linear layers that are to be packed
-    quantizer.preprocess_model(model=model, device_map=None, dtype=model.dtype)
+    with head_of_its_own(model):
+        quantizer.preprocess_model(model=model, device_map=None, dtype=model.dtype)
     for name, module in model.named_modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):
             # taken out one after the other, so that the card never holds both forms of all layers

@@ -28,6 +28,7 @@ NOT_COUNTED = -100
 WORDS_OF_PARTS = {
     "merger": "merger",
     "projector": "merger",
+    "embed_vision": "merger",
     "visual": "vision",
     "vision": "vision",
     "experts": "experts",
@@ -194,9 +195,9 @@ def check_image_tokens(batch: Mapping[str, Any], processor: Any) -> dict[str, An
 
     Parameters
     ----------
-    batch : `input_ids` of shape (rows, tokens), and `image_grid_thw` (Qwen), `pixel_values` of
-        pictures that all have the same number of tokens (Gemma-3), or of pieces that have
-        (SmolVLM). A batch without pictures has none of them.
+    batch : `input_ids` of shape (rows, tokens), and `image_grid_thw` (Qwen), `image_position_ids`
+        (Gemma-4), `pixel_values` of pictures that all have the same number of tokens (Gemma-3), or
+        of pieces that have (SmolVLM). A batch without pictures has none of them.
     processor : of the model, with its `tokenizer`.
 
     Returns
@@ -240,6 +241,10 @@ def _tokens_of_pictures(batch: Mapping[str, Any], processor: Any) -> list[int]:
         return (patches // processor.image_processor.merge_size**2).tolist()
     if "pixel_values" not in batch:
         return []
+    if "image_position_ids" in batch:
+        # Gemma-4: the place of each patch, and -1 where a picture is filled up
+        patches = (batch["image_position_ids"] >= 0).all(-1).sum(-1)
+        return (patches // processor.image_processor.pooling_kernel_size**2).tolist()
     tokens_of_piece = getattr(processor, "image_seq_len", None)
     if tokens_of_piece:
         # rows of fewer pieces are filled up with black ones, which the mask leaves out

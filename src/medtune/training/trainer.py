@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -61,10 +60,6 @@ def build_trainer(
 
         # on a CPU only torch has been told of the other ranks so far
         deepspeed.init_distributed()
-    if training_args.dataloader_num_workers:
-        # A loader process inherits the locks of the tokenizer's threads, but not the threads: where
-        # the variable is true it would wait for them for ever. Alone it is fast enough.
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
     stream = None
     if names_shards(script_args.data):
         stream, watched = open_streams(script_args, training_args)
