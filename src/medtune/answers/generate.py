@@ -143,22 +143,21 @@ def generate_answers(  # noqa: PLR0913 - each is a setting of its own, given by 
     done = {}
     with ExitStack() as held:
         if out is not None:
-            # The order of the names is that of the file. A greedy answer depends neither on the
-            # seed nor on the batch.
-            settings = {
-                "model": digest_of(model),
-                "processor": digest_of(processor),
-                "data": survey.digest,
-                "pictures_from": None if pictures_from is None else donors,
-                "image_transform": _name_of(image_transform),
-                "backend": backend,
-                "max_new_tokens": max_new_tokens,
-                "options": options,
-                "drawn": [seed, batch_size] if do_sample else None,
-            }
+            settings = settings_of(
+                digest_of(model),
+                digest_of(processor),
+                survey,
+                pictures_from=None if pictures_from is None else donors,
+                image_transform=image_transform,
+                backend=backend,
+                max_new_tokens=max_new_tokens,
+                options=options,
+                # a greedy answer depends neither on the seed nor on the batch
+                drawn=[seed, batch_size] if do_sample else None,
+            )
             done = ranks.of_first(lambda: _begin(held, Path(out), settings))
 
-        batches = ranks.share(_make_batches(survey, done, batch_size, keep_all=do_sample))
+        batches = ranks.share(make_batches(survey, done, batch_size, keep_all=do_sample))
         on_gpu = backend == "transformers" and model.device.type == "cuda"
         if cache_implementation == "auto":
             tokens = len(batches) * max_new_tokens
@@ -188,6 +187,41 @@ def generate_answers(  # noqa: PLR0913 - each is a setting of its own, given by 
                 bar.update(len(new))
         done = ranks.collect(done)
     return [done[sample["id"]] for sample in survey.samples]
+
+
+def settings_of(  # noqa: PLR0913 - each is a line of the file
+    model: str,
+    processor: str,
+    survey: Survey,
+    *,
+    pictures_from: Sequence[int] | None = None,
+    image_transform: Callable | None = None,
+    backend: str = "transformers",
+    max_new_tokens: int,
+    options: Mapping[str, Any] | None = None,
+    drawn: list[int] | None = None,
+) -> dict[str, Any]:
+    """List what answers depend on, in the order of the file that stands beside them.
+
+    Parameters
+    ----------
+    model, processor : the digests of both.
+    survey : of the data set.
+    pictures_from, image_transform, backend, max_new_tokens : as `generate_answers` has them.
+    options : what it was given besides.
+    drawn : seed and batch size, where answers are drawn.
+    """
+    return {
+        "model": model,
+        "processor": processor,
+        "data": survey.digest,
+        "pictures_from": pictures_from,
+        "image_transform": _name_of(image_transform),
+        "backend": backend,
+        "max_new_tokens": max_new_tokens,
+        "options": options or {},
+        "drawn": drawn,
+    }
 
 
 def _begin(held: ExitStack, out: Path, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -256,7 +290,7 @@ def _name_of(image_transform: Callable | None) -> str:
     return getattr(image_transform, "__qualname__", type(image_transform).__name__)
 
 
-def _make_batches(
+def make_batches(
     survey: Survey, done: Mapping[str, Any], batch_size: int, *, keep_all: bool
 ) -> list[Batch]:
     """Pack what is to be answered into batches.

@@ -23,6 +23,7 @@ def evaluate_benchmark(  # noqa: PLR0913 - what is asked, of whom, and where it 
     max_new_tokens: int,
     out: Path | None,
     root: Path | None,
+    ray: str | None,
 ) -> None:
     """Let a finished run answer a benchmark, and print its scores with what they are worth.
 
@@ -61,6 +62,7 @@ def evaluate_benchmark(  # noqa: PLR0913 - what is asked, of whom, and where it 
             max_new_tokens=max_new_tokens,
             # their pictures are as somebody published them: CMYK, 16 bits, palettes
             image_transform=to_rgb,
+            ray=ray,
         )
         found |= score_benchmark(answers, loaded.facts)
         write_whole(folder / "scores.json", json.dumps(found, indent=1, ensure_ascii=False))

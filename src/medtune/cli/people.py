@@ -51,6 +51,7 @@ def evaluate_run(  # noqa: PLR0913 - what is asked, of whom, and where it goes
     max_new_tokens: int,
     out: Path | None,
     root: Path | None,
+    ray: str | None,
 ) -> None:
     """Let a finished run answer about another data set, and print its scores beside its own.
 
@@ -81,6 +82,7 @@ def evaluate_run(  # noqa: PLR0913 - what is asked, of whom, and where it goes
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
             question=question,
+            ray=ray,
         )
         people = {}
         held_out = _held_out(run)
@@ -100,13 +102,21 @@ def evaluate_run(  # noqa: PLR0913 - what is asked, of whom, and where it goes
         print(f"answers and scores: {folder}", file=sys.stderr)
 
 
-def answers_of_run(run: Finished, rows: Any, **options: Any) -> list[dict[str, Any]]:
-    """Let the tuned model of a run answer; the options are those of `generate_answers`."""
+def answers_of_run(
+    run: Finished, rows: Any, ray: str | None, **options: Any
+) -> list[dict[str, Any]]:
+    """Let the tuned model of a run answer, here or on the machines of a cluster.
+
+    The options are those of `generate_answers`.
+    """
     import torch
 
     from medtune import models
-    from medtune.answers import generate_answers
+    from medtune.answers import Tuned, answer_on_cluster, generate_answers
 
+    if ray:
+        tuned = Tuned(run.base, str(run.adapter.resolve()), run.dtype)
+        return answer_on_cluster(tuned, rows, ray=ray, **options)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     base = models.load_base(run.base, dtype=run.dtype, device_map={"": device})
     model = models.load_tuned(base, str(run.adapter))
