@@ -1,19 +1,22 @@
 """Train from shards of many pairs: audit, split, ten steps on two ranks, a kill, and on from there.
 
-    python benchmarks/stream.py --pairs 20000               # minutes; 0.8 GB of disk
-    python benchmarks/stream.py --pairs 500000 --splits-by-group   # 19 GB of disk
+    python benchmarks/stream.py --pairs 5000 50000 --out results.json
+    python benchmarks/stream.py --pairs 500000 --out results.json   # twice the disk of the shards
     python benchmarks/stream.py --loader                    # a loader alone: pairs/s and memory
 
 The pairs are those of the sample under new ids, again and again, in 50 shards that are made on the
-spot. Each copy has patients of its own; the audit finds that their pictures are the same, and keeps
-the copies on one side. With `--splits-by-group` the table of splits is dealt out by the patients
-alone, without looking at the pictures.
+spot. Pictures are 192 pixels wide; those of each copy are a little lighter and coarser than those of
+the one before, so that no two files are equal. Each copy has patients of its own; the audit finds
+that their pictures are nearly the same, and keeps the copies on one side. With `--splits-by-group`
+the table of splits is dealt out by the patients alone, without looking at the pictures.
 
 `--loader` compares a loader of shards with one of the converted folder of the same pairs: both with
 two processes, shuffled, and every picture decoded, but not prepared for a model.
 """
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import resource
@@ -41,12 +44,14 @@ from _harness import (
     torchrun,
     write_result,
 )
+from PIL import Image
 
 SHARDS = 50
 GROUP = 100  # rows of a row group
 RANKS = 2
 STEPS = 10
 KILLED_AFTER = 4
+SIDE = 192  # pixels; what the tiny base sees
 WORKERS = 2
 BATCH = 16
 COLUMNS = ["image", "id", "caption", "group"]
@@ -55,36 +60,72 @@ COLUMNS = ["image", "id", "caption", "group"]
 # ---- the pairs
 
 
-def make_shards(folder: Path, pairs: int) -> None:
-    """Write the sample again and again, under new ids, with flat memory."""
+def make_shards(folder: Path, pairs: int, side: int | None = None) -> None:
+    """Write the sample again and again, under new ids, with flat memory.
+
+    Parameters
+    ----------
+    folder : where the shards go.
+    pairs : how many in all.
+    side : pictures of so many pixels, other ones in each copy; None takes them as they are.
+    """
     folder.mkdir(parents=True)
     sample = pq.ParquetFile(SAMPLE)
     schema = pa.schema([sample.schema_arrow.field(name) for name in COLUMNS])
-    each = -(-pairs // SHARDS)
-    tables = endless_tables(sample)
-    for shard in range(SHARDS):
-        missing = min(each, pairs - shard * each)
-        if missing <= 0:
-            break
-        with pq.ParquetWriter(folder / f"part-{shard:05d}.parquet", schema) as writer:
-            while missing > 0:
-                table = next(tables).slice(0, missing)
-                writer.write_table(table)
-                missing -= table.num_rows
+    copies = -(-pairs // sample.metadata.num_rows)
+    missing = pairs
+    with contextlib.ExitStack() as open_files:
+        writers = []
+        for shard in range(SHARDS):
+            writer = pq.ParquetWriter(folder / f"part-{shard:05d}.parquet", schema)
+            writers.append(open_files.enter_context(writer))
+        # like cards, so that a shard holds a bit of everything
+        for number, table in enumerate(tables_of_copies(sample, copies, side)):
+            writers[number % SHARDS].write_table(table.slice(0, missing).cast(schema))
+            missing -= min(missing, table.num_rows)
+            if not missing:
+                break
+    # a small set does not fill all of them
+    for file in folder.iterdir():
+        if not pq.read_metadata(file).num_rows:
+            file.unlink()
 
 
-def endless_tables(sample: pq.ParquetFile) -> Iterator[pa.Table]:
-    """Yield the rows of the sample for ever, a row group at a time, each time as other people's."""
-    copy = 0
-    while True:
-        for batch in sample.iter_batches(GROUP, columns=COLUMNS):
+def tables_of_copies(sample: pq.ParquetFile, copies: int, side: int | None) -> Iterator[pa.Table]:
+    """Yield the rows of the sample, a row group at a time, each so many times as other people's."""
+    for batch in sample.iter_batches(GROUP, columns=COLUMNS):
+        pictures = []
+        if side is not None:
+            pictures = [shrunk(cell["bytes"], side) for cell in batch["image"].to_pylist()]
+        for copy in range(copies):
             ids = []
             for name in batch["id"].to_pylist():
                 ids.append(str(uuid.uuid5(uuid.NAMESPACE_OID, f"{copy} {name}")))
             groups = [f"{name} {copy}" for name in batch["group"].to_pylist()]
+            images = batch["image"]
+            if side is not None:
+                cells = [{"bytes": changed(picture, copy), "path": None} for picture in pictures]
+                images = pa.array(cells, images.type)
             # a split is for the audit to make
-            yield pa.Table.from_arrays([batch["image"], ids, batch["caption"], groups], COLUMNS)
-        copy += 1
+            yield pa.Table.from_arrays([images, ids, batch["caption"], groups], COLUMNS)
+
+
+def shrunk(data: bytes, side: int) -> Image.Image:
+    """Decode a picture, of so many pixels on each side."""
+    image = Image.open(io.BytesIO(data))
+    image.draft("RGB", (side, side))
+    return image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+
+
+def changed(picture: Image.Image, copy: int) -> bytes:
+    """Encode a picture, a little lighter and coarser with each copy."""
+    lighter = copy % 10
+    table = [min(255, value + lighter) for value in range(256)]
+    file = io.BytesIO()
+    # ten shades times ten qualities: more copies than 500,000 pairs need
+    quality = 60 + copy // 10 % 10
+    picture.point(table * 3).save(file, "JPEG", quality=quality)
+    return file.getvalue()
 
 
 def split_by_patients(shards: Path, table: Path) -> None:
@@ -116,11 +157,16 @@ class Ran:
     peak_mb: float
 
 
-def run(command: list[str], *, killed_at: Path | None = None) -> Ran:
-    """Run a command to its end, or kill all its processes once a file is there."""
+def run(command: list[str], work: Path, *, killed_at: Path | None = None) -> Ran:
+    """Run a command to its end, or kill all its processes once a file is there.
+
+    What libraries keep goes into the folder `work`.
+    """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.monotonic()
-    environment = environment_of_ranks(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
+    environment = environment_of_ranks(
+        OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", HF_DATASETS_CACHE=str(work / "cache")
+    )
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     peak = 0.0
     while process.poll() is None:
@@ -179,6 +225,10 @@ def training(shards: Path, table: Path, out: Path, **changes: Any) -> list[str]:
     return [*torchrun(RANKS), "-m", "medtune.training", *to_arguments(settings | changes)]
 
 
+def bytes_in(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
 def losses_of(out: Path) -> list[float]:
     log = json.loads((out / "log.json").read_text())
     return [entry["loss"] for entry in log if "loss" in entry]
@@ -188,9 +238,10 @@ def simulate(pairs: int, splits_by_group: bool, work: Path) -> dict[str, Any]:
     """Take a set through audit, split, ten steps, a kill and the rest; give what it took."""
     shards, table = work / "shards", work / "splits.csv"
     began = time.monotonic()
-    make_shards(shards, pairs)
-    result: dict[str, Any] = {"pairs": pairs, "shards": len(list(shards.iterdir()))}
-    result["bytes"] = sum(file.stat().st_size for file in shards.iterdir())
+    result: dict[str, Any] = {"pairs": pairs, "load_before": round(os.getloadavg()[0], 1)}
+    make_shards(shards, pairs, SIDE)
+    result["shards"] = len(list(shards.iterdir()))
+    result["bytes"] = bytes_in(shards)
     result["make_seconds"] = round(time.monotonic() - began, 1)
     print(json.dumps(result), flush=True)
 
@@ -199,16 +250,19 @@ def simulate(pairs: int, splits_by_group: bool, work: Path) -> dict[str, Any]:
     else:
         medtune = str(Path(sys.executable).with_name("medtune"))
         command = [medtune, "audit", str(shards), "--write", str(table)]
-        result["audit"] = asdict(run(command))
+        result["audit"] = asdict(run(command, work))
+        # the pictures once more, mapped into memory for the audit
+        result["cache_bytes"] = bytes_in(work / "cache")
+        shutil.rmtree(work / "cache")
     result["splits"] = "by patient" if splits_by_group else "medtune audit"
     result["table_bytes"] = table.stat().st_size
     print(json.dumps(result), flush=True)
 
-    result["undisturbed"] = asdict(run(training(shards, table, work / "undisturbed")))
+    result["undisturbed"] = asdict(run(training(shards, table, work / "undisturbed"), work))
     print(json.dumps(result), flush=True)
     note = work / "killed" / f"checkpoint-{KILLED_AFTER}" / "complete.json"
-    run(training(shards, table, work / "killed"), killed_at=note)
-    went_on = run(training(shards, table, work / "killed", resume=True))
+    run(training(shards, table, work / "killed"), work, killed_at=note)
+    went_on = run(training(shards, table, work / "killed", resume=True), work)
     result["resumed"] = asdict(went_on)
     result["losses"] = losses_of(work / "killed")
     adapters = []
@@ -304,7 +358,7 @@ def compare_loaders(sizes: list[int], rounds: int, work: Path) -> list[dict[str,
 def main() -> None:
     """Run what the arguments ask for."""
     parser = make_parser(__doc__)
-    parser.add_argument("--pairs", type=int, default=20_000)
+    parser.add_argument("--pairs", type=int, nargs="+", default=[20_000])
     parser.add_argument("--splits-by-group", action="store_true")
     parser.add_argument("--loader", action="store_true")
     parser.add_argument("--sizes", type=int, nargs="+", default=[5_000, 50_000])
@@ -316,12 +370,16 @@ def main() -> None:
     if args.read:
         read_all(args.read[0], Path(args.read[1]))
         return
-    with tempfile.TemporaryDirectory(dir=args.work) as folder:
-        if args.loader:
-            result: Any = compare_loaders(args.sizes, args.rounds, Path(folder))
-        else:
-            result = simulate(args.pairs, args.splits_by_group, Path(folder))
-    result = {"cores": len(os.sched_getaffinity(0)), "result": result}
+    results = []
+    if args.loader:
+        with tempfile.TemporaryDirectory(dir=args.work) as folder:
+            results = compare_loaders(args.sizes, args.rounds, Path(folder))
+    else:
+        for pairs in args.pairs:
+            # one after the other, so that the disk holds one set at a time
+            with tempfile.TemporaryDirectory(dir=args.work) as folder:
+                results.append(simulate(pairs, args.splits_by_group, Path(folder)))
+    result = {"cores": len(os.sched_getaffinity(0)), "results": results}
     print(json.dumps(result, indent=1))
     if args.out:
         write_result(args.out, result)

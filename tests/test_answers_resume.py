@@ -71,6 +71,35 @@ def test_killed_run_goes_on(model, processor, records, tmp_path):
     assert names == ["predictions.jsonl", "predictions.settings.json"]
 
 
+def test_a_second_call_is_told_who_writes_there(model, processor, records, tmp_path):
+    out = tmp_path / "there" / "predictions.jsonl"
+    options = {"batch_size": 2, "max_new_tokens": 4, "image_transform": slow}
+    process = multiprocessing.get_context("fork").Process(
+        target=generate_answers, args=(model, processor, records), kwargs=options | {"out": out}
+    )
+    process.start()
+    try:
+        while not out.exists() or not out.stat().st_size:
+            assert process.is_alive()
+            time.sleep(0.01)
+        # the same call and one with other settings, by another way to the same file
+        for changes in ({}, {"max_new_tokens": 6}):
+            other = tmp_path / "there" / ".." / "there" / "predictions.jsonl"
+            with pytest.raises(ValueError, match=f"written by process {process.pid} on") as told:
+                generate_answers(model, processor, records, out=other, **options | changes)
+            assert "\n" not in str(told.value)
+        # another file in the same folder is free
+        beside = out.with_name("beside.jsonl")
+        generate_answers(model, processor, records[:1], out=beside, max_new_tokens=2)
+    finally:
+        process.kill()
+        process.join()
+    # the lock has gone with its process
+    answers = generate_answers(model, processor, records, out=out, **options)
+    assert [answer["id"] for answer in answers] == [row["id"] for row in records]
+    assert {path.suffix for path in out.parent.iterdir()} == {".jsonl", ".json"}
+
+
 def test_sampling_is_seeded_and_survives_a_kill(model, processor, records, tmp_path):
     out = tmp_path / "a.jsonl"
     options = {

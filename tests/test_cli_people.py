@@ -1,6 +1,7 @@
 """medtune evaluate --run NAME --data OTHER: a finished run is scored on other people."""
 
 import json
+import multiprocessing
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from medtune import cli
+from medtune.files import only_writer
 from medtune.records import convert_pairs, read_records
 
 REPO = Path(__file__).parents[1]
@@ -137,6 +139,33 @@ def test_without_held_out_answers_the_other_person_is_scored_alone(evaluate, clo
     code, out, err = evaluate("--run", "small", "--data", other)
     assert code == 0 and "held-out scores are missing" in err
     assert "held out" not in out and "name right" in out
+
+
+def hold(folder: Path, held, ended) -> None:
+    with only_writer(folder / "scores.json", "a folder"):
+        held.set()
+        ended.wait(300)
+
+
+def test_a_folder_that_another_process_writes_stays_as_it_is(evaluate, tmp_path):
+    fork = multiprocessing.get_context("fork")
+    held, ended = fork.Event(), fork.Event()
+    there = tmp_path / "there"
+    process = fork.Process(target=hold, args=(there, held, ended))
+    process.start()
+    try:
+        assert held.wait(60)
+        other = write_pairs(tmp_path / "other", ["liver"], ["q"])
+        command = ("--run", "small", "--data", other, "--out", there)
+        code, out, err = evaluate(*command)
+        assert (code, out) == (1, "")
+        assert [path.name for path in there.iterdir()] == [".scores.json.lock"]
+        (line,) = [line for line in err.splitlines() if "medtune:" in line]
+        assert f"--out {there} is being written by process {process.pid} on" in line
+    finally:
+        ended.set()
+        process.join()
+    assert evaluate(*command)[0] == 0
 
 
 # ---- what is drawn

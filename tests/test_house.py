@@ -27,6 +27,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # it.
 ROOMS = [
     "files",
+    "cluster",
     "modelscope",
     "pairs",
     "captions",

@@ -1,13 +1,19 @@
-"""Write a file whole or not at all, read JSON Lines, put an error into one line, and a picture too."""
+"""Write a file whole or not at all and alone, read JSON Lines, put an error into one line, and a
+picture too.
+"""
 
 import base64
+import contextlib
 import io
 import json
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import filelock
 
 
 def one_line(error: object, limit: int = 300) -> str:
@@ -79,6 +85,67 @@ def write_whole(
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def only_writer(path: str | os.PathLike, named: str) -> Iterator[None]:
+    """Keep other processes from writing a file, as long as they ask here too.
+
+    The lock is a hidden file beside it. It falls with its process, however that ends.
+
+    Parameters
+    ----------
+    path : the file; it need not exist, but its folder is made.
+    named : what a message calls it, such as "out=answers.jsonl".
+
+    Raises
+    ------
+    ValueError : in one line: another process writes there; it says which one.
+    OSError : in one line: the folder cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp(), "answers.jsonl")
+    >>> with only_writer(file, "out=answers.jsonl"):
+    ...     with only_writer(file, "out=answers.jsonl"):
+    ...         pass
+    Traceback (most recent call last):
+    ValueError: out=answers.jsonl is being written by process ...
+    """
+    path = Path(path)
+    file = path.with_name(f".{path.name}.lock")
+    lock = filelock.FileLock(file, timeout=0)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except filelock.Timeout:
+        raise ValueError(
+            f"{named} is being written by {_writer_of(file)}: wait for it, or name another place"
+        ) from None
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
+    try:
+        # where a disk knows no locks, the library has written the same two lines itself
+        if not isinstance(lock, filelock.SoftFileLock):
+            file.write_text(f"{os.getpid()}\n{socket.gethostname()}\n", "utf-8")
+        yield
+    finally:
+        # before the release: who waits for a file that is gone looks for a new one
+        file.unlink(missing_ok=True)
+        lock.release()
+
+
+def _writer_of(file: Path) -> str:
+    """Say which process holds a lock."""
+    try:
+        lines = file.read_text("utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    # between locking and writing its name a process has none
+    if len(lines) < 2 or not lines[0].isdigit():
+        return "another process"
+    return f"process {lines[0]} on {lines[1]}"
 
 
 def write_json(path: str | os.PathLike, value: Any, *, indent: int | None = 1) -> None:

@@ -6,7 +6,7 @@ record; `deciding` gives the odds of two words at one place of the reference; `c
 likely a model found each token of its own answers; `prompts` turns rows of a data set into inputs;
 `backends` has those that answer: Transformers, vLLM, and a `server` that speaks OpenAI's API;
 `resume` keeps the answers on disk and goes on after a kill; `ranks` lets the processes of torchrun
-answer together; `predictions` reads answers that others made.
+answer together, and `spread` the machines of a Ray cluster; `predictions` reads answers that others made.
 """
 
 from .backends import TransformersBackend
@@ -27,12 +27,15 @@ from .slab_controls import (
     swap_pictures,
     swap_record,
 )
+from .spread import Tuned, answer_on_cluster
 
 __all__ = [
     "OpenAIServer",
     "Spoken",
     "TransformersBackend",
+    "Tuned",
     "answer_log_probs",
+    "answer_on_cluster",
     "deciding_log_odds",
     "generate_answers",
     "generation_speed",

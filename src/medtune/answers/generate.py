@@ -8,7 +8,7 @@ use the same function, with other pictures.
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from medtune.files import one_line
+from medtune.files import one_line, only_writer
 
 from .backends import ServerBackend, TransformersBackend, VllmBackend
 from .prompts import Preparer, Survey, survey_rows
@@ -119,7 +119,8 @@ def generate_answers(  # noqa: PLR0913 - each is a setting of its own, given by 
     ------
     ValueError
         An empty data set, a data set that streams, an id that repeats, `pictures_from` that does
-        not fit, `out` made with other settings or damaged, a `backend` that there is not.
+        not fit, `out` made with other settings, damaged or being written by another call, a
+        `backend` that there is not.
     OSError
         `out` cannot be written, memory does not suffice.
     ImportError
@@ -140,50 +141,93 @@ def generate_answers(  # noqa: PLR0913 - each is a setting of its own, given by 
     # vLLM and a server spread the work themselves
     ranks = find_ranks(over_ranks=over_ranks and backend == "transformers")
     done = {}
-    if out is not None:
-        # The order of the names is that of the file. A greedy answer depends neither on the seed
-        # nor on the batch.
-        settings = {
-            "model": digest_of(model),
-            "processor": digest_of(processor),
-            "data": survey.digest,
-            "pictures_from": None if pictures_from is None else donors,
-            "image_transform": _name_of(image_transform),
-            "backend": backend,
-            "max_new_tokens": max_new_tokens,
-            "options": options,
-            "drawn": [seed, batch_size] if do_sample else None,
-        }
-        done = ranks.of_first(lambda: resume(Path(out), settings))
+    with ExitStack() as held:
+        if out is not None:
+            settings = settings_of(
+                digest_of(model),
+                digest_of(processor),
+                survey,
+                pictures_from=None if pictures_from is None else donors,
+                image_transform=image_transform,
+                backend=backend,
+                max_new_tokens=max_new_tokens,
+                options=options,
+                # a greedy answer depends neither on the seed nor on the batch
+                drawn=[seed, batch_size] if do_sample else None,
+            )
+            done = ranks.of_first(lambda: _begin(held, Path(out), settings))
 
-    batches = ranks.share(_make_batches(survey, done, batch_size, keep_all=do_sample))
-    on_gpu = backend == "transformers" and model.device.type == "cuda"
-    if cache_implementation == "auto":
-        tokens = len(batches) * max_new_tokens
-        pays = on_gpu and _compiling_pays(model, tokens)
-        cache_implementation = "static" if pays else None
-    if cache_implementation == "static" and len(batches) > 1:
-        _fill_up(batches, batch_size)
-    # the cores that this process may use, which can be fewer than the machine has
-    if workers is None:
-        workers = min(8, len(os.sched_getaffinity(0))) if on_gpu else 0
+        batches = ranks.share(make_batches(survey, done, batch_size, keep_all=do_sample))
+        on_gpu = backend == "transformers" and model.device.type == "cuda"
+        if cache_implementation == "auto":
+            tokens = len(batches) * max_new_tokens
+            pays = on_gpu and _compiling_pays(model, tokens)
+            cache_implementation = "static" if pays else None
+        if cache_implementation == "static" and len(batches) > 1:
+            _fill_up(batches, batch_size)
+        # the cores that this process may use, which can be fewer than the machine has
+        if workers is None:
+            workers = min(8, len(os.sched_getaffinity(0))) if on_gpu else 0
 
-    options = {"do_sample": do_sample, "max_new_tokens": max_new_tokens, **options}
-    engine = _open_engine(backend, model, processor, options, cache_implementation)
-    dtype = getattr(model, "dtype", None)  # what vLLM takes has none
-    prepare = Preparer(dataset, processor, donors, image_transform, question, dtype)
-    answered = _answer_batches(batches, prepare, engine, seed=seed, workers=workers)
-    # answers are written before the next batch begins: a kill costs one batch
-    quiet = ranks.rank > 0
-    with tqdm(total=len(survey.samples), initial=len(done), unit="sample", disable=quiet) as bar:
-        for answers, seconds in answered:
-            new = _to_records(answers, seconds, survey, done)
-            if out is not None:
-                append(Path(out), new.values())
-            done |= new
-            bar.update(len(new))
-    done = ranks.collect(done)
+        options = {"do_sample": do_sample, "max_new_tokens": max_new_tokens, **options}
+        engine = _open_engine(backend, model, processor, options, cache_implementation)
+        dtype = getattr(model, "dtype", None)  # what vLLM takes has none
+        prepare = Preparer(dataset, processor, donors, image_transform, question, dtype)
+        answered = _answer_batches(batches, prepare, engine, seed=seed, workers=workers)
+        # answers are written before the next batch begins: a kill costs one batch
+        quiet = ranks.rank > 0
+        with tqdm(
+            total=len(survey.samples), initial=len(done), unit="sample", disable=quiet
+        ) as bar:
+            for answers, seconds in answered:
+                new = _to_records(answers, seconds, survey, done)
+                if out is not None:
+                    append(Path(out), new.values())
+                done |= new
+                bar.update(len(new))
+        done = ranks.collect(done)
     return [done[sample["id"]] for sample in survey.samples]
+
+
+def settings_of(  # noqa: PLR0913 - each is a line of the file
+    model: str,
+    processor: str,
+    survey: Survey,
+    *,
+    pictures_from: Sequence[int] | None = None,
+    image_transform: Callable | None = None,
+    backend: str = "transformers",
+    max_new_tokens: int,
+    options: Mapping[str, Any] | None = None,
+    drawn: list[int] | None = None,
+) -> dict[str, Any]:
+    """List what answers depend on, in the order of the file that stands beside them.
+
+    Parameters
+    ----------
+    model, processor : the digests of both.
+    survey : of the data set.
+    pictures_from, image_transform, backend, max_new_tokens : as `generate_answers` has them.
+    options : what it was given besides.
+    drawn : seed and batch size, where answers are drawn.
+    """
+    return {
+        "model": model,
+        "processor": processor,
+        "data": survey.digest,
+        "pictures_from": pictures_from,
+        "image_transform": _name_of(image_transform),
+        "backend": backend,
+        "max_new_tokens": max_new_tokens,
+        "options": options or {},
+        "drawn": drawn,
+    }
+
+
+def _begin(held: ExitStack, out: Path, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Keep others from the file of answers, and give those that it holds already."""
+    held.enter_context(only_writer(out, f"out={out}"))
+    return resume(out, settings)
 
 
 def _check_asked(backend: str, dataset: Any) -> None:
@@ -246,7 +290,7 @@ def _name_of(image_transform: Callable | None) -> str:
     return getattr(image_transform, "__qualname__", type(image_transform).__name__)
 
 
-def _make_batches(
+def make_batches(
     survey: Survey, done: Mapping[str, Any], batch_size: int, *, keep_all: bool
 ) -> list[Batch]:
     """Pack what is to be answered into batches.

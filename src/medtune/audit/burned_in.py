@@ -9,7 +9,7 @@ import os
 import random
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,7 +107,12 @@ class BurnedIn:
 
 
 def burned_in_text(
-    pairs: Any, *, sample: int = 30, seed: int = 0, confidence: float = _CONFIDENCE
+    pairs: Any,
+    *,
+    sample: int = 30,
+    seed: int = 0,
+    confidence: float = _CONFIDENCE,
+    cells: Callable[[list[int]], Iterable[Any]] | None = None,
 ) -> BurnedIn:
     """Look for text in the pixels, which may name a patient.
 
@@ -124,6 +129,8 @@ def burned_in_text(
         Of the draw.
     confidence : float
         From how many per cent on a word that tesseract read counts.
+    cells : callable, optional
+        Gives the encoded pictures of some rows, where `pairs` has no column `image`.
 
     Returns
     -------
@@ -165,8 +172,8 @@ def burned_in_text(
 
     # tesseract is a process of its own: while one picture is read, the next is decoded
     with ThreadPoolExecutor(2) as pool:
-        cells = picture_cells(pairs.select(drawn))
-        answers = list(tqdm(pool.map(look, cells), "Looking for text", len(drawn), delay=2))
+        pictures = picture_cells(pairs.select(drawn)) if cells is None else cells(drawn)
+        answers = list(tqdm(pool.map(look, pictures), "Looking for text", len(drawn), delay=2))
     for row, answer in zip(drawn, answers, strict=True):
         if answer is None:
             found.unreadable.append(ids[row])

@@ -1,6 +1,5 @@
 """Read every picture once and keep what the audit needs of it."""
 
-import contextlib
 import hashlib
 import io
 import itertools
@@ -12,12 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
-import filelock
 import numpy as np
 from PIL import Image
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
+from medtune.files import only_writer
 from medtune.pairs import picture_bytes, to_rgb
 
 from .near import BITS, SIDE, VIEWS, hash_views, likeness_feature, thumbnail, view_spectra
@@ -82,18 +81,17 @@ def fingerprint(
         cells = tqdm(picture_cells(dataset), "Reading pictures", total, delay=2)
         for block in _marks_of(cells, workers):
             marks += block
-        return _gathered(marks)
+        return gathered(marks)
 
     folder = Path(keep)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _claimed(folder):
+    with only_writer(folder / "digests.bin", f"keep={folder}"):
         done = _trim(folder)
         cells = picture_cells(dataset)
         _compare(folder, cells, done)
         bar = tqdm(cells, "Reading pictures", total, initial=done, delay=2)
         for block in _marks_of(bar, workers):
-            _append(folder, block)
-    return _read(folder)
+            append_marks(folder, gathered(block))
+    return read_marks(folder)
 
 
 def _marks_of(cells: Iterable[Any], workers: int) -> Iterator[list[_Mark]]:
@@ -107,7 +105,8 @@ def _marks_of(cells: Iterable[Any], workers: int) -> Iterator[list[_Mark]]:
             yield block
 
 
-def _gathered(marks: list[_Mark]) -> Fingerprints:
+def gathered(marks: list[_Mark]) -> Fingerprints:
+    """Put the marks of pictures together."""
     hashes = np.array([mark.hash for mark in marks], np.uint64)
     features = np.array([mark.feature for mark in marks], np.float32)
     return Fingerprints(
@@ -127,19 +126,6 @@ _FILES = {"hashes.bin": len(VIEWS) * BITS // 8, "features.bin": 4 * BITS, "diges
 
 # Stands for the digest of a picture that cannot be read.
 _NO_DIGEST = bytes(32)
-
-
-@contextlib.contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing to the folder."""
-    try:
-        with filelock.FileLock(folder / "lock", timeout=0):
-            yield
-    except filelock.Timeout:
-        raise ValueError(
-            f"keep={folder}: another process writes its fingerprints there: wait for it, or name "
-            "another folder"
-        ) from None
 
 
 def _trim(folder: Path) -> int:
@@ -184,18 +170,19 @@ def _digest_bytes(digest: str | None) -> bytes:
     return _NO_DIGEST if digest is None else bytes.fromhex(digest)
 
 
-def _append(folder: Path, marks: list[_Mark]) -> None:
+def append_marks(folder: Path, marks: Fingerprints) -> None:
+    """Write fingerprints behind those of the folder."""
     columns = {
-        "hashes.bin": b"".join(mark.hash.tobytes() for mark in marks),
-        "features.bin": b"".join(mark.feature.tobytes() for mark in marks),
-        "digests.bin": b"".join(_digest_bytes(mark.digest) for mark in marks),
+        "hashes.bin": marks.hashes.tobytes(),
+        "features.bin": marks.features.tobytes(),
+        "digests.bin": b"".join(_digest_bytes(digest) for digest in marks.digests),
     }
     for name, data in columns.items():
         with open(folder / name, "ab") as file:
             file.write(data)
 
 
-def _read(folder: Path) -> Fingerprints:
+def read_marks(folder: Path) -> Fingerprints:
     """Map the arrays from the files, and read the digests."""
     data = (folder / "digests.bin").read_bytes()
     digests: list[str | None] = []
@@ -203,7 +190,7 @@ def _read(folder: Path) -> Fingerprints:
         digest = data[begin : begin + len(_NO_DIGEST)]
         digests.append(None if digest == _NO_DIGEST else digest.hex())
     if not digests:
-        return _gathered([])  # an empty file cannot be mapped
+        return gathered([])  # an empty file cannot be mapped
     return Fingerprints(
         digests=digests,
         hashes=np.memmap(folder / "hashes.bin", np.uint64, "r").reshape(-1, len(VIEWS), BITS // 64),

@@ -19,6 +19,7 @@ from .options import (
     Encoding,
     ImageRoot,
     Limit,
+    Ray,
     Root,
     ScoreNames,
     Window,
@@ -130,6 +131,7 @@ def evaluate(
             "continued. With --run a folder, by default in that of the run."
         ),
     ] = None,
+    ray: Ray = None,
     root: Root = None,
 ) -> None:
     """Score answers against references, after a model has given them if need be.
@@ -158,6 +160,7 @@ def evaluate(
             "max_new_tokens": max_new_tokens,
             "out": out,
             "root": root,
+            "ray": ray,
         }
         options["question"] = question
         if benchmark is None:
@@ -181,6 +184,7 @@ def evaluate(
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
             out=out,
+            ray=ray,
         )
         _print_scores(rows, scores, score_with)
         print(f"answers: {out}", file=sys.stderr)
@@ -194,6 +198,7 @@ def evaluate(
                 f"{source} is a picture: give a folder of pictures, a converted folder, or a JSONL "
                 "of answers"
             )
+        _refuse_ray(source, ray)
         columns = read_columns(column)
         rows = _read_predictions(source, columns=columns, references=references, encoding=encoding)
         _print_scores(rows, scores, score_with)
@@ -210,9 +215,16 @@ def evaluate(
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         out=out,
+        ray=ray,
     )
     _print_beside_report(answers, text)
     print(f"answers: {out}")
+
+
+def _refuse_ray(source: Path, ray: str | None) -> None:
+    """Raise ValueError where nothing is to be answered."""
+    if ray:
+        raise ValueError(f"--ray {ray}: {source} holds answers, which are scored here: leave it out")
 
 
 def _refuse_for_a_run(source: Path | None, score_with: list[str] | None) -> None:
@@ -289,12 +301,16 @@ def _problem_of(row: dict[str, Any]) -> str | None:
     return f"{Path(path).name if path else row['id']}: {reason}"
 
 
-def _answer(pairs: Any, model: str | None, adapter: str | None, **options: Any) -> list[dict]:
-    """Load a model and let it answer."""
+def _answer(
+    pairs: Any, model: str | None, adapter: str | None, ray: str | None, **options: Any
+) -> list[dict]:
+    """Load a model, here or on the machines of a cluster, and let it answer."""
     from medtune import models
-    from medtune.answers import generate_answers
+    from medtune.answers import Tuned, answer_on_cluster, generate_answers
 
     base = model or _base_of(adapter)
+    if ray:
+        return answer_on_cluster(Tuned(base, adapter), pairs, ray=ray, **options)
     loaded = models.load_base(base, **_where_to_load())
     if adapter is not None:
         loaded = models.load_tuned(loaded, adapter)

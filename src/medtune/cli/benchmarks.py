@@ -23,6 +23,7 @@ def evaluate_benchmark(  # noqa: PLR0913 - what is asked, of whom, and where it 
     max_new_tokens: int,
     out: Path | None,
     root: Path | None,
+    ray: str | None,
 ) -> None:
     """Let a finished run answer a benchmark, and print its scores with what they are worth.
 
@@ -33,7 +34,7 @@ def evaluate_benchmark(  # noqa: PLR0913 - what is asked, of whom, and where it 
     ValueError : no such benchmark or part of it, or answers of other settings stand in `out`.
     """
     from medtune.benchmarks import score_benchmark
-    from medtune.files import write_whole
+    from medtune.files import only_writer, write_whole
     from medtune.pairs import to_rgb
 
     run = find_run(run_name, root)
@@ -52,17 +53,19 @@ def evaluate_benchmark(  # noqa: PLR0913 - what is asked, of whom, and where it 
         found["in_training_set"] = _in_training_set(loaded, run)
         found["in_own_train"] = _in_own_train(loaded, data, asked)
     folder = out or run.out / "benchmarks" / f"{loaded.benchmark.name}-{loaded.split}"
-    answers = answers_of_run(
-        run,
-        loaded.rows,
-        out=folder / "answers.jsonl",
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        # their pictures are as somebody published them: CMYK, 16 bits, palettes
-        image_transform=to_rgb,
-    )
-    found |= score_benchmark(answers, loaded.facts)
-    write_whole(folder / "scores.json", json.dumps(found, indent=1, ensure_ascii=False))
+    with only_writer(folder / "scores.json", f"out={folder}"):
+        answers = answers_of_run(
+            run,
+            loaded.rows,
+            out=folder / "answers.jsonl",
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            # their pictures are as somebody published them: CMYK, 16 bits, palettes
+            image_transform=to_rgb,
+            ray=ray,
+        )
+        found |= score_benchmark(answers, loaded.facts)
+        write_whole(folder / "scores.json", json.dumps(found, indent=1, ensure_ascii=False))
     _print_scores(title, found)
     print(f"answers and scores: {folder}", file=sys.stderr)
 

@@ -1,5 +1,6 @@
 """Subcommands on data: sample, convert, check, audit."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from .options import (
     Encoding,
     ImageRoot,
     Limit,
+    Ray,
     Root,
     SlabMm,
     SlabPictures,
@@ -131,6 +133,7 @@ def convert(
     config: Config = None,
     split: Split = None,
     limit: Limit = None,
+    ray: Ray = None,
 ) -> None:
     """Write pairs as pictures and training records."""
     from medtune.records import convert_pairs
@@ -152,7 +155,8 @@ def convert(
     )
     # a source of which nothing is said is read from where it lies, with flat memory
     pairs = source if asked.is_plain() else asked.load(source)
-    if split_by == "patient" and splits is None:
+    # a cluster reads shards from where they lie; that patients are unknown is noticed there
+    if split_by == "patient" and splits is None and ray is None:
         pairs = _with_groups(pairs, asked, source, accept_unknown_groups)
     report = convert_pairs(
         pairs,
@@ -173,6 +177,7 @@ def convert(
         splits=splits,
         split_by=split_by,
         keep=keep or (),
+        ray=ray,
     )
     print_json(report)
     _warn_of_unknown_groups(report, split_by)
@@ -315,6 +320,7 @@ def audit(
     split: Split = None,
     limit: Limit = None,
     seed: Annotated[int, typer.Option(help="Seed of the split that is made.")] = 0,
+    ray: Ray = None,
 ) -> None:
     """Look for duplicates, for patients on both sides of the split, and for text in the pictures.
 
@@ -325,6 +331,7 @@ def audit(
         audit_split,
         count_unknown_groups,
         fingerprint,
+        fingerprint_on_cluster,
         group_clues,
         near_duplicates,
         split_by_group,
@@ -347,13 +354,18 @@ def audit(
         split=split,
         limit=limit,
     )
-    pairs = asked.load(source)
+    marked = None
+    if ray:
+        # the pictures stay where they are, and all else is known when they have been read
+        options = _of_shards(asked, ray)
+        marked = fingerprint_on_cluster(source, ray=ray, keep=keep, **options)
+    pairs = asked.load(source) if marked is None else marked.pairs
     keeps_split = "split" in pairs.column_names and split_by != "patient"
     unknown = 0 if id_pattern else count_unknown_groups(pairs)
     all_unknown = unknown == len(pairs)
     if write is not None and all_unknown and not keeps_split:
         _refuse_unknown_groups(unknown, len(pairs), accept_unknown_groups)
-    marks = fingerprint(pairs, keep=keep)
+    marks = fingerprint(pairs, keep=keep) if marked is None else marked.fingerprints
     # a new split keeps together what looks alike; of a given one, that is for the report to say
     alike = None if keeps_split else near_duplicates(pairs, fingerprints=marks)
     if all_unknown and not keeps_split:
@@ -368,7 +380,7 @@ def audit(
         write_splits(write, pairs["id"], splits, groups)
     print_json(report | {"unknown_groups": unknown})
     _complain_of_unreadable(pairs, marks.unreadable, source)
-    _warn_of_text(pairs)
+    _warn_of_text(pairs, None if marked is None else marked.cells)
     if all_unknown:
         print(
             f"medtune: warning: no patients are known ({unknown} of {len(pairs)} pairs name none), "
@@ -402,11 +414,21 @@ def _without_unnamed_patients(pairs: Any, splits: list[str | None]) -> list[str 
     return splits
 
 
-def _warn_of_text(pairs: Any) -> None:
+def _of_shards(asked: Asked, ray: str) -> dict[str, Any]:
+    """Give the options for shards that are read on a cluster: what the columns are called."""
+    if not dataclasses.replace(asked, column=[]).is_plain():
+        raise ValueError(
+            f"--ray {ray} reads parquet shards as they are: of the options on the source only "
+            "--column goes with it"
+        )
+    return {"columns": read_columns(asked.column)}
+
+
+def _warn_of_text(pairs: Any, cells: Any) -> None:
     """Say on stderr whether pictures hold text, which may name a patient."""
     from medtune.audit import burned_in_text
 
-    found = burned_in_text(pairs)
+    found = burned_in_text(pairs, cells=cells)
     for line in found.warnings():
         print(f"medtune: warning: {line}", file=sys.stderr)
     suspects = found.flagged + found.with_text

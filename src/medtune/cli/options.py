@@ -94,6 +94,14 @@ AcceptUnknownGroups = Annotated[
         "from look-alikes, equal captions and ids: a patient may stand on both sides.",
     ),
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        help="Address of a Ray cluster, HOST:PORT, whose machines share the work (docs/scale.md). "
+        "Start this on one of them. Needs medtune[ray].",
+    ),
+]
 ScoreNames = Annotated[
     list[str] | None,
     typer.Option(

@@ -51,6 +51,7 @@ def evaluate_run(  # noqa: PLR0913 - what is asked, of whom, and where it goes
     max_new_tokens: int,
     out: Path | None,
     root: Path | None,
+    ray: str | None,
 ) -> None:
     """Let a finished run answer about another data set, and print its scores beside its own.
 
@@ -59,7 +60,7 @@ def evaluate_run(  # noqa: PLR0913 - what is asked, of whom, and where it goes
     FileNotFoundError : there is no such run or data, or the run has no adapter or records.
     ValueError : the data set has no such split, or answers of other settings stand in `out`.
     """
-    from medtune.files import write_whole
+    from medtune.files import only_writer, write_whole
     from medtune.records import read_records
     from medtune.scores import score_people
 
@@ -69,42 +70,53 @@ def evaluate_run(  # noqa: PLR0913 - what is asked, of whom, and where it goes
     if question is None and "question" not in theirs.column_names:
         question = _question_of(train)
     folder = out or run.out / "another_person" / data.stem
-    if "prompt" not in theirs.column_names and run.magnifies():
-        theirs = _magnified(theirs, folder / "records", question)
+    # records, answers and scores belong together: one call at a time writes them
+    with only_writer(folder / "scores.json", f"out={folder}"):
+        if "prompt" not in theirs.column_names and run.magnifies():
+            theirs = _magnified(theirs, folder / "records", question)
 
-    answers = answers_of_run(
-        run,
-        theirs,
-        out=folder / "answers.jsonl",
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        question=question,
-    )
-    people = {}
-    held_out = _held_out(run)
-    if held_out:
-        people["held out"] = held_out
-    else:
-        print(
-            f"medtune: warning: {name} has no answers of {EVALUATED}: its held-out scores are missing",
-            file=sys.stderr,
+        answers = answers_of_run(
+            run,
+            theirs,
+            out=folder / "answers.jsonl",
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            question=question,
+            ray=ray,
         )
-    people[data.stem] = answers
-    turns = train.select_columns(["completion"])["completion"]
-    captions = [turn[-1]["content"][0]["text"] for turn in turns]
-    found = score_people(people, captions)
-    write_whole(folder / "scores.json", json.dumps(found, indent=1, ensure_ascii=False))
-    _print_people(found)
-    print(f"answers and scores: {folder}", file=sys.stderr)
+        people = {}
+        held_out = _held_out(run)
+        if held_out:
+            people["held out"] = held_out
+        else:
+            print(
+                f"medtune: warning: {name} has no answers of {EVALUATED}: its held-out scores are missing",
+                file=sys.stderr,
+            )
+        people[data.stem] = answers
+        turns = train.select_columns(["completion"])["completion"]
+        captions = [turn[-1]["content"][0]["text"] for turn in turns]
+        found = score_people(people, captions)
+        write_whole(folder / "scores.json", json.dumps(found, indent=1, ensure_ascii=False))
+        _print_people(found)
+        print(f"answers and scores: {folder}", file=sys.stderr)
 
 
-def answers_of_run(run: Finished, rows: Any, **options: Any) -> list[dict[str, Any]]:
-    """Let the tuned model of a run answer; the options are those of `generate_answers`."""
+def answers_of_run(
+    run: Finished, rows: Any, ray: str | None, **options: Any
+) -> list[dict[str, Any]]:
+    """Let the tuned model of a run answer, here or on the machines of a cluster.
+
+    The options are those of `generate_answers`.
+    """
     import torch
 
     from medtune import models
-    from medtune.answers import generate_answers
+    from medtune.answers import Tuned, answer_on_cluster, generate_answers
 
+    if ray:
+        tuned = Tuned(run.base, str(run.adapter.resolve()), run.dtype)
+        return answer_on_cluster(tuned, rows, ray=ray, **options)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     base = models.load_base(run.base, dtype=run.dtype, device_map={"": device})
     model = models.load_tuned(base, str(run.adapter))

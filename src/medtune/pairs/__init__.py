@@ -27,7 +27,7 @@ from .dicom import (
 )
 from .files_of_pictures import PICTURE_SUFFIXES
 from .find import folder_of_zip
-from .load import load_pairs
+from .load import list_shards, load_pairs
 from .pictures import picture_bytes, reject_reason, to_rgb
 from .record import names_group
 from .salt import safe_id, user_salt
@@ -42,6 +42,7 @@ __all__ = [
     "describe",
     "folder_of_zip",
     "is_dicom",
+    "list_shards",
     "load_pairs",
     "names_group",
     "picture_bytes",

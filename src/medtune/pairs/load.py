@@ -8,6 +8,7 @@ when you read `row["image"]`; see the bytes themselves with
 
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 import datasets
@@ -27,7 +28,7 @@ from .find import (
 )
 from .hub import load_from_hub
 from .reading import Reading, Table
-from .shards import SHARD_SUFFIXES
+from .shards import SHARD_SUFFIXES, schema_of
 from .slabs import slab_asked_for
 from .sources import TABLE_SUFFIXES
 from .tables import split_of
@@ -56,6 +57,7 @@ def load_pairs(  # noqa: PLR0913 - one function for every source, each with its 
     salt: str | None = None,
     strict: bool = True,
     encoding: str | None = None,
+    without: Collection[str] = (),
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Load pairs from parquet, the hub, tables, dialogues, DICOM files, or a folder of such.
 
@@ -114,6 +116,8 @@ def load_pairs(  # noqa: PLR0913 - one function for every source, each with its 
         silently.
     encoding : str, optional
         How the text of tables is encoded, such as "gb18030"; by default UTF-8.
+    without : collection of str, optional
+        Paths of shards that are left out, such as those that `list_shards` cannot open.
 
     Returns
     -------
@@ -179,6 +183,8 @@ def load_pairs(  # noqa: PLR0913 - one function for every source, each with its 
         tables = _given_table(Path(captions).expanduser())
     else:
         tables = find_shards(path, split) or find_tables(path)
+    if without:
+        tables = [table for table in tables if str(table.path) not in without]
     if not tables:
         find_loose = find_loose_volumes if wanted else find_loose_pictures
         tables = [find_loose(name, path, allow_empty_captions)]
@@ -188,6 +194,38 @@ def load_pairs(  # noqa: PLR0913 - one function for every source, each with its 
             "single pictures in shards"
         )
     return make_dataset(name, tables, reading, streaming=streaming, limit=limit)
+
+
+def list_shards(source: str | os.PathLike) -> dict[Path, str | None]:
+    """List the shards of a source, in the order in which `load_pairs` reads them.
+
+    Parameters
+    ----------
+    source : str or Path
+        A parquet file, or a folder of parquet shards or of Arrow files that `datasets` saved.
+
+    Returns
+    -------
+    dict of Path to str or None
+        Why each cannot be opened, None for a good one; empty where the source is something else.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> (folder / "a.parquet").write_bytes(b"no parquet")
+    10
+    >>> ["fetch it again" in reason for reason in list_shards(folder).values()]
+    [True]
+    """
+    shards: dict[Path, str | None] = {}
+    for table in find_shards(Path(source).expanduser(), None):
+        shards[table.path] = None
+        try:
+            schema_of(table.path)
+        except ValueError as error:
+            shards[table.path] = str(error)
+    return shards
 
 
 def _find_source(source: str | os.PathLike, config: str | None) -> Path:

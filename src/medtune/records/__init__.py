@@ -4,7 +4,7 @@
 - `write`: `convert_pairs`; its parts are `sources` (open what holds the pairs), `splits` (which
   split each row goes to), `judge` (which rows become pairs), `strip` (what a copied picture tells
   besides its pixels, which stands alone), `reasons` (what is said of rows that are left out) and
-  `progress` (what is noted, so that a killed run goes on)
+  `progress` (what is noted, so that a killed run goes on); `spread` does it on a Ray cluster
 - `check`: `check_folder`, with `prepare`, which does to a record what a training will do
 - `read`: `read_records`
 - `stream`: the same records made of parquet shards while they are read

@@ -130,7 +130,7 @@ class Judge:
         for number, row, picture, closer in judged:
             cell = row.get("split", split_by_name)
             if self.chosen.splits:
-                cell = self.chosen.splits[number]
+                cell = self.chosen.split_of_row(number)
             split = split_of_word(cell)
             caption = self._caption(row)
             language = detect_language(caption)
@@ -154,7 +154,7 @@ class Judge:
         for number, row in zip(numbers, rows, strict=True):
             group = row.get("group")
             if not names_group(group):
-                group = self.chosen.groups[number]
+                group = self.chosen.group_of_row(number)
             # texts, because those of the file are
             row["group"] = str(group) if names_group(group) else None
 

@@ -170,13 +170,15 @@ class Folder:
     ----------
     out : the folder.
     job : the settings of the conversion, as `Settings.as_job` gives them.
+    work : where records grow, by default the hidden folder in `out`; another one for a process that
+        writes the pictures of a part only.
     """
 
-    def __init__(self, out: Path, job: dict):
+    def __init__(self, out: Path, job: dict, work: Path | None = None):
         self.out = out
         self.job = job
         self.images = out / "images"
-        self.work = out / ".convert"
+        self.work = work or out / ".convert"
         self.state = self.work / "state.json"
         self.done = out / "convert.json"
 
@@ -280,12 +282,17 @@ class Folder:
             try:
                 os.replace(hidden, path)
             except FileNotFoundError:
-                os.mkdir(os.path.dirname(path))
+                # another process of a cluster may have made it at the same time
+                os.makedirs(os.path.dirname(path), exist_ok=True)
                 os.replace(hidden, path)
         except OSError:
             with contextlib.suppress(OSError):
                 os.unlink(hidden)
             raise
+
+    def read_state(self) -> dict:
+        """Read what `note` has written last."""
+        return json.loads(self.state.read_text("utf-8"))
 
     def note(self, progress: Progress) -> None:
         """Note how far the conversion has come."""

@@ -61,6 +61,8 @@ class Shard:
         Gives tables of so many rows, from the first row to the last.
     problem
         Why the file cannot be opened, if so.
+    file
+        Where it lies; None for a data set.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Shard:
     foreign: bool = False
     read: Callable[[int], Iterator[Any]] | None = None
     problem: str | None = None
+    file: Path | None = None
 
 
 @dataclass
@@ -78,16 +81,23 @@ class Source:
     shards : its parts, in order.
     types : the `datasets` feature of each column.
     identity : what tells this source from another or from a changed one, as JSON can hold it.
+    first : number of its first row; above 0 where this is a part of a larger source.
     """
 
     shards: list[Shard]
     types: dict[str, Any]
     identity: list
+    first: int = 0
 
     @property
     def rows(self) -> int:
         """How many rows all shards have together."""
         return sum(shard.rows for shard in self.shards)
+
+    @property
+    def stop(self) -> int:
+        """Give the number after that of the last row."""
+        return self.first + self.rows
 
     def cells(self, column: str) -> list[Any]:
         """Give one of the small columns for all rows, None where a shard lacks it."""
@@ -205,11 +215,12 @@ def _open_parquet(path: Path) -> Source | None:
     shards, types = [], []
     for file in files:
         try:
-            shard, shard_types = _open_shard(file)
+            shard, shard_types = open_shard(file)
         except (OSError, ValueError) as error:
             problem = f"shard: {file.name} is cut off, fetch it again ({one_line(error)})"
             # It counts as one row, so that the file is listed among the rejected.
-            shards.append(Shard(file.name, 1, {"id": [pa.array([str(file)])]}, problem=problem))
+            ids = {"id": [pa.array([str(file)])]}
+            shards.append(Shard(file.name, 1, ids, problem=problem, file=file))
             continue
         shards.append(shard)
         types.append(shard_types)
@@ -233,13 +244,20 @@ def _parquet_files(path: Path) -> list[Path]:
     return [file for file in files if file.exists()]
 
 
-def _open_shard(file: Path) -> tuple[Shard, dict]:
+def open_shard(file: Path) -> tuple[Shard, dict]:
+    """Open a parquet file, and give it with the feature of each of its columns.
+
+    Raises
+    ------
+    OSError, ValueError : it is no parquet file, or a part of one.
+    """
     # Without pre_buffer, a row group of any size is read page by page.
     parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 16)
     types = dict(datasets.Features.from_arrow_schema(parquet.schema_arrow))
     small = _small_columns(parquet.read(columns=[name for name in SMALL_COLUMNS if name in types]))
     rows = parquet.metadata.num_rows
-    return Shard(file.name, rows, small, foreign=True, read=parquet.iter_batches), types
+    shard = Shard(file.name, rows, small, foreign=True, read=parquet.iter_batches, file=file)
+    return shard, types
 
 
 def _small_columns(table: pa.Table) -> dict[str, list[pa.Array]]:
@@ -289,14 +307,14 @@ def _open_dataset(pairs: Any) -> Source:
 # --- read -------------------------------------------------------------------------------------
 
 
-def read_blocks(shards: list[Shard], first: int) -> Iterator[Block]:
-    """Yield the rows of the shards from row number `first` on.
+def read_blocks(source: Source, first: int) -> Iterator[Block]:
+    """Yield the rows of a source from row number `first` on.
 
     A shard that ends before is not read. `first` is where a block of an earlier call ended, so no
     block lies on both sides of it.
     """
-    start = 0
-    for shard in shards:
+    start = source.first
+    for shard in source.shards:
         stop = start + shard.rows
         if stop > first:
             yield from _shard_blocks(shard, start, first)

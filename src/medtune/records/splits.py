@@ -7,7 +7,7 @@ of each row and nobody has made a split, the patients are dealt out here.
 import csv
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medtune.audit import split_by_group
@@ -37,6 +37,8 @@ class Chosen:
         Lines of the file of splits that no row belongs to.
     unknown_groups
         Rows that name no patient or other group, and are no rejected ones.
+    first
+        Number of the row that both lists begin with.
     """
 
     by: str
@@ -45,6 +47,22 @@ class Chosen:
     missing: str = ""
     unused: int = 0
     unknown_groups: int = 0
+    first: int = 0
+
+    def split_of_row(self, number: int) -> str | None:
+        """Give the split of a row; there must be a list."""
+        return self.splits[number - self.first]
+
+    def group_of_row(self, number: int) -> str | None:
+        """Give the group of a row; there must be a list."""
+        return self.groups[number - self.first]
+
+    def part(self, rows: range) -> "Chosen":
+        """Give what is said of some rows that follow each other, for another process."""
+        there = slice(rows.start - self.first, rows.stop - self.first)
+        splits = self.splits[there] if self.splits else None
+        groups = self.groups[there] if self.groups else None
+        return replace(self, splits=splits, groups=groups, first=rows.start)
 
 
 def choose_splits(

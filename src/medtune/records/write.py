@@ -71,13 +71,14 @@ def convert_pairs(  # noqa: PLR0913 - each is a setting that a user may want to 
     workers: int | None = None,
     strict: bool = False,
     overwrite: bool = False,
+    ray: str | None = None,
 ) -> dict:
     """Write pairs as pictures and training records.
 
     The same call goes on with a killed run, and leaves a finished one alone. JPEG and PNG in RGB or
     grey are copied without being decoded, but for EXIF, comments and the like, which are cut off;
     others become upright RGB PNG. Parquet shards are read directly,
-    with flat memory. The result depends neither on `workers` nor on a restart.
+    with flat memory. The result depends neither on `workers` nor on a restart, nor on `ray`.
 
     Parameters
     ----------
@@ -114,6 +115,8 @@ def convert_pairs(  # noqa: PLR0913 - each is a setting that a user may want to 
     workers : threads for pictures that must be decoded; by default one a core.
     strict : stop at the first bad pair instead of listing it in `rejected.jsonl`.
     overwrite : replace a conversion with other settings.
+    ray : address of a Ray cluster, HOST:PORT, whose machines convert a parquet shard each. Source
+        and `out` lie on a disk that all of them see under the same name.
 
     Returns
     -------
@@ -127,8 +130,9 @@ def convert_pairs(  # noqa: PLR0913 - each is a setting that a user may want to 
 
     Raises
     ------
-    ValueError : settings, source or folder are wrong, or (if `strict`) a pair is.
-    OSError : a file cannot be read, or the folder cannot be written.
+    ValueError : settings, source or folder are wrong, or (if `strict`) a pair is; or a shard could
+        not be converted on the cluster: it is named, and the others are done.
+    OSError : a file cannot be read, the folder cannot be written, or there is no cluster.
 
     Examples
     --------
@@ -150,6 +154,11 @@ def convert_pairs(  # noqa: PLR0913 - each is a setting that a user may want to 
     _check_groups(opened, pictures_per_sample)
     check_regions(opened.types, magnify=magnify)
     _check_slabs(opened, pictures_per_sample, magnify=magnify)
+    if ray:
+        # it needs what stands in this module
+        from .spread import check_spread, convert_on_cluster
+
+        check_spread(opened, ray, pictures_per_sample)
     columns = copied_columns(opened.types, keep)
 
     settings = Settings(
@@ -184,7 +193,10 @@ def convert_pairs(  # noqa: PLR0913 - each is a setting that a user may want to 
         with writer.open_files():
             if text_only:
                 writer.load_dialogues(Path(text_only))
-            _convert_blocks(opened, judge, writer, workers or os.cpu_count())
+            if ray:
+                convert_on_cluster(opened, judge, writer, ray)
+            else:
+                convert_blocks(opened, judge, writer, workers or os.cpu_count())
 
         types = datasets.Features({name: opened.types[name] for name in columns})
         told = {
@@ -274,15 +286,15 @@ def _hash_of_splits(chosen: Chosen) -> str | None:
     return hashlib.sha256(told.encode()).hexdigest()
 
 
-def _convert_blocks(source: Source, judge: Judge, writer: "Writer", workers: int | None) -> None:
+def convert_blocks(source: Source, judge: Judge, writer: "Writer", workers: int | None) -> None:
     """Convert all rows that are not done yet, and note the progress after every block."""
     progress = writer.progress
     done = progress.row
     gatherer = Gatherer(writer.settings.pictures_per_sample)
-    bar = tqdm(total=source.rows, initial=done, unit="pair", delay=3)
+    bar = tqdm(total=source.rows, initial=done - source.first, unit="pair", delay=3)
     with ThreadPoolExecutor(workers) as pool, bar:
         again = min(progress.waiting.values(), default=done)
-        for block in read_blocks(source.shards, again):
+        for block in read_blocks(source, again):
             if block.numbers.stop <= done:
                 # Done but for the pairs of it that still wait for more of their sample.
                 _wait_again(judge.accept(block, pool, _reject_nothing), gatherer, progress.waiting)
@@ -294,7 +306,7 @@ def _convert_blocks(source: Source, judge: Judge, writer: "Writer", workers: int
             bar.update(len(block.numbers))
         for sample in gatherer.finish():
             writer.write_sample(sample)
-        writer.note(range(source.rows, source.rows), [])
+        writer.note(range(source.stop, source.stop), [])
 
 
 def _wait_again(pairs: Iterator[Pair], gatherer: "Gatherer", waiting: dict[int, int]) -> None:
@@ -451,7 +463,7 @@ class Writer:
         split = pairs[0].split
         self.files[split].write(line)
         self.progress.samples[split] += 1
-        self._write_due_dialogues()
+        self.write_due_dialogues()
 
     def _sample_line(self, pairs: list[Pair]) -> bytes:
         first = pairs[0]
@@ -492,7 +504,7 @@ class Writer:
         )
         return json.dumps(record | cells, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
-    def _write_due_dialogues(self) -> None:
+    def write_due_dialogues(self) -> None:
         """Write as many dialogues as their share asks for by now: they are spread evenly."""
         share = self.settings.share
         due = int(self.progress.samples["train"] * share / (1 - share) + 0.5)
