@@ -12,7 +12,9 @@ from .printing import print_table
 
 @app.command()
 def prefer(
-    records: Annotated[Path, typer.Argument(help="A converted folder; its captions are the truth.")],
+    records: Annotated[
+        Path, typer.Argument(help="A converted folder; its captions are the truth.")
+    ],
     answers: Annotated[
         list[Path],
         typer.Argument(
