@@ -84,6 +84,7 @@ COMMANDS = [
     "clean",
     "ids",
     "translate",
+    "prefer",
 ]
 # each of these takes a good part of a second, or more
 HEAVY = ["torch", "transformers", "papermill", "datasets", "pandas", "numpy", "pydantic"]
@@ -513,6 +514,31 @@ def test_a_converted_folder_is_answered_and_scored(medtune, converted, tmp_path)
     }
     code, _, err = medtune("evaluate", converted, "--split", "nowhere", *options)
     assert code == 1 and "--split" in err and "train" in err
+
+
+def test_prefer_makes_pairs_of_answers_to_converted_records(medtune, converted, tmp_path):
+    from medtune.records import read_records
+    from medtune.rewards import read_preferences
+
+    said = tmp_path / "said.csv"
+    finding = "Within it lies a cyst."
+    lines = [f"{name},It shows the liver. {finding}" for name in read_records(converted)["id"]]
+    said.write_text("\n".join(["id,predict", *lines]))
+    code, out, err = medtune("prefer", converted, said, "--kind", "own")
+    assert code == 0, err
+    pairs = read_preferences(converted)
+    assert f"{len(pairs)} pairs: {converted}/preferences/train.jsonl" in out
+    for row in pairs:
+        assert finding in row["rejected"][0]["content"][0]["text"]
+        assert finding not in row["chosen"][0]["content"][0]["text"]
+    for arguments, message in (
+        ([converted, said, "--kind", "wrong"], "'wrong'"),
+        ([converted, said, "--split", "test"], "no reference for id"),
+        ([tmp_path, said], "medtune convert"),
+    ):
+        code, _, err = medtune("prefer", *arguments)
+        last = err.strip().splitlines()[-1]
+        assert code == 1 and last.startswith("medtune: ") and message in last
 
 
 def test_without_a_model_the_adapters_base_answers(medtune, converted, small_adapter, tmp_path):

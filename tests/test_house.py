@@ -36,10 +36,11 @@ ROOMS = [
     "records",
     "models",
     "plan",
+    "rewards",
     "training",
     "answers",
 ]
-ROOMS += ["scores", "benchmarks", "rewards", "multitask", "runs", "deploy", "chat", "cli"]
+ROOMS += ["scores", "benchmarks", "multitask", "runs", "deploy", "chat", "cli"]
 # They start at once, and so load nothing heavy.
 LIGHT = ["medtune", "medtune.files", "medtune.cli", "medtune.runs"]
 HEAVY = [

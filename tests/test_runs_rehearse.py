@@ -28,6 +28,8 @@ PROFILES = {
     "qwen3-vl-2b-multitask-2gpu": "Qwen/Qwen3-VL-2B-Instruct",
     "gemma3-4b-qlora": "google/gemma-3-4b-pt",
     "qwen2-vl-2b-lora": "Qwen/Qwen2-VL-2B-Instruct",
+    "qwen3-vl-2b-dpo": "Qwen/Qwen3-VL-2B-Instruct",
+    "qwen3-vl-2b-grpo": "Qwen/Qwen3-VL-2B-Instruct",
 }
 
 
@@ -116,6 +118,21 @@ def test_the_other_runs_of_a_model_are_the_rehearsed_one_but_for_a_few_values(na
             if value != rehearsed[notebook][key] and key not in {*REPLACED, "run_dir"}:
                 differing[key] = value
     assert differing == otherwise
+
+
+def test_the_profiles_of_dpo_and_grpo_differ_in_the_method_only():
+    """So one rehearsal of 12 with both methods goes through the steps of both."""
+    dpo = read_params("qwen3-vl-2b-dpo", root=REPO)
+    grpo = read_params("qwen3-vl-2b-grpo", root=REPO)
+    differing = set()
+    for notebook, values in dpo.items():
+        for key, value in values.items():
+            if key != "run_dir" and value != grpo[notebook][key]:
+                differing.add(f"{notebook[:2]}.{key}")
+    sizes = {"12.dpo_steps", "12.dpo_batch_size", "12.grpo_steps", "12.grpo_batch_size"}
+    assert differing == {"12.methods", "12.answers_each", *sizes}
+    assert dpo["12_reward_what_is_true"]["methods"] == ["DPO"]
+    assert grpo["12_reward_what_is_true"]["methods"] == ["GRPO"]
 
 
 @pytest.fixture
@@ -269,6 +286,26 @@ def test_the_recipe_in_4_bits_is_rehearsed_with_what_it_published(workplace):
     assert merged["answers"] == 4
     executed = (out / "06_merge_export.ipynb").read_text("utf-8")
     assert "drawn: " in executed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_runs_of_dpo_and_grpo_are_rehearsed(workplace):
+    """One rehearsal with both methods: a base of random weights, an adapter of it, then 12."""
+    rewarded = "12_reward_what_is_true"
+    write_recipe(workplace, "qwen3-vl-2b-grpo", ["02_convert_data", "03_finetune_lora", rewarded])
+    written = workplace / "papermill_runs" / "small" / "params.yaml"
+    params = yaml.safe_load(written.read_text("utf-8"))
+    params[rewarded]["methods"] = ["DPO", "GRPO"]
+    written.write_text(yaml.safe_dump(params), "utf-8")
+    out = rehearse_small(workplace)
+    summary = summary_of(out, rewarded)
+    assert set(summary["scores"]) == {"start", "SFT goes on", "DPO", "GRPO"}
+    assert summary["questions_kept"] == summary["questions"] > 4
+    assert summary["preference_pairs"] > 0
+    logs = json.loads((out / rewarded / "logs.json").read_text("utf-8"))
+    for name in ("SFT goes on", "DPO", "GRPO"):
+        assert [entry["step"] for entry in logs[name] if "loss" in entry] == [1, 2], name
 
 
 def test_data_on_this_machine_are_rehearsed_and_what_is_replaced_is_said(

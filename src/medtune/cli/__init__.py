@@ -2,8 +2,8 @@
 
 `app.py` makes the application, `options.py` the options that several commands share; the
 subcommands stand in `running.py` (runs, plans, training, the chat page), `data.py` (sample,
-convert, check, audit), `answering.py` and `people.py` (evaluate), `comparing.py` (compare, curves) and
-`deploying.py` (export, serve, pacs); `printing.py` prints tables.
+convert, check, audit), `preferring.py` (prefer), `answering.py` and `people.py` (evaluate),
+`comparing.py` (compare, curves) and `deploying.py` (export, serve, pacs); `printing.py` prints tables.
 
 What a user can put right (ValueError, OSError, ImportError) is one line on stderr and exit code 1;
 with `--debug` before the subcommand it is a traceback. The rooms of the package are imported inside
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import typer
 
 # importing the subcommands registers them; their order here is that of --help
-from . import answering, comparing, data, deploying, running  # noqa: F401, I001
+from . import answering, comparing, data, deploying, preferring, running  # noqa: F401, I001
 from .app import app
 
 __all__ = ["app", "main"]

@@ -8,6 +8,7 @@ import inspect
 import os
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -458,7 +459,9 @@ def _keep_gradients_of_4bit_layers(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def load_tuned(base: PreTrainedModel, adapter: str | PathLike) -> PeftModel:
+def load_tuned(
+    base: PreTrainedModel, adapter: str | PathLike, *, trainable: bool = False, **options: Any
+) -> PeftModel:
     """Put a saved adapter onto a freshly loaded base model, in evaluation mode.
 
     Unlike in peft, keys that do not fit are an error: peft only warns, and answers come from the
@@ -468,6 +471,8 @@ def load_tuned(base: PreTrainedModel, adapter: str | PathLike) -> PeftModel:
     ----------
     base : from `load_base`; it is changed.
     adapter : folder of the adapter.
+    trainable : whether the adapter is to be trained further.
+    **options : further keywords for peft, such as `autocast_adapter_dtype`.
 
     Returns
     -------
@@ -491,10 +496,10 @@ def load_tuned(base: PreTrainedModel, adapter: str | PathLike) -> PeftModel:
             raise FileNotFoundError(f"No adapter in {adapter}: {file} is missing.")
     misfit = f"The adapter {adapter} does not fit this model"
     config = PeftConfig.from_pretrained(adapter)
-    config.inference_mode = True
+    config.inference_mode = not trainable
     try:
-        model = get_peft_model(base, config)
-        result = model.load_adapter(adapter, "default")
+        model = get_peft_model(base, config, **options)
+        result = model.load_adapter(adapter, "default", is_trainable=trainable, **options)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{misfit}: {one_line(error)}") from error
     for kind, keys in (("missing", result.missing_keys), ("unexpected", result.unexpected_keys)):

@@ -1,15 +1,17 @@
 """Rewards that can be checked, preference pairs from the truth, and questions worth asking.
 
 `checkable` has one function for each reward, with the signature that TRL's `GRPOTrainer` calls;
-`preferences` makes a better and a worse answer of each of the model's own; `questions` keeps those
-that a model answers now right and now wrong.
+`preferences` makes a better and a worse answer of each of the model's own; `pairs_on_disk` keeps
+such pairs beside the records; `questions` keeps those that a model answers now right and now wrong.
 """
 
 from .checkable import box_reward, finding_reward, format_reward, length_reward, name_reward
-from .preferences import Preference, preference_pairs
+from .pairs_on_disk import read_preferences, write_preferences
+from .preferences import KINDS, Preference, preference_pairs
 from .questions import choose_questions, pass_rates
 
 __all__ = [
+    "KINDS",
     "Preference",
     "box_reward",
     "choose_questions",
@@ -19,4 +21,6 @@ __all__ = [
     "name_reward",
     "pass_rates",
     "preference_pairs",
+    "read_preferences",
+    "write_preferences",
 ]

@@ -77,10 +77,23 @@ def rehearse(  # noqa: PLR0913 (two places to choose, and four sizes)
         "samples": 4,
         "max_new_tokens": 16,
     }
+    wanted |= {
+        "questions": 16,
+        "dpo_steps": steps,
+        "grpo_steps": steps,
+        "sft_steps": steps,
+        # random weights are never right, and never come to an end
+        "lowest_pass_rate": 0.0,
+        "highest_pass_rate": 1.0,
+        "most_cut": 1.0,
+    }
     if scale == "tiny":
         wanted |= {
             "per_device_train_batch_size": 2,
             "batch_size": 4,
+            "sft_batch_size": 2,
+            "dpo_batch_size": 2,
+            "grpo_batch_size": 8,
             "dataloader_num_workers": 0,
             "max_pixels": 0,
         }

@@ -29,7 +29,7 @@ from medtune.records import names_shards
 from .settings import OF_SHARDS, ScriptArguments, zero_stage
 from .stream import ShardLoader
 
-# Of SFTConfig, what a run and its continuation share. The rest is places, printing, and how a step
+# Of TRL's settings, what a run and its continuation share. The rest is places, printing, and how a step
 # is cut into batches.
 SHARED_KEYS = [
     "learning_rate",
@@ -49,8 +49,32 @@ SHARED_KEYS = [
 ]
 
 
+# The same of DPOConfig and GRPOConfig, beside those above that they have.
+SHARED_KEYS_OF = {
+    "sft": [],
+    "dpo": ["beta", "loss_type", "loss_weights", "label_smoothing", "f_divergence_type"],
+    "grpo": [
+        "beta",
+        "loss_type",
+        "epsilon",
+        "epsilon_high",
+        "num_generations",
+        "num_iterations",
+        "steps_per_generation",
+        "max_completion_length",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "repetition_penalty",
+        "reward_weights",
+        "scale_rewards",
+        "mask_truncated_completions",
+    ],
+}
+
 # Of ScriptArguments, what changes nothing that is learned.
-OWN_TO_A_START = ("allow_cut_answers", "watchdog_seconds")
+OWN_TO_A_START = ("allow_cut_answers", "watchdog_seconds", "check_prompts")
 
 # How long a run is. A continuation may be longer.
 LENGTHS = ("max_steps", "num_train_epochs")
@@ -65,12 +89,16 @@ def shared_settings(
     """Collect what a run and its continuation must have in common, in the types of JSON."""
     settings = asdict(script_args) | asdict(model_args)
     for key in OWN_TO_A_START:
-        settings.pop(key)
+        settings.pop(key, None)
+    if script_args.stage == "sft":
+        # runs that began before there were others did not note it
+        settings.pop("stage")
     if not names_shards(script_args.data):
         for key in OF_SHARDS:
             settings.pop(key)
-    for key in SHARED_KEYS:
-        settings[key] = getattr(training_args, key)
+    for key in SHARED_KEYS + SHARED_KEYS_OF[script_args.stage]:
+        if hasattr(training_args, key):
+            settings[key] = getattr(training_args, key)
     # however they are cut: over ranks, over batches of a step
     settings["samples_per_step"] = (
         training_args.world_size

@@ -81,17 +81,17 @@ def check_data(trainer: Any, train: datasets.Dataset, *, allow_cut_answers: bool
     for data in (trainer.eval_dataset, train):
         if not data:
             continue
-        sizes = _sizes_of_pictures(data)
-        _refuse_odd_sizes(processor, data, sizes)
+        sizes = sizes_of_pictures(data)
+        refuse_odd_sizes(processor, data, sizes)
         if max_length:
-            cut = _find_cut(processor, data, sizes, max_length)
-            _refuse_cut(cut, len(data), max_length, allowed=allow_cut_answers)
+            cut = find_cut(processor, data, sizes, max_length)
+            refuse_cut(cut, len(data), max_length, allowed=allow_cut_answers)
             # the training data come last: the first batch is theirs
             cut_rows = {record.row for record in cut}
     _check_first_batch(trainer, train, cut_rows)
 
 
-def _name_of(row: dict[str, Any]) -> str:
+def name_of(row: dict[str, Any]) -> str:
     """Say which record a row is, for a message."""
     return f"record {row['id']!r}" if row.get("id") else "a record without id"
 
@@ -99,11 +99,11 @@ def _name_of(row: dict[str, Any]) -> str:
 # ---- sizes of pictures
 
 
-def _sizes_of_pictures(data: datasets.Dataset) -> list[list[Size]]:
+def sizes_of_pictures(data: datasets.Dataset) -> list[list[Size]]:
     """Read the sizes of the pictures of each record from the heads of their files."""
     sizes = []
     for row in data.select_columns(["id", "images"]).cast_column("images", UNDECODED):
-        sizes.append([_size_of(picture, _name_of(row)) for picture in row["images"]])
+        sizes.append([_size_of(picture, name_of(row)) for picture in row["images"]])
     return sizes
 
 
@@ -121,7 +121,7 @@ def _size_of(picture: dict[str, Any], name: str) -> Size:
         ) from error
 
 
-def _refuse_odd_sizes(processor: Any, data: datasets.Dataset, sizes: list[list[Size]]) -> None:
+def refuse_odd_sizes(processor: Any, data: datasets.Dataset, sizes: list[list[Size]]) -> None:
     """Raise `ValueError` if the processor cannot prepare the oddest pictures of the data.
 
     Processors refuse pictures that are too narrow or too small: if the narrowest and the smallest
@@ -144,7 +144,7 @@ def _refuse_odd_sizes(processor: Any, data: datasets.Dataset, sizes: list[list[S
         try:
             _tokens_with_picture(processor, size)
         except Exception as error:  # processors raise many kinds
-            name = _name_of({"id": data["id"][row_of[size]]})
+            name = name_of({"id": data["id"][row_of[size]]})
             raise ValueError(
                 f"{name}: its picture of {size[0]} x {size[1]} pixels cannot be prepared "
                 f"({one_line(error)}): take the record out; "
@@ -169,7 +169,7 @@ def without_odd_pictures(
     """
     reason_of: dict[Size, str] = {}
     good = []
-    for row, sizes in enumerate(_sizes_of_pictures(data)):
+    for row, sizes in enumerate(sizes_of_pictures(data)):
         for size in sizes:
             if size not in reason_of:
                 reason_of[size] = _why_refused(processor, size)
@@ -211,10 +211,18 @@ def _tokens_of(texts: list[str], processor: Any) -> list[list[int]]:
     return processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
 
 
-def _find_cut(
+def find_cut(
     processor: Any, data: datasets.Dataset, sizes: list[list[Size]], max_length: int
 ) -> list[RecordLength]:
-    """Find the records that are longer than `max_length`."""
+    """Find the records that are longer than `max_length`.
+
+    Parameters
+    ----------
+    processor : of the model.
+    data : records with "id", "prompt", "completion" and "images".
+    sizes : of their pictures.
+    max_length : most tokens of a record.
+    """
     cut = []
     for record in _lengths(processor, data, sizes):
         if abs(record.all - max_length) <= CLOSE:
@@ -242,7 +250,7 @@ def _lengths(
                     tokens_of_size[size] = _tokens_with_picture(processor, size)
                 pictures += tokens_of_size[size]
             prompt = len(prompts[place]) + pictures
-            yield RecordLength(_name_of(row), start + place, prompt, len(answers[place]))
+            yield RecordLength(name_of(row), start + place, prompt, len(answers[place]))
 
 
 def _rendered(row: dict[str, Any], processor: Any) -> dict[str, str]:
@@ -261,8 +269,16 @@ def _exact_length(processor: Any, row: dict[str, Any], about: RecordLength) -> R
     return RecordLength(about.name, about.row, len(prepared["input_ids"][0]), about.answer)
 
 
-def _refuse_cut(cut: list[RecordLength], total: int, max_length: int, *, allowed: bool) -> None:
-    """Raise `ValueError` where answers would be cut, or nothing would be left of one."""
+def refuse_cut(cut: list[RecordLength], total: int, max_length: int, *, allowed: bool) -> None:
+    """Raise `ValueError` where answers would be cut, or nothing would be left of one.
+
+    Parameters
+    ----------
+    cut : from `find_cut`.
+    total : number of records that were looked at.
+    max_length : most tokens of a record.
+    allowed : whether cut answers may be learned all the same.
+    """
     if not cut:
         return
     longest = max(record.all for record in cut)
@@ -390,7 +406,7 @@ class NamedRecords:
             self._prepare([row])
         except Exception as error:  # processors raise many kinds
             raise ValueError(
-                f"{_name_of(row)} cannot be prepared: {one_line(error)}; "
+                f"{name_of(row)} cannot be prepared: {one_line(error)}; "
                 "`medtune check` with --model lists all such records"
             ) from error
 

@@ -1,11 +1,14 @@
 """What a training is told: the keys of a YAML file and of the command line.
 
 The keys are those of `ScriptArguments`, TRL's `SFTConfig` and TRL's `ModelConfig`; an unknown one
-is refused.
+is refused. `stage: dpo` has `DPOConfig` instead, `stage: grpo` has `GRPOConfig` and the keys of
+`RewardArguments`.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import difflib
 import os
 import re
@@ -14,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from trl import ModelConfig, SFTConfig, TrlParser
+import yaml
+from trl import DPOConfig, GRPOConfig, ModelConfig, SFTConfig, TrlParser
 
 from medtune.records import names_shards
 
@@ -29,6 +33,11 @@ class ScriptArguments:
 
     Attributes
     ----------
+    stage : "sft" learns the answers of the records; "dpo" learns which of two answers is the better
+        one, from `preferences/` beside the records (`medtune prefer`); "grpo" learns from rewards
+        for its own answers, see `RewardArguments`.
+    adapter : a saved adapter to go on from; its own rank and layers hold. With dpo and grpo it is
+        also the reference, of which TRL keeps a copy.
     data : folder written by `medtune convert`; or parquet shards (a file, a folder of such, a
         pattern like `shards/*.parquet`) or a set on the hub, which are read as the training goes.
     splits : for shards: CSV with id and split of each pair, as `medtune audit --write` writes it.
@@ -49,6 +58,15 @@ class ScriptArguments:
 
     data: str = field(
         metadata={"help": "Folder written by 'medtune convert', parquet shards, or a hub set."}
+    )
+    stage: str = field(
+        default="sft",
+        metadata={
+            "help": "sft: learn the answers; dpo: from pairs of answers; grpo: from rewards."
+        },
+    )
+    adapter: str | None = field(
+        default=None, metadata={"help": "A saved adapter to go on from, in place of a fresh one."}
     )
     splits: str | None = field(
         default=None,
@@ -111,6 +129,67 @@ class ScriptArguments:
     )
 
 
+@dataclass
+class RewardArguments(ScriptArguments):
+    """What medtune adds for `stage: grpo`; TRL's key `reward_weights` weighs the rewards.
+
+    Attributes
+    ----------
+    rewards : names of the functions of `medtune.rewards` without their ending: finding, name, box,
+        format, length. One whose weight is 0 is only logged.
+    missed_weight : what an answer gets that reports no finding where there is one.
+    invented_weight : what it gets that reports one where there is none.
+    silent_weight : what it gets that says nothing where the record says that there is none.
+    wrong_side_weight : what the name gets for the wrong side of the body.
+    box_scale : width and height of the picture in boxes that are written as text.
+    answer_pattern : regular expression that the whole answer must match, for format.
+    shortest, longest : words of a good answer, for length.
+    check_prompts : so many of the prompts are answered and rewarded before the first step, to see
+        that there is something to learn; 0: none.
+    """
+
+    rewards: list[str] = field(
+        default_factory=lambda: ["finding"],
+        metadata={"help": "Rewards of medtune.rewards: finding, name, box, format, length."},
+    )
+    missed_weight: float = field(
+        default=-1.0, metadata={"help": "What an answer gets that misses a finding."}
+    )
+    invented_weight: float = field(
+        default=-0.5, metadata={"help": "What an answer gets that invents a finding."}
+    )
+    silent_weight: float = field(
+        default=0.5, metadata={"help": "What an answer gets that does not deny what is not there."}
+    )
+    wrong_side_weight: float = field(
+        default=0.5, metadata={"help": "What the name gets for the wrong side of the body."}
+    )
+    box_scale: float = field(
+        default=1000.0, metadata={"help": "What a picture's width and height are in a written box."}
+    )
+    answer_pattern: str = field(
+        default=r"[^\n]+[.。]", metadata={"help": "What the whole answer must match, for format."}
+    )
+    shortest: int = field(
+        default=40, metadata={"help": "Least words of a good answer, for length."}
+    )
+    longest: int = field(default=90, metadata={"help": "Most words of a good answer, for length."})
+    check_prompts: int = field(
+        default=32,
+        metadata={"help": "Prompts answered and rewarded before the first step; 0: none."},
+    )
+
+
+# What a training of each stage is told: our keys, and TRL's.
+STAGES = {
+    "sft": (ScriptArguments, SFTConfig),
+    "dpo": (ScriptArguments, DPOConfig),
+    "grpo": (RewardArguments, GRPOConfig),
+}
+
+# What `rewards` may name.
+REWARDS = ("finding", "name", "box", "format", "length")
+
 # Keys that only shards have a use for.
 OF_SHARDS = (
     "splits",
@@ -138,7 +217,9 @@ class _Parser(TrlParser):
         raise ValueError(message)
 
 
-def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, SFTConfig, ModelConfig]:
+def parse_arguments(
+    argv: list[str],
+) -> tuple[ScriptArguments, SFTConfig | DPOConfig | GRPOConfig, ModelConfig]:
     """Read the words of a command line: `--config train.yaml` and what overrides it.
 
     Parameters
@@ -147,7 +228,9 @@ def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, SFTConfig, ModelC
 
     Returns
     -------
-    tuple : ScriptArguments, `trl.SFTConfig` and `trl.ModelConfig`.
+    tuple : ScriptArguments, `trl.SFTConfig` and `trl.ModelConfig`. With `stage: dpo` the second is a
+        `trl.DPOConfig`; with `stage: grpo` the first is RewardArguments and the second a
+        `trl.GRPOConfig`.
 
     Raises
     ------
@@ -163,8 +246,12 @@ def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, SFTConfig, ModelC
     Traceback (most recent call last):
     ValueError: Some specified arguments are not used ... ['--lora_rank', '4'] Did you mean ... lora_r...
     """
-    parser = _Parser((ScriptArguments, SFTConfig, ModelConfig), prog="medtune train")
-    _set_defaults(parser)
+    stage = _stage_of(argv)
+    if stage not in STAGES:
+        raise ValueError(f"stage={stage} is unknown: use {', '.join(STAGES)}")
+    known = (*STAGES[stage], ModelConfig)
+    parser = _Parser(known, prog="medtune train")
+    _set_defaults(parser, stage)
     words = []
     for word in argv:
         # DeepSpeed's launcher adds a local rank, which is in the environment, too
@@ -173,9 +260,13 @@ def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, SFTConfig, ModelC
     try:
         script_args, training_args, model_args = parser.parse_args_and_config(words)
     except ValueError as error:
-        raise ValueError(f"{error}{_did_you_mean(str(error))}") from None
+        raise ValueError(f"{error}{_did_you_mean(str(error), known)}") from None
     _refuse_what_cannot_train(training_args, model_args)
     _refuse_what_is_not_of_shards(script_args)
+    if script_args.adapter and not model_args.use_peft:
+        raise ValueError("adapter and use_peft=false exclude each other: an adapter is trained on")
+    if stage != "sft":
+        _refuse_what_is_of_sft(script_args, training_args)
     if script_args.fast and torch.cuda.is_available():
         # all layers share one function of Transformers, and each variant of it counts
         torch._dynamo.config.recompile_limit = 64
@@ -184,13 +275,31 @@ def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, SFTConfig, ModelC
     return script_args, training_args, model_args
 
 
-def _did_you_mean(message: str) -> str:
+def _stage_of(argv: list[str]) -> str:
+    """Find the stage before anything else is read: it decides which keys there are."""
+    words = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    words.add_argument("--stage")
+    words.add_argument("--config")
+    try:
+        given, _ = words.parse_known_args(argv)
+    except argparse.ArgumentError:
+        # the parser of all keys says what is wrong
+        return "sft"
+    if given.stage:
+        return given.stage
+    # a file that is missing or no YAML is told by the parser of all keys
+    with contextlib.suppress(OSError, TypeError, AttributeError, ValueError, yaml.YAMLError):
+        return str(yaml.safe_load(Path(given.config).read_text("utf-8")).get("stage", "sft"))
+    return "sft"
+
+
+def _did_you_mean(message: str, of: tuple[type, ...]) -> str:
     """Name the keys that are most like the first unknown one of a message; empty if none is."""
     unknown = re.search(r"--(\w+)", message)
     if not unknown:
         return ""
     known = []
-    for settings in (ScriptArguments, SFTConfig, ModelConfig):
+    for settings in of:
         known += [setting.name for setting in fields(settings)]
     near = difflib.get_close_matches(unknown[1], known, 3)
     if not near or unknown[1] in near:
@@ -198,13 +307,15 @@ def _did_you_mean(message: str) -> str:
     return f" Did you mean {' or '.join(near)}?"
 
 
-def _set_defaults(parser: TrlParser) -> None:
+def _set_defaults(parser: TrlParser, stage: str) -> None:
     """Set what is the same in every training of the course, as notebook 03 explains it."""
     gpu = torch.cuda.is_available()
-    parser.set_defaults(
+    if stage != "grpo":
         # a text that is cut loses image tokens
-        max_length=None,
-        completion_only_loss=True,
+        parser.set_defaults(max_length=None)
+    if stage == "sft":
+        parser.set_defaults(completion_only_loss=True)
+    parser.set_defaults(
         report_to="none",
         # an old name of activation_checkpointing, which TRL turns on
         gradient_checkpointing=None,
@@ -249,6 +360,27 @@ def _refuse_what_is_not_of_shards(script_args: ScriptArguments) -> None:
                 f"{key} is for shards, and data={script_args.data} names none: what a converted "
                 "folder holds was decided by medtune convert"
             )
+
+
+def _refuse_what_is_of_sft(
+    script_args: ScriptArguments, training_args: DPOConfig | GRPOConfig
+) -> None:
+    """Raise `ValueError` for what goes with `stage: sft` only."""
+    stage = script_args.stage
+    if names_shards(script_args.data):
+        raise ValueError(f"stage={stage} needs a converted folder: data names shards")
+    for key in ("fast", "cache_features"):
+        if getattr(script_args, key):
+            raise ValueError(
+                f"{key}=true is for stage=sft: TRL's loss of {stage} has its own forward"
+            )
+    if zero_stage(training_args) == 3:
+        raise ValueError(
+            f"stage={stage} does not train under ZeRO-3 here: take deepspeed: zero2, or none"
+        )
+    for reward in getattr(script_args, "rewards", []):
+        if reward not in REWARDS:
+            raise ValueError(f"rewards: {reward!r} is unknown, use {', '.join(REWARDS)}")
 
 
 def zero_stage(training_args: SFTConfig) -> int | None:

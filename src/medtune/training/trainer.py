@@ -14,28 +14,43 @@ import torch
 from peft import get_peft_model
 from transformers import AutoConfig, set_seed
 from transformers.integrations import deepspeed as deepspeed_integration
-from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    ModelConfig,
+    SFTConfig,
+    SFTTrainer,
+    get_peft_config,
+    get_quantization_config,
+)
 
-from medtune.models import adapter_targets, load_base, load_processor
+from medtune.models import adapter_targets, load_base, load_processor, load_tuned
 from medtune.modelscope import fetch_model, is_modelscope_name
 from medtune.records import names_shards, read_records
+from medtune.rewards import read_preferences
 
 from .features import cache_features
 from .preflight import check_data, decode_first, name_records, without_odd_pictures
-from .settings import ScriptArguments, zero_stage
+from .rewarding import read_questions, reward_functions
+from .settings import RewardArguments, ScriptArguments, zero_stage
 from .speed import pad_lengths, send_bytes, speed_up
+from .start_checks import check_preferences, check_questions, check_reference, check_rewards
 from .stream import LOOKED_AT, ShardLoader, open_streams, steps_known
 
 
 def build_trainer(
     script_args: ScriptArguments,
-    training_args: SFTConfig,
+    training_args: SFTConfig | DPOConfig | GRPOConfig,
     model_args: ModelConfig,
     *,
     trainer_class: Callable[..., Any] | None = None,
     **options: Any,
 ) -> Any:
     """Load data, processor and base model, add the adapter, and make the trainer, as notebook 03.
+
+    With `stage: dpo` and `stage: grpo` it is that of notebook 12.
 
     Parameters
     ----------
@@ -46,29 +61,50 @@ def build_trainer(
 
     Returns
     -------
-    trl.SFTTrainer : ready to train, or what `trainer_class` returned.
+    trl.SFTTrainer : ready to train, or what `trainer_class` returned; with the other stages a
+        `trl.DPOTrainer` or a `trl.GRPOTrainer`.
 
     Raises
     ------
     ValueError, OSError : in one line: no such data, model or target; a record that cannot be
-        prepared or would be cut; labels or image tokens that are wrong.
+        prepared or would be cut; labels or image tokens that are wrong. With the other stages: a
+        rejected answer that is the chosen one; a reward that never differs; sampled answers that
+        are cut; a reference that is not the start.
     """
-    stage = zero_stage(training_args)
-    if stage is not None:
+    if zero_stage(training_args) is not None:
         # DeepSpeed is imported only by those who use it: it takes seconds and looks for compilers
         import deepspeed
 
         # on a CPU only torch has been told of the other ranks so far
         deepspeed.init_distributed()
+    if script_args.stage == "sft":
+        return _build_sft(
+            script_args, training_args, model_args, trainer_class=trainer_class, **options
+        )
+    if trainer_class is not None:
+        raise ValueError(f"stage={script_args.stage} has a trainer of its own")
+    if script_args.stage == "dpo":
+        return _build_dpo(script_args, training_args, model_args, **options)
+    return _build_grpo(script_args, training_args, model_args, **options)
+
+
+def _build_sft(
+    script_args: ScriptArguments,
+    training_args: SFTConfig,
+    model_args: ModelConfig,
+    *,
+    trainer_class: Callable[..., Any] | None,
+    **options: Any,
+) -> Any:
+    """Make the trainer that learns the answers of the records."""
+    stage = zero_stage(training_args)
     stream = None
     if names_shards(script_args.data):
         stream, watched = open_streams(script_args, training_args)
         train = stream.records()
     else:
         train, watched = _read_data(script_args, training_args)
-    processor = load_processor(
-        model_args.model_name_or_path, max_pixels=script_args.max_pixels or None
-    )
+    processor = _load_processor(script_args, model_args)
     model = _load_model(script_args, training_args, model_args)
     with steps_known(training_args) if stream else contextlib.nullcontext():
         trainer = (trainer_class or SFTTrainer)(
@@ -105,6 +141,98 @@ def build_trainer(
     return trainer
 
 
+def _build_dpo(
+    script_args: ScriptArguments,
+    training_args: DPOConfig,
+    model_args: ModelConfig,
+    **options: Any,
+) -> DPOTrainer:
+    """Make the trainer that learns which of two answers is the better one."""
+    # the other ranks then read what rank 0 has cached
+    with training_args.main_process_first():
+        train = read_preferences(script_args.data, "train")
+        watched = None
+        if training_args.eval_strategy != "no":
+            watched = _evenly(
+                read_preferences(script_args.data, "validation"), script_args.eval_samples
+            )
+    processor = _load_processor(script_args, model_args)
+    if training_args.process_index == 0:
+        for pairs in (train, watched):
+            if pairs:
+                check_preferences(
+                    pairs,
+                    processor,
+                    training_args.max_length,
+                    allow_cut_answers=script_args.allow_cut_answers,
+                )
+    trainer = DPOTrainer(
+        model=_load_model(script_args, training_args, model_args),
+        args=training_args,
+        train_dataset=train,
+        eval_dataset=watched,
+        processing_class=processor,
+        **options,
+    )
+    _save_only_what_is_trained(trainer, model_args)
+    if trainer.is_world_process_zero():
+        check_reference(trainer, train, "chosen")
+    return trainer
+
+
+def _build_grpo(
+    script_args: RewardArguments,
+    training_args: GRPOConfig,
+    model_args: ModelConfig,
+    **options: Any,
+) -> GRPOTrainer:
+    """Make the trainer that learns from rewards for its own answers."""
+    functions = reward_functions(script_args)
+    # the other ranks then read what rank 0 has cached
+    with training_args.main_process_first():
+        train = read_questions(script_args, functions, "train")
+        watched = None
+        if training_args.eval_strategy != "no":
+            watched = read_questions(script_args, functions, "validation")
+            watched = _evenly(watched, script_args.eval_samples)
+    processor = _load_processor(script_args, model_args)
+    if training_args.process_index == 0:
+        for questions in (train, watched):
+            if questions:
+                check_questions(
+                    questions,
+                    processor,
+                    training_args.max_completion_length,
+                    allow_cut_answers=script_args.allow_cut_answers,
+                )
+    trainer = GRPOTrainer(
+        model=_load_model(script_args, training_args, model_args),
+        reward_funcs=functions,
+        args=training_args,
+        train_dataset=train,
+        eval_dataset=watched,
+        processing_class=processor,
+        **options,
+    )
+    _save_only_what_is_trained(trainer, model_args)
+    if trainer.is_world_process_zero():
+        check_reference(trainer, train, "completion")
+    if script_args.check_prompts:
+        tried = _evenly(train, script_args.check_prompts)
+        check_rewards(trainer, tried, allow_cut_answers=script_args.allow_cut_answers)
+    return trainer
+
+
+def _evenly(data: datasets.Dataset, count: int) -> datasets.Dataset:
+    """Take some rows, evenly over all: the first ones may be those of one patient."""
+    count = min(count, len(data))
+    return data.select([row * len(data) // count for row in range(count)])
+
+
+def _load_processor(script_args: ScriptArguments, model_args: ModelConfig) -> Any:
+    return load_processor(model_args.model_name_or_path, max_pixels=script_args.max_pixels or None)
+
+
 def _read_data(
     script_args: ScriptArguments, training_args: SFTConfig
 ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
@@ -123,7 +251,7 @@ def _read_data(
 def _load_model(
     script_args: ScriptArguments, training_args: SFTConfig, model_args: ModelConfig
 ) -> Any:
-    """Load the base model, and put a fresh adapter onto it if the settings say so."""
+    """Load the base model, and put a fresh or a saved adapter onto it if the settings say so."""
     stage = zero_stage(training_args)
     with _loaded_whole_if_it_has_experts(training_args, model_args):
         model = load_base(
@@ -138,20 +266,33 @@ def _load_model(
         peft_config = get_peft_config(model_args)
         if peft_config is None:
             return model
+        # ZeRO-3 wants one dtype
+        in_float32 = script_args.autocast_adapter_dtype and stage != 3
+        if script_args.adapter is not None:
+            model = load_tuned(
+                model, script_args.adapter, trainable=True, autocast_adapter_dtype=in_float32
+            )
+            return _read_back_as_it_is(model.train())
         if not (peft_config.target_modules or peft_config.target_parameters):
             for key, value in adapter_targets(model, script_args.target).items():
                 setattr(peft_config, key, value)
         # adapters start at random
         set_seed(training_args.seed)
-        # ZeRO-3 wants one dtype
-        in_float32 = script_args.autocast_adapter_dtype and stage != 3
         model = get_peft_model(model, peft_config, autocast_adapter_dtype=in_float32)
-        # Without this, peft brings what it loads from a checkpoint to float32. TRL trains adapters
-        # on 4-bit weights in bfloat16, and a resumed run would be another one.
-        model.load_adapter = partial(model.load_adapter, autocast_adapter_dtype=False)
+        _read_back_as_it_is(model)
     if stage == 3 and training_args.activation_checkpointing:
         # the kind that is not reentrant fails with adapters under ZeRO-3
         training_args.activation_checkpointing_kwargs = {"use_reentrant": True}
+    return model
+
+
+def _read_back_as_it_is(model: Any) -> Any:
+    """Let a model with an adapter read checkpoints in the precision that they have.
+
+    Peft brings what it loads to float32. TRL trains adapters on 4-bit weights in bfloat16, and a
+    resumed run would be another one.
+    """
+    model.load_adapter = partial(model.load_adapter, autocast_adapter_dtype=False)
     return model
 
 
@@ -182,12 +323,17 @@ def _loaded_whole_if_it_has_experts(
 
 
 def _save_only_what_is_trained(trainer: Any, model_args: ModelConfig) -> None:
-    """Under ZeRO-1 and 2, let no rank copy the whole base into its memory for each checkpoint.
+    """Keep out of what is saved what no training changes.
 
-    Of it only the adapter is kept, where there is one. For a 30B model the copy took a minute, and 62 GB on each rank.
+    That is the copy which TRL makes of an adapter for its reference. And under ZeRO-1 and 2 it is
+    the base: each rank would copy it into its memory for each checkpoint, though only the adapter
+    is kept; for a 30B model that took a minute, and 62 GB on each rank.
     """
+    model = trainer.model
+    if "ref" in getattr(model, "peft_config", {}):
+        model.save_pretrained = partial(model.save_pretrained, selected_adapters=["default"])
     if model_args.use_peft and zero_stage(trainer.args) in (1, 2):
-        trainer.accelerator.get_state_dict = partial(_trained_weights, trainer.model)
+        trainer.accelerator.get_state_dict = partial(_trained_weights, model)
 
 
 def _trained_weights(model: Any, *_: Any) -> dict[str, torch.Tensor]:
