@@ -140,26 +140,31 @@ class Page:
             elem_id="gallery",
         )
         self.say(self.gallery, label="asked")
-        self.before = gr.Image(
-            label=_english("earlier"),
-            visible=False,
-            interactive=False,
-            height=170,
-            format="png",
-            buttons=[],
-            elem_id="before",
-        )
-        self.say(self.before, label="earlier")
-        with gr.Column(visible=False, elem_id="series") as self.series:
-            self.view = gr.Image(
-                label=_english("series"),
+        # earlier and now stand beside each other
+        with gr.Row():
+            self.before = gr.Image(
+                label=_english("earlier"),
+                visible=False,
                 interactive=False,
                 height=340,
+                min_width=120,
+                format="png",
+                buttons=[],
+                elem_id="before",
+            )
+            self.say(self.before, label="earlier")
+            self.view = gr.Image(
+                label=_english("series"),
+                visible=False,
+                interactive=False,
+                height=340,
+                min_width=120,
                 format="png",
                 elem_id="view",
                 buttons=["fullscreen"],
             )
             self.say(self.view, label="series")
+        with gr.Column(visible=False, elem_id="series") as self.series:
             self.window = gr.Dropdown(
                 [("", "")], label=_english("window"), value="", elem_id="window"
             )
@@ -429,7 +434,7 @@ class Page:
             self.visit: visit,
             self.status: status,
             self.files: None,
-            self.view: self.look(at, window, visit),
+            self.view: gr.Image(self.look(at, window, visit), visible=slices > 0),
             self.series: gr.Column(visible=slices > 0),
             self.several: gr.Column(visible=slices > 1),
             self.slider: gr.Slider(1, max(slices, 2), value=at),
