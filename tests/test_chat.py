@@ -698,3 +698,14 @@ def test_the_command_says_what_is_wrong(tmp_path, tiny_vlm, capsys, monkeypatch)
             cli.main(["chat", *map(str, arguments)])
         said = capsys.readouterr().err
         assert end.value.code == 1 and message in said and said.count("medtune: ") == 1
+
+
+def test_the_command_names_a_series_that_is_none(tmp_path, tiny_vlm, capsys):
+    for series, message in [
+        (tmp_path, f"--series {tmp_path}: this folder holds no DICOM pictures"),
+        (tmp_path / "no", f"--series {tmp_path / 'no'}: there is no such folder or file"),
+    ]:
+        with pytest.raises(SystemExit) as end:
+            cli.main(["chat", str(tiny_vlm), "--series", str(series)])
+        said = capsys.readouterr().err
+        assert end.value.code == 1 and message in said and said.count("medtune: ") == 1
