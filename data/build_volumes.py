@@ -11,7 +11,7 @@ same virtual people, the same held-out blocks of slices, the same drawn findings
 * ``direction``: which way does a drawn vessel move from slice to slice;
 * ``border``: which way does a real vessel, or the border of a lung, shift from slice to slice;
 * ``change``: an earlier picture and one of now: what became of the lesion;
-* ``record``: a short record says whether a lesion is known, or how high a laboratory value is; the
+* ``record``: a short record says whether a lesion is known, and how high a laboratory value is; the
   picture says whether there is a lesion.
 
 Each answer is dealt out after all that the question says is fixed, so that words alone never tell it.
@@ -171,12 +171,9 @@ ASK = {  # English, Chinese
         "图1是以前，图2是现在。病灶有什么变化？",
     ),
     "record": (
-        "Does the record know of a lesion, and is there one in the frame? Picture 2 is the frame, larger.",
-        "病历里有没有已知的病灶？方框里有没有病灶？图2是放大的方框。",
-    ),
-    "laboratory": (
-        "Is the creatinine raised, and is there a lesion in the frame? Picture 2 is the frame, larger.",
-        "肌酐高不高？方框里有没有病灶？图2是放大的方框。",
+        "Does the record know of a lesion, is the creatinine raised, and is there a lesion in the "
+        "frame? Picture 2 is the frame, larger.",
+        "病历里有没有已知的病灶？肌酐高不高？方框里有没有病灶？图2是放大的方框。",
     ),
 }
 SPACING = ("The pictures are {} mm apart.", "相邻两张图相距{}毫米。")
@@ -974,18 +971,17 @@ def ask_change(slab: Slab, deal: int, rng: np.random.Generator) -> Question | No
 
 
 def ask_record(slab: Slab, deal: int, rng: np.random.Generator) -> Question | None:
-    """What does the record know, or how high is its laboratory value, and what does the picture show?"""
+    """What does the record know, how high is its laboratory value, and what does the picture show?
+
+    All in one answer: a question whose pictures are paid for teaches both words of the record.
+    """
     place = int(rng.integers(PICTURES))
     cut = slab.cuts[place]
     planned = some_plan(slab, cut, 1 + deal // 8 % 2, rng)
     if planned is None:
         return None
     region, plan = planned
-    of_laboratory = bool(deal // 4 % 2)
-    # what is asked for is dealt out, the other one is left to chance
-    told = bool(deal % 2)
-    other = bool(rng.integers(2))
-    known, raised = (other, told) if of_laboratory else (told, other)
+    known, raised = bool(deal % 2), bool(deal // 4 % 2)
     record = write_record(known, raised, rng)
     hu = cut.hu
     if rng.random() < 0.3:
@@ -1004,13 +1000,15 @@ def ask_record(slab: Slab, deal: int, rng: np.random.Generator) -> Question | No
         magnify(hu, plan.corner, plan.side, region.window),
     ]
     z = slab.slices()[place]
-    from_record = RAISED[raised] if of_laboratory else KNOWN[known]
-    answer = (f"{from_record[0]} {seen[0]}", from_record[1] + seen[1])
+    answer = (
+        f"{KNOWN[known][0]} {RAISED[raised][0]} {seen[0]}",
+        KNOWN[known][1] + RAISED[raised][1] + seen[1],
+    )
     return Question(
         "record",
         pictures,
         [z, z],
-        ASK["laboratory" if of_laboratory else "record"],
+        ASK["record"],
         answer,
         region.window,
         region.english,
