@@ -2,14 +2,17 @@
 record.
 
 Everything is made from the course's CT and its mask, as `build_sample.py` makes its pictures: the
-same virtual people, the same held-out blocks of slices, the same drawn findings. Five tasks:
+same virtual people, the same held-out blocks of slices, the same drawn findings. Seven tasks:
 
 * ``count``: in how many of four neighbouring slices is the lesion, in which is it largest, and how
   wide is it there;
+* ``height``: the question says how far apart the slices are: how high is the lesion, in mm;
 * ``presence``: is the named structure in this slab at all;
-* ``direction``: which way does a vessel move from slice to slice;
+* ``direction``: which way does a drawn vessel move from slice to slice;
+* ``border``: which way does a real vessel, or the border of a lung, shift from slice to slice;
 * ``change``: an earlier picture and one of now: what became of the lesion;
-* ``record``: a short record says whether a lesion is known, the picture whether there is one.
+* ``record``: a short record says whether a lesion is known, and how high a laboratory value is; the
+  picture says whether there is a lesion.
 
 Each answer is dealt out after all that the question says is fixed, so that words alone never tell it.
 
@@ -41,16 +44,25 @@ from people import draw_person, scanned_person
 
 # slices of a slab; they are neighbours, since a held-out block has five or six
 PICTURES = 4
-# The sample's validation blocks have two slices, too few for a slab: this one is held out instead.
-# The tiny base has seen it, so it serves to watch a training and to choose, not to judge.
-VALIDATION_BLOCK = (60, 64)
+# The sample's validation blocks have two slices, too few for a slab: these are held out instead, one
+# with organs of the belly and one without, so that presence can be asked for.
+# The tiny base has seen them, so they serve to watch a training and to choose, not to judge.
+VALIDATION_BLOCKS = ((60, 64), (104, 108))
 # Virtual people to train on, to choose by and to judge by; the scanned person is among the last.
-PEOPLE, VALIDATION_PEOPLE, TEST_PEOPLE = 24, 3, 5
+PEOPLE, VALIDATION_PEOPLE, TEST_PEOPLE = 24, 6, 5
 # how many people each training slab is shown of
-PEOPLE_A_SLAB = 2
-TASKS = ("count", "presence", "direction", "change", "record")
-# questions of each task about a slab
-QUESTIONS_A_TASK = 3
+PEOPLE_A_SLAB = 6
+TASKS = ("count", "height", "presence", "direction", "border", "change", "record")
+# Questions of each task about a slab. Who reads has to read many: a record has most to learn.
+QUESTIONS = {
+    "count": 2,
+    "height": 2,
+    "presence": 3,
+    "direction": 2,
+    "border": 2,
+    "change": 3,
+    "record": 4,
+}
 
 SIDE = 256
 # half of what a magnified picture shows, as a share of the frame's side
@@ -67,6 +79,38 @@ CHINESE = 0.2
 # A structure is in a slab if it has so many pixels in one of its slices, and is not if it has none.
 PRESENT = 600
 NAMES = ("heart", "liver", "spleen", "stomach", "colon", "left kidney")
+# A name is asked for only if training has so many places with it and so many without: the spleen,
+# for one, lies almost whole in a held-out block, and nobody can learn what is never shown.
+FEWEST_PLACES = 8
+
+# What a question may say of the distance of two slices, in mm. A virtual person may be so tall.
+SPACINGS = (2, 3, 4, 5)
+
+# Real vessels, by their names in the mask: English, Chinese
+REAL_VESSELS = {
+    "aorta": ("aorta", "主动脉"),
+    "inferior_vena_cava": ("inferior vena cava", "下腔静脉"),
+    "superior_vena_cava": ("superior vena cava", "上腔静脉"),
+    "pulmonary_vein": ("pulmonary vein", "肺静脉"),
+    "brachiocephalic_vein_left": ("left brachiocephalic vein", "左头臂静脉"),
+    "brachiocephalic_vein_right": ("right brachiocephalic vein", "右头臂静脉"),
+    "common_carotid_artery_left": ("left carotid artery", "左颈总动脉"),
+    "common_carotid_artery_right": ("right carotid artery", "右颈总动脉"),
+    "subclavian_artery_left": ("left subclavian artery", "左锁骨下动脉"),
+}
+LUNGS = {  # prefix of the lobes' names, side: English, Chinese
+    "left": ("left lung", "左肺"),
+    "right": ("right lung", "右肺"),
+}
+# A shift is asked for where it is so large a share of the frame's side, and this many times as large
+# as that along the other axis.
+LEAST_SHIFT, STRAIGHT = 0.12, 1.6
+SHIFTS = {  # English, Chinese
+    "left": ("It shifts to the left.", "它向左偏移。"),
+    "right": ("It shifts to the right.", "它向右偏移。"),
+    "up": ("It shifts upwards.", "它向上偏移。"),
+    "down": ("It shifts downwards.", "它向下偏移。"),
+}
 
 # width of a lesion as a share of its frame, well inside the limits of `build_sample.SIZES`
 SHARES = ((0.08, 0.13), (0.17, 0.23), (0.28, 0.38))
@@ -109,24 +153,41 @@ ASK = {  # English, Chinese
         "In how many of the pictures is the lesion, in which is it largest, and how wide is it there?",
         "病灶出现在几张图里？在哪张图里最大，有多宽？",
     ),
+    "height": (
+        "In how many pictures is the lesion, and how high is it in mm?",
+        "病灶出现在几张图里？高多少毫米？",
+    ),
     "presence": ("Is the {} in any of the pictures?", "图里有没有{}？"),
     "direction": (
         "Which way does the bright vessel move from picture 1 to picture 4?",
         "从图1到图4，亮的血管怎样移动？",
+    ),
+    "border": (
+        "Which way does the {} shift from picture 1 to picture 4?",
+        "从图1到图4，{}向哪边偏移？",
     ),
     "change": (
         "Picture 1 is earlier, picture 2 is now. How has the lesion changed?",
         "图1是以前，图2是现在。病灶有什么变化？",
     ),
     "record": (
-        "Does the record know of a lesion, and is there one in the frame? Picture 2 is the frame, larger.",
-        "病历里有没有已知的病灶？方框里有没有病灶？图2是放大的方框。",
+        "Does the record know of a lesion, is the creatinine raised, and is there a lesion in the "
+        "frame? Picture 2 is the frame, larger.",
+        "病历里有没有已知的病灶？肌酐高不高？方框里有没有病灶？图2是放大的方框。",
     ),
 }
+SPACING = ("The pictures are {} mm apart.", "相邻两张图相距{}毫米。")
+BORDER_OF = ("border of the {}", "{}的边缘")
 KNOWN = {  # what the record knows: English, Chinese
     True: ("The record knows of a lesion.", "病历里有已知的病灶。"),
     False: ("The record knows of no lesion.", "病历里没有已知的病灶。"),
 }
+RAISED = {  # what the record says of the creatinine: English, Chinese
+    True: ("The creatinine is raised.", "肌酐升高。"),
+    False: ("The creatinine is normal.", "肌酐正常。"),
+}
+# mg/dl; what lies between is neither
+HIGHEST_NORMAL, LOWEST_RAISED = 1.2, 1.4
 # what an earlier report said: English, Chinese
 REPORTS = {
     True: (
@@ -151,20 +212,22 @@ COMPLAINTS = (
 
 # ---------------------------------------------------------------- which slices, whose
 def split_of(z: int) -> str | None:
-    """Return the split of a slice for slabs: that of the sample, with a validation block of its own."""
-    low, high = VALIDATION_BLOCK
-    if low <= z <= high:
-        return "validation"
+    """Return the split of a slice for slabs: that of the sample, with validation blocks of its own."""
+    for low, high in VALIDATION_BLOCKS:
+        if low <= z <= high:
+            return "validation"
+        if low - sample.GAP <= z <= high + sample.GAP:
+            return None
     split = sample.split_of(z)
-    if split == "validation" or low - sample.GAP <= z <= high + sample.GAP:
-        return None
-    return split
+    return None if split == "validation" else split
 
 
 def group_of(z: int) -> str:
     """Return the block of slices that `z` belongs to, as the sample names it."""
-    low, high = VALIDATION_BLOCK
-    return "held-out-block-9" if low <= z <= high else sample.group_of(z)
+    for number, (low, high) in enumerate(VALIDATION_BLOCKS):
+        if low <= z <= high:
+            return f"held-out-block-{8 + number}"
+    return sample.group_of(z)
 
 
 @dataclass(frozen=True)
@@ -239,21 +302,38 @@ def deal_presence(jobs: list[Job], source: sample.Source, rng: np.random.Generat
     """
     pixels = pixels_of_names(source)
     asked: dict[int, list[tuple[str, bool]]] = {job.turn: [] for job in jobs}
-    most = len(jobs) * QUESTIONS_A_TASK // (2 * len(NAMES)) + 1
-    for name in NAMES:
+    names = taught_names(pixels)
+    most = len(jobs) * QUESTIONS["presence"] // (2 * len(names)) + 1
+    for name in names:
         there = []
         absent = []
         for job in jobs:
-            largest = max(pixels[name][job.first : job.first + PICTURES])
-            if largest >= PRESENT:
-                there.append(job.turn)
-            elif largest == 0:
-                absent.append(job.turn)
+            is_there = shown_in(pixels[name], job.first)
+            if is_there is not None:
+                (there if is_there else absent).append(job.turn)
         times = min(len(there), len(absent), most)
         for turns, answer in ((there, True), (absent, False)):
             for turn in rng.permutation(turns)[:times]:
                 asked[int(turn)].append((name, answer))
     return [replace(job, presence=tuple(asked[job.turn])) for job in jobs]
+
+
+def shown_in(pixels: list[int], first: int) -> bool | None:
+    """Say whether a slab shows what has so many pixels in each slice; None if it shows too little."""
+    largest = max(pixels[first : first + PICTURES])
+    if 0 < largest < PRESENT:
+        return None
+    return largest > 0
+
+
+def taught_names(pixels: dict[str, list[int]]) -> list[str]:
+    """List the names that training shows in enough places, and in enough places not."""
+    taught = []
+    for name in NAMES:
+        shown = [shown_in(pixels[name], first) for first in slab_starts("train")]
+        if min(shown.count(True), shown.count(False)) >= FEWEST_PLACES:
+            taught.append(name)
+    return taught
 
 
 def pixels_of_names(source: sample.Source) -> dict[str, list[int]]:
@@ -461,7 +541,7 @@ def with_noise(hu: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return hu + rng.normal(0, rng.uniform(0, 12), hu.shape).astype(np.float32)
 
 
-# ---------------------------------------------------------------- the five tasks
+# ---------------------------------------------------------------- the tasks
 @dataclass
 class Question:
     """One question with its pictures.
@@ -473,7 +553,7 @@ class Question:
     slices : the slice of each.
     ask, answer : (English, Chinese).
     window, structure : as in the sample.
-    record : what the record says, (English, Chinese), or None.
+    record : what the record, or the distance of the slices, says, (English, Chinese), or None.
     """
 
     task: str
@@ -555,6 +635,42 @@ def count_words(count: int, largest: int, size: int) -> tuple[str, str]:
         english += f" It is largest in picture {largest + 1}, about {width} as wide as the frame."
         chinese += f"在图{largest + 1}里最大，宽度约为方框的{width_zh}。"
     return english, chinese
+
+
+def ask_height(slab: Slab, deal: int, rng: np.random.Generator) -> Question | None:
+    """In how many slices is the lesion, and how high is it, if the question says how far they are?"""
+    planned = some_plan(slab, slab.cuts[0], 1 + deal % 2, rng)
+    if planned is None:
+        return None
+    region, plan = planned
+    spacing = SPACINGS[rng.integers(len(SPACINGS))]
+    count = 1 + deal // 2 % PICTURES
+    first = int(rng.integers(PICTURES - count + 1))
+    largest = first + int(rng.integers(count))
+    pictures = []
+    for place, cut in enumerate(slab.cuts):
+        hu = cut.hu
+        if first <= place < first + count:
+            hu = draw_finding(hu, resized(plan.lesion, FALL ** abs(place - largest)), rng)
+        pictures.append(magnify(hu, plan.corner, plan.side, region.window))
+    # a slice that shows it stands for as much height as the slices are apart
+    height = count * spacing
+    noun = "picture" if count == 1 else "pictures"
+    answer = (
+        f"It is in {count} {noun}, so it is {height} mm high.",
+        f"它在{count}张图里，所以高{height}毫米。",
+    )
+    record = (SPACING[0].format(spacing), SPACING[1].format(spacing))
+    return Question(
+        "height",
+        pictures,
+        slab.slices(),
+        ASK["height"],
+        answer,
+        region.window,
+        region.english,
+        record,
+    )
 
 
 def ask_presence(
@@ -672,6 +788,149 @@ def depth_at(region: Region, point: tuple[float, float]) -> float:
     return float(region.depth[row, column])
 
 
+@dataclass(frozen=True)
+class Shift:
+    """Something real that shifts from the first slice of a slab to the last.
+
+    Attributes
+    ----------
+    name : English, Chinese.
+    is_lung : whether it is a lung's border, and not a vessel.
+    direction : one of SHIFTS, from the lowest slice to the highest.
+    corner, side : of the frame around it, in pixels of the slice.
+    """
+
+    name: tuple[str, str]
+    is_lung: bool
+    direction: str
+    corner: tuple[float, float]
+    side: float
+
+
+def direction_of(across: float, down: float) -> str | None:
+    """Name the axis along which something moves; None where it moves aslant."""
+    if abs(across) >= STRAIGHT * abs(down):
+        return "right" if across > 0 else "left"
+    if abs(down) >= STRAIGHT * abs(across):
+        return "down" if down > 0 else "up"
+    return None
+
+
+def only_part(part: np.ndarray) -> bool:
+    """Say whether a structure is in a slice in one piece, large enough to have a middle."""
+    return part.sum() >= 30 and cv2.connectedComponents(part.astype(np.uint8))[0] == 2
+
+
+def middle_of(part: np.ndarray) -> np.ndarray:
+    """Give the middle of a structure: column, row."""
+    rows, columns = np.nonzero(part)
+    return np.array([columns.mean(), rows.mean()])
+
+
+def shift_of_vessel(slab: Slab, raw: str, rng: np.random.Generator) -> Shift | None:
+    """Follow a vessel of the mask through the slab; None where it hardly moves, or aslant."""
+    label = next(label for label, name in slab.cuts[0].names.items() if name == raw)
+    parts = [cut.mask == label for cut in slab.cuts]
+    if not all(only_part(part) for part in parts):
+        return None
+    middles = np.array([middle_of(part) for part in parts])
+    across, down = middles[-1] - middles[0]
+    direction = direction_of(across, down)
+    moved = max(abs(across), abs(down))
+    widest = max(2 * np.sqrt(part.sum() / np.pi) for part in parts)
+    side = max(moved / rng.uniform(0.15, 0.35), 1.3 * widest + moved)
+    if direction is None or moved < LEAST_SHIFT * side:
+        return None
+    middle = (middles[0] + middles[-1]) / 2 + rng.uniform(-0.05, 0.05, 2) * side
+    left, top = middle - side / 2
+    return Shift(REAL_VESSELS[raw], False, direction, (float(left), float(top)), float(side))
+
+
+def shift_of_lung(slab: Slab, side_of_body: str, rng: np.random.Generator) -> Shift | None:
+    """Look for a frame in which the border of a lung shifts, straight across or straight down."""
+    lobes = [
+        label
+        for label, name in slab.cuts[0].names.items()
+        if name.startswith("lung_") and name.endswith(side_of_body)
+    ]
+    lungs = [np.isin(cut.mask, lobes) for cut in slab.cuts]
+    # where the first and the last slice differ, a border has moved
+    differs = np.argwhere(lungs[0] != lungs[-1])
+    if not len(differs):
+        return None
+    for _ in range(60):
+        row, column = differs[rng.integers(len(differs))]
+        side = int(rng.integers(24, 64))
+        left, top = int(column - side // 2), int(row - side // 2)
+        if min(left, top) < 0 or max(left, top) + side > slab.cuts[0].mask.shape[0]:
+            continue
+        inside = [lung[top : top + side, left : left + side] for lung in lungs]
+        direction = direction_of_border(inside)
+        if direction is not None:
+            corner = (float(left), float(top))
+            return Shift(LUNGS[side_of_body], True, direction, corner, float(side))
+    return None
+
+
+def direction_of_border(inside: list[np.ndarray]) -> str | None:
+    """Say which way a border that stands upright, or lies flat, moves through a frame.
+
+    `inside` has the lung's pixels in each slice. None where it is no such border, or where it goes
+    to and fro.
+    """
+    shares = np.array([part.mean() for part in inside])
+    steps = np.diff(shares)
+    change = shares[-1] - shares[0]
+    goes_one_way = (np.sign(change) * steps >= -0.01).all()
+    if abs(change) < LEAST_SHIFT or not goes_one_way:
+        return None
+    if shares.min() < 0.15 or shares.max() > 0.85:
+        return None
+    middle = (inside[0].shape[0] - 1) / 2
+    towards = [middle_of(part) - middle for part in (inside[0], inside[-1])]
+    # the lung lies on this side of its border
+    sides = {direction_of(*vector / STRAIGHT) for vector in towards}
+    straight = all(max(abs(vector)) >= 3 * min(abs(vector)) for vector in towards)
+    if len(sides) != 1 or not straight:
+        return None
+    [lies] = sides
+    opposite = {"left": "right", "right": "left", "up": "down", "down": "up"}
+    # a lung that grows pushes its border away from itself
+    return opposite[lies] if change > 0 else lies
+
+
+def ask_border(slab: Slab, deal: int, rng: np.random.Generator) -> Question | None:
+    """Which way does a real vessel, or the border of a lung, shift from slice to slice?"""
+    shifts = []
+    # half of the questions are about lungs, where there is one
+    for number in rng.permutation(len(REAL_VESSELS)):
+        shift = shift_of_vessel(slab, list(REAL_VESSELS)[number], rng)
+        if shift is not None:
+            shifts.append(shift)
+            break
+    for side_of_body in rng.permutation(list(LUNGS)):
+        shift = shift_of_lung(slab, str(side_of_body), rng)
+        if shift is not None:
+            shifts.append(shift)
+            break
+    if not shifts:
+        return None
+    shift = shifts[deal // 2 % len(shifts)]
+    window = "lung" if shift.is_lung else "soft tissue"
+    pictures = [magnify(cut.hu, shift.corner, shift.side, window) for cut in slab.cuts]
+    slices = slab.slices()
+    direction = shift.direction
+    if deal % 2:
+        # The order is dealt out last: from the head to the feet everything goes the other way.
+        opposite = {"left": "right", "right": "left", "up": "down", "down": "up"}
+        pictures, slices, direction = pictures[::-1], slices[::-1], opposite[direction]
+    name, name_zh = shift.name
+    if shift.is_lung:
+        name, name_zh = BORDER_OF[0].format(name), BORDER_OF[1].format(name_zh)
+    ask = (ASK["border"][0].format(name), ASK["border"][1].format(name_zh))
+    return Question("border", pictures, slices, ask, SHIFTS[direction], window, shift.name[0])
+
+
 def ask_change(slab: Slab, deal: int, rng: np.random.Generator) -> Question | None:
     """What became of the lesion between an earlier picture and now?"""
     place = int(rng.integers(PICTURES))
@@ -712,15 +971,18 @@ def ask_change(slab: Slab, deal: int, rng: np.random.Generator) -> Question | No
 
 
 def ask_record(slab: Slab, deal: int, rng: np.random.Generator) -> Question | None:
-    """What does the record know, and what does the picture show?"""
+    """What does the record know, how high is its laboratory value, and what does the picture show?
+
+    All in one answer: a question whose pictures are paid for teaches both words of the record.
+    """
     place = int(rng.integers(PICTURES))
     cut = slab.cuts[place]
-    planned = some_plan(slab, cut, 1 + deal // 4 % 2, rng)
+    planned = some_plan(slab, cut, 1 + deal // 8 % 2, rng)
     if planned is None:
         return None
     region, plan = planned
-    known = bool(deal % 2)
-    record = write_record(known, rng)
+    known, raised = bool(deal % 2), bool(deal // 4 % 2)
+    record = write_record(known, raised, rng)
     hu = cut.hu
     if rng.random() < 0.3:
         hu = draw_vessel(hu, region.part, region.kind, rng)
@@ -738,7 +1000,10 @@ def ask_record(slab: Slab, deal: int, rng: np.random.Generator) -> Question | No
         magnify(hu, plan.corner, plan.side, region.window),
     ]
     z = slab.slices()[place]
-    answer = (f"{KNOWN[known][0]} {seen[0]}", KNOWN[known][1] + seen[1])
+    answer = (
+        f"{KNOWN[known][0]} {RAISED[raised][0]} {seen[0]}",
+        KNOWN[known][1] + RAISED[raised][1] + seen[1],
+    )
     return Question(
         "record",
         pictures,
@@ -751,20 +1016,25 @@ def ask_record(slab: Slab, deal: int, rng: np.random.Generator) -> Question | No
     )
 
 
-def write_record(known: bool, rng: np.random.Generator) -> tuple[str, str]:  # noqa: FBT001
-    """Write a short record, of which one sentence says whether a lesion is known."""
+def write_record(
+    known: bool,  # noqa: FBT001
+    raised: bool,  # noqa: FBT001
+    rng: np.random.Generator,
+) -> tuple[str, str]:
+    """Write a short record: one sentence says whether a lesion is known, one has the creatinine."""
     woman = rng.random() < 0.5
     age = int(rng.integers(30, 86))
     complaint, complaint_zh = COMPLAINTS[rng.integers(len(COMPLAINTS))]
-    creatinine = rng.uniform(0.6, 2.4)
+    creatinine = rng.uniform(LOWEST_RAISED, 3.5) if raised else rng.uniform(0.5, HIGHEST_NORMAL)
     report, report_zh = REPORTS[known][rng.integers(len(REPORTS[known]))]
     sex = "woman" if woman else "man"
     english = (
-        f"Record: {sex}, {age} years, {complaint}. Creatinine {creatinine:.1f} mg/dl. {report}"
+        f"Record: {sex}, {age} years, {complaint}. Creatinine {creatinine:.1f} mg/dl "
+        f"(normal: up to {HIGHEST_NORMAL}). {report}"
     )
     chinese = (
         f"病历：{'女' if woman else '男'}，{age}岁，{complaint_zh}。"
-        f"肌酐{creatinine:.1f} mg/dl。{report_zh}"
+        f"肌酐{creatinine:.1f} mg/dl（正常值：不超过{HIGHEST_NORMAL}）。{report_zh}"
     )
     return english, chinese
 
@@ -772,7 +1042,9 @@ def write_record(known: bool, rng: np.random.Generator) -> tuple[str, str]:  # n
 # ---------------------------------------------------------------- rows
 ASKERS = {
     "count": ask_count,
+    "height": ask_height,
     "direction": ask_direction,
+    "border": ask_border,
     "change": ask_change,
     "record": ask_record,
 }
@@ -790,8 +1062,8 @@ def make_rows(job: Job) -> list[dict]:
         if task == "presence":
             questions = [ask_presence(slab, *asked, rng) for asked in job.presence]
         else:
-            for part in range(QUESTIONS_A_TASK):
-                deal = job.turn * QUESTIONS_A_TASK + part
+            for part in range(QUESTIONS[task]):
+                deal = job.turn * QUESTIONS[task] + part
                 questions.append(ASKERS[task](slab, deal, rng))
         for part, question in enumerate(questions):
             chinese = bool(rng.random() < CHINESE)

@@ -23,6 +23,7 @@ from gradio import route_utils
 from gradio_client import Client, handle_file
 from PIL import Image
 from pydicom.data import get_testdata_file
+from volume_files import write_nifti, write_series
 
 from medtune import chat, cli, models
 from medtune.answers import answer_log_probs, generate_answers
@@ -277,6 +278,89 @@ def test_real_dicom_files_are_read(real, tmp_path):
         )
 
 
+# ---- series and slabs
+
+
+@pytest.fixture
+def head(tmp_path) -> Path:
+    """A NIfTI file of 8 slices, 3 mm apart, brighter from the feet to the head."""
+    array = (
+        np.arange(8, dtype=np.int16)[:, None, None] * 100 - 700 + np.zeros((8, 20, 16), np.int16)
+    )
+    return write_nifti(tmp_path / "head.nii.gz", array, stored="RAS", size=(0.8, 0.8, 3.0))
+
+
+def brightness(pictures) -> list[float]:
+    return [float(np.asarray(picture).mean()) for picture in pictures]
+
+
+def test_a_nifti_is_a_series_with_its_millimetres(head):
+    upload = chat.read_upload([head])
+    assert not upload.refused and not upload.pictures
+    assert (upload.count, upload.spacing, upload.windows) == (8, pytest.approx(3), WINDOWS)
+    every = brightness(upload.picture(number, "lung") for number in range(8))
+    assert every == sorted(every) and every[0] < every[-1]
+    assert upload.picture(0).size == (16, 20)
+    # 6 mm apart is every other slice; near an end the slab is moved inwards
+    for at, expected in ((3, [1, 3, 5]), (0, [0, 2, 4]), (7, [3, 5, 7])):
+        found = brightness(upload.slab(at, 3, 6.0, "lung"))
+        assert found == [every[number] for number in expected]
+    assert brightness(upload.slab(4, 4, None, "lung")) == every[3:7]
+    for pictures, mm in ((9, None), (3, 1.0), (4, 9.0)):
+        with pytest.raises(ValueError, match="volume"):
+            upload.slab(4, pictures, mm)
+
+
+def test_values_that_are_no_hounsfield_units_have_no_windows_of_ct(tmp_path):
+    file = write_nifti(tmp_path / "mr.nii", np.arange(60, dtype=np.int16).reshape(3, 5, 4))
+    assert chat.read_upload([file]).windows == {}
+
+
+def test_a_nifti_that_is_too_large_or_none_is_refused(tmp_path, monkeypatch, head):
+    (tmp_path / "x.nii").write_bytes(b"no volume")
+    monkeypatch.setattr(uploads, "MAX_VOXELS", 2000)
+    upload = chat.read_upload([tmp_path / "x.nii", head])
+    reasons = [reason for _, (reason, _) in upload.refused]
+    assert "NIfTI volume is damaged" in reasons[0]
+    assert "promises more than 2,000 voxels" in reasons[1]
+    assert not upload.count
+
+
+def test_a_series_knows_its_distance_or_says_what_is_missing(tmp_path):
+    array = np.random.default_rng(0).integers(-900, 900, (7, 12, 10), dtype=np.int16)
+    files = write_series(tmp_path / "whole", array, size=(0.8, 0.8, 2.5))
+    whole = chat.read_upload(files)
+    assert whole.spacing == pytest.approx(2.5) and whole.no_spacing is None
+    assert len(whole.slab(3, 3, 5.0)) == 3
+    part = chat.read_upload([file for number, file in enumerate(files) if number != 3])
+    assert part.spacing is None and "1 missing between them" in part.no_spacing
+    # neighbours in the order of the files can be asked about, a distance cannot
+    assert len(part.slab(3, 3, None)) == 3
+    with pytest.raises(ValueError, match="nobody knows how far apart"):
+        part.slab(3, 3, 5.0)
+
+
+def test_a_series_of_ones_own_is_opened(tmp_path, head):
+    array = np.random.default_rng(0).integers(-900, 900, (5, 12, 10), dtype=np.int16)
+    write_series(tmp_path / "scan", array, size=(0.8, 0.8, 2.5))
+    opened = chat.open_series(tmp_path / "scan")
+    assert (opened.count, opened.spacing) == (5, pytest.approx(2.5))
+    assert chat.open_series(head).count == 8
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no DICOM pictures"):
+        chat.open_series(tmp_path / "empty")
+    (tmp_path / "notes.nii").write_text("no volume")
+    with pytest.raises(ValueError, match=r"series=.*notes\.nii: NIfTI volume is damaged"):
+        chat.open_series(tmp_path / "notes.nii")
+
+
+def test_the_real_series_is_asked_about_as_a_slab(real):
+    upload = chat.open_series(real / "second_person" / "dicom")
+    assert (upload.count, upload.spacing) == (20, pytest.approx(2))
+    slab = upload.slab(10, 4, 4.0, "abdomen")
+    assert len({picture.tobytes() for picture in slab}) == 4
+
+
 # ---- feedback
 
 
@@ -457,6 +541,32 @@ def test_follow_ups_know_what_was_said(page, pair, rows, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_slab_and_an_earlier_picture_are_asked_about_in_their_order(pair, head, tmp_path):
+    """What the page shows a model is what the model alone is shown: earlier first, then the slab."""
+    Image.effect_noise((64, 64), 60).convert("RGB").save(tmp_path / "earlier.png")
+    page = chat.launch(pair, feedback=tmp_path / "feedback", examples=[], series=head)
+    try:
+        client = Client(page.local_url, verbose=False)
+        client.predict([handle_file(head)], 0, api_name="/upload")
+        *_, question = client.predict(
+            [handle_file(tmp_path / "earlier.png")], "", 1, "", 1, None, 0, api_name="/earlier"
+        )
+        assert question == chat.TEXT["compare"][0]
+        slab = [QUESTION, False, 16, 4, "lung", 0, 3, 6]
+        *_, base, _ = client.predict(*slab, api_name="/ask")
+        [told] = client.predict(QUESTION, False, 16, 4, "", 0, 3, 1, api_name="/ask")[1:2]
+        assert told.startswith("No such slab: volume has slices 3 mm apart")
+    finally:
+        page.close()
+    upload = chat.open_series(head)
+    [earlier] = chat.read_upload([tmp_path / "earlier.png"]).pictures
+    shown = [earlier, *upload.slab(3, 3, 6.0, "lung")]
+    *_, alone = chat.answer(pair, "base", asked(QUESTION, 4), shown, max_new_tokens=16)
+    said = [line["content"][0]["text"] for line in base]
+    assert said[0] == f"[new pictures: 4] {QUESTION}" and said[1].startswith(alone.text)
+
+
+@pytest.mark.slow
 def test_uploads_do_not_stay(page, ct):
     client = Client(page.local_url, verbose=False)
     client.predict([handle_file(file) for file in ct], 0, api_name="/upload")
@@ -586,5 +696,16 @@ def test_the_command_says_what_is_wrong(tmp_path, tiny_vlm, capsys, monkeypatch)
     ]:
         with pytest.raises(SystemExit) as end:
             cli.main(["chat", *map(str, arguments)])
+        said = capsys.readouterr().err
+        assert end.value.code == 1 and message in said and said.count("medtune: ") == 1
+
+
+def test_the_command_names_a_series_that_is_none(tmp_path, tiny_vlm, capsys):
+    for series, message in [
+        (tmp_path, f"--series {tmp_path}: this folder holds no DICOM pictures"),
+        (tmp_path / "no", f"--series {tmp_path / 'no'}: there is no such folder or file"),
+    ]:
+        with pytest.raises(SystemExit) as end:
+            cli.main(["chat", str(tiny_vlm), "--series", str(series)])
         said = capsys.readouterr().err
         assert end.value.code == 1 and message in said and said.count("medtune: ") == 1

@@ -12,6 +12,7 @@ import pydicom
 import pytest
 from PIL import Image
 from pydicom.data import get_testdata_file
+from volume_files import write_nifti
 
 from medtune import chat
 from medtune.pairs import load_pairs
@@ -166,11 +167,46 @@ def test_a_series_with_slider_and_windows(visit, pictures, screenshots):
     tab.click("#window input")
     tab.get_by_role("option", name="lung -600/1500").click()
     tab.wait_for_function("old => document.querySelector('#view img').src != old", arg=third)
-    tab.get_by_role("button", name="Also ask about this slice").click()
+    tab.get_by_role("button", name="Also ask about what is shown").click()
     tab.wait_for_selector("#gallery img")
     ask(tab)
     tab.screenshot(path=screenshots / "series.png", full_page=True)
     assert "Grete" not in tab.content(), "nothing of the patient is shown"
+
+
+def test_a_slab_of_a_nifti_beside_an_earlier_picture(visit, pictures, screenshots):
+    tab = visit()
+    random = np.random.default_rng(0)
+    array = random.integers(-900, 900, (8, 24, 24), dtype=np.int16)
+    file = write_nifti(pictures / "chest.nii.gz", array, stored="RAS", size=(0.8, 0.8, 3.0))
+    upload(tab, file)
+    tab.wait_for_selector("#view img")
+    tab.get_by_text("8 slices, 3.00 mm apart").wait_for()
+    tab.fill("#slice input[type=number]", "4")
+    tab.press("#slice input[type=number]", "Enter")
+    tab.fill("#slab input[type=number]", "3")
+    tab.press("#slab input[type=number]", "Enter")
+    tab.wait_for_function("document.querySelectorAll('#around img').length == 3")
+    neighbours = source(tab, "#around")
+    # a distance that the series does not have is refused, one that it has is taken
+    for mm, wanted in (("1", 0), ("6", 3)):
+        tab.fill("#apart input", mm)
+        tab.press("#apart input", "Enter")
+        tab.wait_for_function(f"document.querySelectorAll('#around img').length == {wanted}")
+        if not wanted:
+            tab.get_by_text("No such slab: volume has slices 3 mm apart").wait_for()
+    assert source(tab, "#around") != neighbours
+    tab.set_input_files("#earlier input[type=file]", str(pictures / "0.png"))
+    tab.wait_for_selector("#before img")
+    compare = chat.TEXT["compare"][0]
+    assert tab.locator("#question textarea").input_value() == compare
+    assert tab.locator("#around img").count() == 3, "the slab is still there"
+    ask(tab)
+    asked_for = tab.locator("#base .user.message").first.inner_text()
+    assert f"[new pictures: 4] {compare}" in asked_for
+    tab.screenshot(path=screenshots / "slab.png", full_page=True)
+    tab.get_by_role("button", name="Start anew").click()
+    tab.wait_for_selector("#before img", state="hidden")
 
 
 def test_two_pictures_in_one_question(visit, pictures, screenshots):

@@ -14,7 +14,7 @@ from volume_files import values, write_nifti, write_series
 
 from medtune import cli, training
 from medtune.models import load_processor
-from medtune.pairs import load_pairs
+from medtune.pairs import load_pairs, series_files
 from medtune.plan import estimate
 from medtune.records import (
     DIALECTS,
@@ -262,3 +262,61 @@ def test_the_real_series_becomes_a_record(real, tmp_path):
     text = (out / "train.jsonl").read_text() + (out / "convert.json").read_text()
     assert not any(name in text for name in names.split())
     assert not patient or f'"{patient}"' not in text
+
+
+@pytest.fixture
+def real_scans(real, tmp_path):
+    """The real series, a NIfTI file written from it, and the series without one slice; a table."""
+    [files] = series_files(real / "second_person" / "dicom")
+    heads = [dcmread(file) for file in files]
+    hu = np.stack([ds.pixel_array * ds.RescaleSlope + ds.RescaleIntercept for ds in heads])
+    write_nifti(
+        tmp_path / "scan.nii.gz", hu.astype(np.int16), stored="RAS", size=(0.9765625, 0.9765625, 2)
+    )
+    for name, left_out in (("whole", None), ("part", 7)):
+        (tmp_path / name).mkdir()
+        for number, file in enumerate(files):
+            if number != left_out:
+                (tmp_path / name / f"{number}.dcm").write_bytes(file.read_bytes())
+    table = tmp_path / "scans.csv"
+    lines = [f"{name},{QUESTION},The liver." for name in ("whole", "scan.nii.gz", "part")]
+    table.write_text("\n".join(["image,question,caption", *lines]) + "\n")
+    return table
+
+
+def test_real_series_go_from_the_command_to_the_planner_and_the_check(
+    real_scans, tmp_path, tiny_vlm, capsys
+):
+    out = tmp_path / "out"
+    options = ["--slab", "4", "--slab-mm", "6", "--window", "abdomen", "--split-by", "none"]
+    # a ninth of the rows is more than may be lost without a word
+    for allowed, code in ((["--most-rejected", "0.2"], 0), ([], 1)):
+        with pytest.raises(SystemExit) as end:
+            cli.main(["convert", str(real_scans), str(out), *options, *allowed])
+        said = capsys.readouterr()
+        assert (end.value.code or 0) == code, said.err
+    assert "1 of 9 rows were rejected" in said.err
+    # the series with a gap is no record, and is not left out in silence
+    [reason] = rejected(out).values()
+    assert "slices 7 and 8 of 19 lie 4 mm apart, others 2 mm: 1 missing" in reason
+
+    processor = load_processor(str(tiny_vlm))
+    rows = read_records(out)
+    assert [len(row["images"]) for row in rows] == [4, 4]
+    for one, other in zip(rows[0]["images"], rows[1]["images"], strict=True):
+        assert np.array_equal(np.asarray(one), np.asarray(other)), "DICOM and NIfTI are one scan"
+    report = check_folder(out, processor=processor)
+    assert report["ok"], report["errors"]
+    collate = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)
+    batch = collate([dict(row) for row in rows])
+    found = training.check_image_tokens(batch, processor)
+    assert found["pictures"] == 8
+    training.check_labels(batch, processor, ["The liver."] * 2)
+
+    # the planner counts what the published model's processor makes of these pictures
+    side, _ = rows[0]["images"][0].size
+    published = load_processor(str(tiny_twin("qwen3-vl")), max_pixels=side**2)
+    text = published.apply_chat_template(rows[0]["prompt"])
+    ids = published(images=[rows[0]["images"]], text=[text])["input_ids"][0]
+    planned = estimate("Qwen/Qwen3-VL-2B-Instruct", pictures_per_sample=4, image_size=side)
+    assert planned["image_tokens"] == sum(token == published.image_token_id for token in ids)

@@ -12,7 +12,7 @@ import yaml
 
 from medtune import runs
 from medtune.pairs import load_pairs
-from medtune.plan import model_facts
+from medtune.plan import estimate, model_facts
 from medtune.records import read_records
 from medtune.runs import read_params
 
@@ -30,11 +30,16 @@ PROFILES = {
     "qwen2-vl-2b-lora": "Qwen/Qwen2-VL-2B-Instruct",
     "qwen3-vl-2b-dpo": "Qwen/Qwen3-VL-2B-Instruct",
     "qwen3-vl-2b-grpo": "Qwen/Qwen3-VL-2B-Instruct",
+    "qwen3-vl-4b-volumes": "Qwen/Qwen3-VL-4B-Instruct",
 }
+# what trains there is a lesson of its own, in steps and not in epochs
+VOLUMES = "11_volumes_priors_records"
 
 
 def trained_by(params: dict) -> str:
-    """The notebook of a run that trains: 03, in several processes 03b, with heads 07."""
+    """The notebook of a run that trains: 03, in several processes 03b, with heads 07; on volumes 11."""
+    if list(params) == [VOLUMES]:
+        return VOLUMES
     (notebook,) = [name for name in params if name.startswith(("03_", "03b_", "07_"))]
     assert all(values.get("trained_by", notebook) == notebook for values in params.values()), (
         "05 and 06 go on from there"
@@ -48,7 +53,7 @@ def test_every_recipe_has_a_profile_that_is_read_without_complaint(name, model):
     assert {values.get("model_name_or_path", model) for values in params.values()} == {model}
     assert model_facts(model), "its shape is known, so it can be planned and rehearsed"
     trained = params[trained_by(params)]
-    assert trained["num_train_epochs"] > 0
+    assert trained.get("num_train_epochs", trained["max_steps"]) > 0
     assert trained["dtype"] == "bfloat16"
 
 
@@ -306,6 +311,59 @@ def test_the_runs_of_dpo_and_grpo_are_rehearsed(workplace):
     logs = json.loads((out / rewarded / "logs.json").read_text("utf-8"))
     for name in ("SFT goes on", "DPO", "GRPO"):
         assert [entry["step"] for entry in logs[name] if "loss" in entry] == [1, 2], name
+
+
+@pytest.mark.parametrize(("gpu_gb", "batch", "accumulated"), [(24, 4, 4), (80, 16, 1)])
+def test_the_run_on_volumes_fits_where_it_says(gpu_gb, batch, accumulated):
+    run = read_params("qwen3-vl-4b-volumes", root=REPO)[VOLUMES]
+    in_all = run["per_device_train_batch_size"] * run["gradient_accumulation_steps"]
+    assert batch * accumulated == in_all
+    settings = {"lora_r": run["lora_r"], "target": run["target"], "gpu_gb": gpu_gb}
+    settings |= {"pictures_per_sample": 4, "image_size": 256, "text_tokens": 100}
+    settings |= {"checkpointing": run["activation_checkpointing"]}
+    found = estimate(PROFILES["qwen3-vl-4b-volumes"], batch_size=batch, **settings)
+    assert found["fits"]
+    said = (REPO / "papermill_runs" / "qwen3-vl-4b-volumes" / "params.yaml").read_text("utf-8")
+    assert f"on {gpu_gb} GB {batch} " in said and f"{found['needed']:.0f} GB without" in said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_run_on_volumes_is_rehearsed(workplace, volumes_path):
+    """Some questions of each task, with several pictures each, trained, answered and controlled."""
+    (workplace / "few").mkdir()
+    few = few_questions(volumes_path, workplace / "few" / "volumes.parquet")
+    write_recipe(workplace, "qwen3-vl-4b-volumes", [VOLUMES])
+    written = workplace / "papermill_runs" / "small" / "params.yaml"
+    params = yaml.safe_load(written.read_text("utf-8"))
+    params["shared"].pop("trained_by", None)
+    params["shared"]["batch_size"] = 16
+    params[VOLUMES]["volumes"] = str(few)
+    written.write_text(yaml.safe_dump(params), "utf-8")
+    out = rehearse_small(workplace)
+    summary = summary_of(out, VOLUMES)
+    assert summary["max_steps"] == 2 and summary["controls"] > 10
+    assert set(summary["scores"]) >= {"base", "tuned", "slices shuffled", "record swapped"}
+    config = json.loads((out / VOLUMES / "adapter" / "adapter_config.json").read_text("utf-8"))
+    assert config["r"] == 16, "the profile's own setting"
+
+
+def few_questions(volumes: Path, target: Path) -> Path:
+    """Keep so many questions of each task and split as the notebook needs to run through."""
+    pairs = load_pairs(volumes)
+    wanted = {"train": 6, "validation": 2, "test": 4}
+    kept = {}
+    rows = []
+    for row, (task, split, slab) in enumerate(
+        zip(pairs["task"], pairs["split"], pairs["slab"], strict=True)
+    ):
+        slabs = kept.setdefault((task, split), [])
+        if slab not in slabs and len(slabs) < wanted[split]:
+            slabs.append(slab)
+        if slab in slabs:
+            rows.append(row)
+    pairs.select(rows).to_parquet(target)
+    return target
 
 
 def test_data_on_this_machine_are_rehearsed_and_what_is_replaced_is_said(

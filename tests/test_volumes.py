@@ -1,6 +1,7 @@
 """The questions about slabs: their truth is in the pixels, and neither words nor slices give it away."""
 
 import importlib.util
+import re
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -11,19 +12,23 @@ import pytest
 from scipy import ndimage
 
 from medtune.records import convert_pairs, read_records
-from medtune.scores import read_slab_answer
+from medtune.scores import read_slab_answer, slab_scores
 
 REPO = Path(__file__).parents[1]
 SEED = 0
-# of what always giving the most frequent answer would score, were the answers dealt out evenly
+# of what always giving the most frequent answer would score, were the answers dealt out evenly:
+# of each task the part of its answer, and its chance
 CHANCE = {
-    "count": 1 / 5,
-    "largest": 1 / 4,
-    "size": 1 / 3,
-    "present": 1 / 2,
-    "direction": 1 / 4,
-    "change": 1 / 5,
-    "seen": 1 / 2,
+    ("count", "count"): 1 / 5,
+    ("count", "largest"): 1 / 4,
+    ("count", "size"): 1 / 3,
+    ("height", "height"): 1 / 4,
+    ("presence", "present"): 1 / 2,
+    ("direction", "direction"): 1 / 4,
+    # the name of a vessel may tell along which axis it runs, and never which way
+    ("border", "direction"): 1 / 2,
+    ("change", "change"): 1 / 5,
+    ("record", "seen"): 1 / 2,
 }
 
 
@@ -105,19 +110,21 @@ def test_a_structure_is_asked_for_as_often_where_it_is_as_where_it_is_not(jobs):
         assert counts[split, name, there] == counts[split, name, not there]
 
 
-@pytest.mark.parametrize("part", CHANCE)
+@pytest.mark.parametrize(("task", "part"), CHANCE)
 @pytest.mark.parametrize("columns", [(), ("structure", "window"), ("group", "person")])
-def test_a_table_of_the_texts_is_at_chance(built, columns, part):
+def test_a_table_of_the_texts_is_at_chance(built, columns, task, part):
     def keys(row):
         """What the table knows of a question; what was never seen is answered as the task mostly is."""
-        question = row["question"].removeprefix(row["record"] or "").strip()
+        # a record is hardly ever the same; the distance of the slices is
+        record = row["record"] if row["task"] == "record" else None
+        question = row["question"].removeprefix(record or "").strip()
         return [(question, *(row[column] for column in columns)), question, row["task"]]
 
     answers = defaultdict(Counter)
     right = []
     for row in sorted(built, key=lambda row: row["split"] != "train"):
         truth = getattr(read_slab_answer(row["caption"]), part)
-        if truth is None:
+        if truth is None or row["task"] != task:
             continue
         if row["split"] == "train":
             for key in keys(row):
@@ -126,7 +133,7 @@ def test_a_table_of_the_texts_is_at_chance(built, columns, part):
             known = next(answers[key] for key in keys(row) if key in answers)
             [(said, _)] = known.most_common(1)
             right.append(said == truth)
-    chance = CHANCE[part]
+    chance = CHANCE[task, part]
     reach = 3 * np.sqrt(chance * (1 - chance) / len(right))
     assert len(right) > 60 and np.mean(right) < chance + reach
 
@@ -136,21 +143,28 @@ def test_the_record_says_what_is_known_and_nothing_of_what_is_seen(built):
     seen = defaultdict(list)
     for row in rows:
         answer = read_slab_answer(row["caption"])
+        value = float(re.search(r"(\d\.\d) mg/dl", row["record"])[1])
+        assert answer.raised == (value > builder.HIGHEST_NORMAL)
+        seen["raised", answer.raised].append(answer.seen)
+        seen["known of raised", answer.raised].append(answer.known)
         reports = [pair for known in (True, False) for pair in builder.REPORTS[known]]
         [said] = [
             i for i, pair in enumerate(reports) if any(row["record"].endswith(t) for t in pair)
         ]
         assert answer.known == (said < len(builder.REPORTS[True]))
         assert row["question"].startswith(row["record"] + "\n")
-        seen[answer.known].append(answer.seen)
+        seen["known", answer.known].append(answer.seen)
+    assert len(seen) == 6
     assert all(0.42 < np.mean(values) < 0.58 for values in seen.values())
 
 
 def test_every_answer_is_read_as_it_was_meant(built):
     parts = {
         "count": "count",
+        "height": "height",
         "presence": "present",
         "direction": "direction",
+        "border": "direction",
         "change": "change",
         "record": "seen",
     }
@@ -160,6 +174,18 @@ def test_every_answer_is_read_as_it_was_meant(built):
         assert getattr(answer, parts[row["task"]]) is not None, row["caption"]
         if row["task"] == "count" and answer.count:
             assert None not in (answer.largest, answer.size)
+        shifts = slab_scores([row["caption"]], [row["caption"]])["shift_right"]
+        assert (shifts == 1.0) == (row["task"] == "border")
+
+
+def test_names_that_are_asked_for_are_shown_often_enough_in_training(source):
+    pixels = builder.pixels_of_names(source)
+    taught = builder.taught_names(pixels)
+    # nearly all of the spleen lies in a held-out block
+    assert "spleen" not in taught and {"heart", "liver", "stomach"} <= set(taught)
+    for name in taught:
+        shown = [builder.shown_in(pixels[name], first) for first in builder.slab_starts("train")]
+        assert min(shown.count(True), shown.count(False)) >= builder.FEWEST_PLACES
 
 
 # ---- truth in the pixels
@@ -184,6 +210,82 @@ def test_the_lesion_is_in_the_slices_that_are_counted_and_widest_where_it_is_sai
         ]
         assert sum(area > 0 for area in areas) == answer.count == deal % 5
         assert int(np.argmax(areas)) + 1 == answer.largest
+
+
+def test_the_height_is_the_number_of_slices_times_their_distance(slab):
+    counts = set()
+    for deal in range(8):
+        question = builder.ask_height(slab, deal, np.random.default_rng(5))
+        spacing = int(re.search(r"(\d+) mm apart", question.record[0])[1])
+        count = int(re.search(r"in (\d) pictures?,", question.answer[0])[1])
+        assert spacing in builder.SPACINGS
+        for language in range(2):
+            assert read_slab_answer(question.answer[language]).height == count * spacing
+            assert str(spacing) in question.record[language]
+        counts.add(count)
+    assert counts == {1, 2, 3, 4}
+
+
+def test_the_lesion_of_a_height_is_in_so_many_slices(slab):
+    """Where two questions differ in nothing but their slices, pictures differ where one has it."""
+    for deal in (0, 2, 4, 6):
+        question = builder.ask_height(slab, deal, np.random.default_rng(5))
+        count = int(re.search(r"in (\d) pictures?,", question.answer[0])[1])
+        # drawn again with no lesion at all
+        shown = []
+        drawn = builder.draw_finding
+        try:
+            builder.draw_finding = lambda hu, finding, rng: hu
+            without = builder.ask_height(slab, deal, np.random.default_rng(5))
+        finally:
+            builder.draw_finding = drawn
+        for one, other in zip(question.pictures, without.pictures, strict=True):
+            one, other = (np.asarray(picture.convert("L"), float) for picture in (one, other))
+            shown.append(bool((np.abs(one - other) > 12).any()))
+        assert sum(shown) == count
+        first = shown.index(True)
+        assert all(shown[first : first + count]), "a lesion has no gap"
+
+
+def test_what_is_real_shifts_where_it_is_said(source, jobs):
+    """The mask, through the frame, moves as the answer says, and the other way from head to feet."""
+    found = Counter()
+    chosen = [job for job in jobs if job.split == "test"][:14]
+    for job in chosen:
+        cuts = [sample.drawn_slice(sample.Job(job.first + i, SEED, job.person)) for i in range(4)]
+        one = builder.Slab(job, cuts, builder.roomy_regions(cuts))
+        for deal in range(0, 4, 2):
+            up = builder.ask_border(one, deal, np.random.default_rng(deal))
+            down = builder.ask_border(one, deal + 1, np.random.default_rng(deal))
+            if up is None:
+                assert down is None
+                continue
+            opposite = {"left": "right", "right": "left", "up": "down", "down": "up"}
+            said = [read_slab_answer(question.answer[0]).direction for question in (up, down)]
+            assert said[1] == opposite[said[0]]
+            assert up.slices == down.slices[::-1] and up.ask == down.ask
+            for picture, other in zip(up.pictures, down.pictures[::-1], strict=True):
+                assert picture.tobytes() == other.tobytes()
+            found[said[0]] += 1
+            if "lung" in up.structure:
+                found["lung"] += 1
+                check_lung(up, said[0])
+    assert sum(found[way] for way in ("left", "right", "up", "down")) >= 8 and found["lung"] >= 3
+
+
+def check_lung(question, direction):
+    """A lung is dark: what is dark moves its middle or its share as its border does."""
+    grey = [
+        np.asarray(picture.convert("L"), float)[20:-20, 20:-20] for picture in question.pictures
+    ]
+    # the middle of what became dark, or bright, between the first and the last slice, beside the lung
+    dark = [image < 110 for image in grey]
+    axis, sign = {"left": (1, -1), "right": (1, 1), "up": (0, -1), "down": (0, 1)}[direction]
+    lungs = [ndimage.center_of_mass(part)[axis] for part in dark]
+    grows = dark[-1].sum() > dark[0].sum()
+    size = grey[0].shape[axis]
+    lies = np.sign(lungs[0] - (size - 1) / 2)
+    assert sign == (-lies if grows else lies)
 
 
 def test_the_vessel_goes_where_it_is_said(slab):

@@ -12,7 +12,7 @@ from .feedback import save_feedback
 from .models import ChatModels, Said, answer, find_threshold, load_models, read_threshold
 from .page import build_page, launch
 from .texts import TEXT
-from .uploads import Upload, read_upload
+from .uploads import Upload, open_series, read_upload
 
 __all__ = [
     "TEXT",
@@ -24,6 +24,7 @@ __all__ = [
     "find_threshold",
     "launch",
     "load_models",
+    "open_series",
     "read_threshold",
     "read_upload",
     "save_feedback",

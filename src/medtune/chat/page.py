@@ -13,13 +13,13 @@ import gradio as gr
 
 from medtune.boxes import draw_box, magnify_box
 from medtune.deploy import check_reach
-from medtune.pairs import load_pairs, read_frames, to_rgb
+from medtune.pairs import load_pairs, to_rgb
 
 from .feedback import save_feedback
 from .models import ChatModels, Said, answer, confidence
 from .scratch import close_scratch, open_scratch
 from .texts import TEXT
-from .uploads import MAX_PICTURES, MAX_SIZE, Upload, read_upload
+from .uploads import MAX_PICTURES, MAX_SIZE, Upload, open_series, read_upload
 
 #: Questions of one conversation.
 MAX_TURNS = 10
@@ -55,6 +55,8 @@ class Visit:
 
     #: Pictures for the next question.
     pictures: list = field(default_factory=list)
+    #: An earlier picture, which a question shows first; at most one.
+    earlier: list = field(default_factory=list)
     #: The last upload that held a series.
     upload: Upload = field(default_factory=Upload)
     turns: list[Turn] = field(default_factory=list)
@@ -70,7 +72,8 @@ class Page:
     """The components of the page, and the functions that its events call.
 
     A function's result is a mapping of components to what they show next. `language` is 0 for
-    English and 1 for Chinese; `at` and `window` are the slice and the window that a visitor chose.
+    English and 1 for Chinese; `at` and `window` are the slice and the window that a visitor chose,
+    `slices` and `apart` how many slices around it are asked about, and how many mm lie between them.
     """
 
     def __init__(
@@ -79,11 +82,13 @@ class Page:
         feedback: str | os.PathLike,
         examples: Sequence[dict],
         scratch: Path,
+        series: Upload | None = None,
     ):
         self.models = models
         self.feedback = feedback
         self.examples = examples
         self.scratch = scratch
+        self.series_of_page = series
         self.sides = ["base"]
         if models.tuned or models.locate:
             self.sides.append("tuned")
@@ -135,16 +140,31 @@ class Page:
             elem_id="gallery",
         )
         self.say(self.gallery, label="asked")
-        with gr.Column(visible=False, elem_id="series") as self.series:
-            self.view = gr.Image(
-                label=_english("series"),
+        # earlier and now stand beside each other
+        with gr.Row():
+            self.before = gr.Image(
+                label=_english("earlier"),
+                visible=False,
                 interactive=False,
                 height=340,
+                min_width=120,
+                format="png",
+                buttons=[],
+                elem_id="before",
+            )
+            self.say(self.before, label="earlier")
+            self.view = gr.Image(
+                label=_english("series"),
+                visible=False,
+                interactive=False,
+                height=340,
+                min_width=120,
                 format="png",
                 elem_id="view",
                 buttons=["fullscreen"],
             )
             self.say(self.view, label="series")
+        with gr.Column(visible=False, elem_id="series") as self.series:
             self.window = gr.Dropdown(
                 [("", "")], label=_english("window"), value="", elem_id="window"
             )
@@ -152,7 +172,31 @@ class Page:
             with gr.Column(visible=False) as self.several:
                 self.slider = gr.Slider(1, 1000, label=_english("slice"), step=1, elem_id="slice")
                 self.say(self.slider, label="slice")
+                self.slab = gr.Slider(
+                    1, MAX_PICTURES, value=1, label=_english("slab"), step=1, elem_id="slab"
+                )
+                self.say(self.slab, label="slab")
+                self.apart = gr.Number(
+                    None, label=_english("apart"), minimum=0, elem_id="apart", min_width=80
+                )
+                self.say(self.apart, label="apart")
+                self.around = gr.Gallery(
+                    label=_english("around"),
+                    columns=4,
+                    height=170,
+                    object_fit="contain",
+                    interactive=False,
+                    visible=False,
+                    format="png",
+                    buttons=[],
+                    elem_id="around",
+                )
+                self.say(self.around, label="around")
                 self.keep_button = self.say(gr.Button(_english("keep"), size="sm"), value="keep")
+        self.earlier = gr.File(
+            label=_english("earlier_file"), file_count="multiple", height=110, elem_id="earlier"
+        )
+        self.say(self.earlier, label="earlier_file")
 
     def lay_out_examples(self) -> None:
         with gr.Accordion(_english("examples")) as accordion:
@@ -229,35 +273,52 @@ class Page:
             self.say(self.best, label="best")
             self.save_button = self.say(gr.Button(_english("save")), value="save")
 
+    def who(self) -> list:
+        """The components that say who asks."""
+        return [self.language, self.visit]
+
+    def shown(self) -> list:
+        """The components that `show` fills."""
+        shown = [self.visit, self.status, self.files, self.view, self.gallery, self.series]
+        shown += [self.several, self.window, self.slider, self.earlier, self.before]
+        return [*shown, self.around, self.base, self.tuned]
+
     # --- which event calls which function ---------------------------------------------------------
 
     def connect(self) -> None:
         """Connect the components to the functions below."""
-        who = [self.language, self.visit]
+        who = self.who()
         where = [self.slider, self.window]
+        around = [self.slab, self.apart]
         chats = [self.base, self.tuned]
-        shown = [self.visit, self.status, self.files, self.view, self.gallery, self.series]
-        shown += [self.several, self.window, self.slider, *chats]
+        shown = self.shown()
         private = {"api_visibility": "private"}
         # one word of feedback after the other, for they go to one file
         saving = {**private, "concurrency_limit": 1, "concurrency_id": "feedback"}
 
         self.files.upload(self.add, [self.files, *who], shown, api_name="upload")
         gr.on(
-            [self.slider.input, self.window.input],
-            self.look,
-            [*where, self.visit],
-            [self.view],
+            [self.slider.input, self.window.input, self.slab.input, self.apart.input],
+            self.turn_to,
+            [*where, *around, *who],
+            [self.view, self.around, self.status],
             show_progress="hidden",
             trigger_mode="always_last",
             **private,
         )
-        self.keep_button.click(self.keep, [*where, *who], shown, **private)
+        self.keep_button.click(self.keep, [*where, *around, *who], shown, **private)
+        self.earlier.upload(
+            self.add_earlier,
+            [self.earlier, self.question, *where, *around, *who],
+            [*shown, self.question],
+            api_name="earlier",
+        )
         self.shelf.select(self.choose, who, [*shown, self.reference], **private)
         gr.on(
             [self.ask_button.click, self.question.submit],
             self.ask,
-            [self.question, self.sampled, self.longest, *where, *who],
+            # what came last stands last: programs that ask by these places go on
+            [self.question, self.sampled, self.longest, *where, *who, *around],
             [self.visit, self.question, self.status, self.located, *chats],
             concurrency_limit=1,
             api_name="ask",
@@ -272,10 +333,51 @@ class Page:
 
     def look(self, at: float, window: str, visit: Visit):
         """The slice that the slider points at; None where there is no series."""
-        if not visit.upload.slices:
+        if not visit.upload.count:
             return None
-        path, frame = visit.upload.slices[int(at) - 1]
-        return read_frames(path, window=window or None)[frame]
+        return visit.upload.picture(int(at) - 1, window)
+
+    def look_around(
+        self, at: float, window: str, slices: float, apart: float | None, visit: Visit
+    ) -> tuple[list, ValueError | None]:
+        """The slices that are asked about, none where there is no series; and why there are none."""
+        if not visit.upload.count:
+            return [], None
+        if slices <= 1:
+            return [self.look(at, window, visit)], None
+        try:
+            return visit.upload.slab(int(at) - 1, int(slices), apart, window), None
+        except ValueError as error:
+            return [], error
+
+    def turn_to(  # noqa: PLR0913 - gradio passes each component's value as an argument
+        self,
+        at: float,
+        window: str,
+        slices: float,
+        apart: float | None,
+        language: int,
+        visit: Visit,
+    ) -> dict:
+        """Show another slice, and those around it."""
+        around, why_none = self.look_around(at, window, slices, apart, visit)
+        status = self.about_series(language, visit)
+        if why_none:
+            status = TEXT["no_slab"][language].format(why_none)
+        return {
+            self.view: self.look(at, window, visit),
+            self.around: gr.Gallery(around, visible=len(around) > 1),
+            self.status: status,
+        }
+
+    def about_series(self, language: int, visit: Visit) -> str:
+        """How far apart the slices are, or why nobody knows."""
+        upload = visit.upload
+        if upload.spacing is not None:
+            return TEXT["spacing"][language].format(upload.count, upload.spacing)
+        if upload.no_spacing:
+            return TEXT["no_spacing"][language].format(upload.no_spacing)
+        return ""
 
     def conversation(self, side: str, language: int, visit: Visit) -> list[dict]:
         """The messages of one side, as its Chatbot takes them."""
@@ -316,22 +418,38 @@ class Page:
             choices.append((f"{TEXT[key][language]} {centre}/{width}", key))
         return gr.Dropdown(choices, value=chosen, label=TEXT["window"][language])
 
-    def show(
-        self, language: int, visit: Visit, status: str = "", at: float = 1, window: str = ""
+    def show(  # noqa: PLR0913 - gradio passes each component's value as an argument
+        self,
+        language: int,
+        visit: Visit,
+        status: str = "",
+        at: float = 1,
+        window: str = "",
+        around: Sequence = (),
     ) -> dict:
         """All that follows from what a visitor has."""
-        slices = len(visit.upload.slices)
+        slices = visit.upload.count
+        earlier = visit.earlier[0] if visit.earlier else None
         return self.talk(language, visit) | {
             self.visit: visit,
             self.status: status,
             self.files: None,
-            self.view: self.look(at, window, visit),
+            self.view: gr.Image(self.look(at, window, visit), visible=slices > 0),
             self.series: gr.Column(visible=slices > 0),
             self.several: gr.Column(visible=slices > 1),
             self.slider: gr.Slider(1, max(slices, 2), value=at),
             self.window: self.windows(language, visit, window),
             self.gallery: gr.Gallery(visit.pictures, visible=bool(visit.pictures)),
+            self.earlier: None,
+            self.before: gr.Image(earlier, visible=earlier is not None),
+            self.around: gr.Gallery(list(around), visible=len(around) > 1),
         }
+
+    def begin(self, language: int, visit: Visit) -> dict:
+        """Show the series that the page was opened with."""
+        if self.series_of_page:
+            visit.upload = self.series_of_page
+        return self.show(language, visit, self.about_series(language, visit))
 
     # --- what a visitor does ----------------------------------------------------------------------
 
@@ -339,16 +457,57 @@ class Page:
         """Take uploaded files, and say which were refused."""
         upload = read_upload(paths or [], MAX_PICTURES - len(visit.pictures), scratch=self.scratch)
         visit.pictures = visit.pictures + upload.pictures
-        if upload.slices:
+        lines = self.refused(upload, language)
+        if upload.count:
             visit.upload = upload
-        refused = TEXT["refused"][language]
-        lines = [refused.format(name, reasons[language]) for name, reasons in upload.refused]
-        return self.show(language, visit, "\n\n".join(lines))
+            lines.append(self.about_series(language, visit))
+        return self.show(language, visit, "\n\n".join(line for line in lines if line))
 
-    def keep(self, at: float, window: str, language: int, visit: Visit) -> dict:
-        """Put the shown slice among the pictures of the next question."""
-        visit.pictures = [*visit.pictures, self.look(at, window, visit)][:MAX_PICTURES]
-        return self.show(language, visit, at=at, window=window)
+    def refused(self, upload: Upload, language: int) -> list[str]:
+        """Say which files were refused, and why."""
+        words = TEXT["refused"][language]
+        return [words.format(name, reasons[language]) for name, reasons in upload.refused]
+
+    def add_earlier(  # noqa: PLR0913 - gradio passes each component's value as an argument
+        self,
+        paths: list[str] | None,
+        question: str,
+        at: float,
+        window: str,
+        slices: float,
+        apart: float | None,
+        language: int,
+        visit: Visit,
+    ) -> dict:
+        """Take an earlier picture, of a series the middle slice, to stand beside the new one."""
+        upload = read_upload(paths or [], 1, scratch=self.scratch)
+        if upload.pictures:
+            visit.earlier = upload.pictures
+        elif upload.count:
+            # shown in the window of the new one, so that they can be compared
+            known = window if window in upload.windows else ""
+            visit.earlier = [upload.picture(upload.count // 2, known)]
+        if visit.earlier and question.strip() in ("", *TEXT["describe"]):
+            question = TEXT["compare"][language]
+        around, _ = self.look_around(at, window, slices, apart, visit)
+        status = "\n\n".join(self.refused(upload, language))
+        shown = self.show(language, visit, status, at, window, around)
+        return shown | {self.question: question}
+
+    def keep(  # noqa: PLR0913 - gradio passes each component's value as an argument
+        self,
+        at: float,
+        window: str,
+        slices: float,
+        apart: float | None,
+        language: int,
+        visit: Visit,
+    ) -> dict:
+        """Put the shown slices among the pictures of the next question."""
+        around, why_none = self.look_around(at, window, slices, apart, visit)
+        status = TEXT["no_slab"][language].format(why_none) if why_none else ""
+        visit.pictures = [*visit.pictures, *around][:MAX_PICTURES]
+        return self.show(language, visit, status, at, window, around)
 
     def choose(self, event: gr.SelectData, language: int, visit: Visit) -> dict:
         """Take an example in place of what is there."""
@@ -378,10 +537,16 @@ class Page:
         window: str,
         language: int,
         visit: Visit,
+        slices: float = 1,
+        apart: float | None = None,
     ) -> Iterator[dict]:
         """Ask both models, one after the other, and show the answers as they grow."""
         question = self.without_marks(text).strip()[:MAX_CHARACTERS]
-        new = self.new_pictures(visit, self.look(at, window, visit))
+        around, why_none = self.look_around(at, window, slices, apart, visit)
+        if why_none:
+            yield {self.status: TEXT["no_slab"][language].format(why_none)}
+            return
+        new = self.new_pictures(visit, around)
         pictures = visit.shown_pictures() + new
         if len(visit.turns) >= MAX_TURNS or len(pictures) > MAX_PICTURES:
             yield {self.status: TEXT["full"][language]}
@@ -433,12 +598,12 @@ class Page:
             text = text.replace(mark, " ")
         return text
 
-    def new_pictures(self, visit: Visit, shown_slice) -> list:
-        """The pictures of a question, each once, without those that were shown before."""
+    def new_pictures(self, visit: Visit, slices: list) -> list:
+        """The pictures of a question, each once, the earlier first, without those shown before."""
         known = visit.shown_pictures()
         new = []
-        for picture in [*visit.pictures, shown_slice]:
-            if picture and picture not in known + new:
+        for picture in [*visit.earlier, *visit.pictures, *slices]:
+            if picture not in known + new:
                 new.append(picture)
         return new
 
@@ -537,6 +702,7 @@ def build_page(
     models: ChatModels,
     feedback: str | os.PathLike = "chat_feedback",
     examples: Sequence[dict] | None = None,
+    series: str | os.PathLike | None = None,
 ) -> gr.Blocks:
     """Make the page; `launch` also serves it.
 
@@ -547,17 +713,29 @@ def build_page(
     examples : rows with image, caption and caption_zh, and perhaps a second picture `magnified`.
         Default: six structures of the sample set,
         if it is built.
+    series : a folder of DICOM slices, or a NIfTI file, that every visitor finds open.
+
+    Raises
+    ------
+    ValueError, OSError : there is no such series: one line.
     """
     if examples is None:
         examples = _sample_examples()
     # before any component is made: each asks then where it may keep files
     scratch = open_scratch()
-    page = Page(models, feedback, examples, scratch)
+    try:
+        opened = None if series is None else open_series(series, scratch=scratch)
+    except BaseException:
+        close_scratch()
+        raise
+    page = Page(models, feedback, examples, scratch, opened)
     # gradio's copies of what visitors sent and saw may hold a patient's name: each minute those
     # older than two minutes are deleted
     with _ChatPage(title="medtune chat", analytics_enabled=False, delete_cache=(60, 120)) as blocks:
         page.lay_out()
         page.connect()
+        if opened:
+            blocks.load(page.begin, page.who(), page.shown(), api_visibility="private")
     return blocks
 
 

@@ -1,4 +1,4 @@
-"""Read the files that a visitor sends: PNG, JPEG and DICOM, a few or a whole series."""
+"""Read what a visitor sends: PNG, JPEG, DICOM and NIfTI files, a few or a whole series."""
 
 import os
 import tempfile
@@ -11,8 +11,13 @@ from PIL import Image, UnidentifiedImageError
 
 from medtune.pairs import (
     WINDOWS,
+    Slab,
+    Volume,
+    choose_slices,
     copy_without_patient,
     is_dicom,
+    is_nifti,
+    open_volume,
     read_frames,
     series_files,
     to_rgb,
@@ -24,6 +29,12 @@ from .texts import TEXT
 MAX_SIZE = 64_000_000
 #: Most slices of one upload.
 MAX_SLICES = 1000
+#: Most voxels of a NIfTI file that a stranger sends: 512 x 512 x 256.
+MAX_VOXELS = 2**26
+# What numbers of patients are hashed with; copies have none.
+SALT = "copies without patients"
+#: Values so low are Hounsfield units of air: windows of CT then mean something.
+AIR = -500
 #: A longer edge of a picture is scaled down to so many pixels.
 MAX_EDGE = 2048
 #: Most pictures of one conversation.
@@ -38,12 +49,52 @@ class Upload:
     pictures: list = field(default_factory=list)
     #: (DICOM file, number of the frame), in the order of the series.
     slices: list[tuple[Path, int]] = field(default_factory=list)
+    #: A NIfTI file, in the radiologist's view.
+    volume: Volume | None = None
+    #: Millimetres between two slices; None where nobody knows.
+    spacing: float | None = None
+    #: Why nobody knows, such as a slice that is missing; None for files that are no series.
+    no_spacing: str | None = None
     #: The named windows that apply: those of `medtune.pairs.WINDOWS` for CT, else none.
     windows: dict[str, tuple[float, float]] = field(default_factory=dict)
     #: (name of a file, why it was refused in English and in Chinese).
     refused: list[tuple[str, list[str]]] = field(default_factory=list)
     #: Holds copies of the DICOM files without patient data; goes when nobody holds it any more.
     folder: tempfile.TemporaryDirectory | None = None
+
+    @property
+    def count(self) -> int:
+        """How many slices there are."""
+        return self.volume.count if self.volume else len(self.slices)
+
+    def picture(self, number: int, window: str = "") -> Any:
+        """Show a slice, counted from 0; "" is the window that the file brings along."""
+        if self.volume:
+            shown = self.volume.source.shown(number, window or self.volume.window)
+            return Image.fromarray(shown)
+        path, frame = self.slices[number]
+        return read_frames(path, window=window or None)[frame]
+
+    def slab(self, number: int, pictures: int, mm: float | None, window: str = "") -> list:
+        """Show some slices around one of them.
+
+        Parameters
+        ----------
+        number : the one in the middle, counted from 0.
+        pictures : how many.
+        mm : millimetres between two of them; None for neighbours.
+        window : see `picture`.
+
+        Raises
+        ------
+        ValueError : there are too few slices, or nobody knows how far apart they are.
+        """
+        if mm and self.spacing is None:
+            raise ValueError("nobody knows how far apart these slices are: leave the mm empty")
+        # of neighbours the distance does not matter
+        step = self.spacing or 1.0
+        chosen = choose_slices(Slab(pictures, mm or step), self.count, step, number)
+        return [self.picture(one, window) for one in chosen]
 
 
 def read_upload(
@@ -52,7 +103,10 @@ def read_upload(
     *,
     scratch: str | os.PathLike | None = None,
 ) -> Upload:
-    """Read PNG, JPEG and DICOM files that a stranger sent; the files stay as they are.
+    """Read PNG, JPEG, DICOM and NIfTI files that a stranger sent; the files stay as they are.
+
+    Of several NIfTI files the last is taken.
+
 
     Parameters
     ----------
@@ -66,7 +120,7 @@ def read_upload(
     >>> file = Path(tempfile.mkdtemp()) / "a.png"
     >>> _ = file.write_text("no picture")
     >>> read_upload([file]).refused[0][1][0]
-    'it is no PNG, JPEG or DICOM picture'
+    'it is no PNG, JPEG, DICOM or NIfTI picture'
     """
     upload = Upload(folder=tempfile.TemporaryDirectory(prefix="medtune-", dir=scratch))
     frames: dict[str, int] = {}  # name of a copy -> number of its frames
@@ -77,6 +131,8 @@ def read_upload(
             if is_dicom(file):
                 copy = Path(upload.folder.name, f"{number:05}.dcm")
                 frames[copy.name] = _read_dicom(file, copy, upload, full)
+            elif is_nifti(file):
+                _read_nifti(file, upload, MAX_VOXELS)
             else:
                 upload.pictures.append(_read_picture(file, full))
         except Exception as error:  # decoders raise many kinds
@@ -86,7 +142,74 @@ def read_upload(
         for series in series_files(upload.folder.name):
             for path in series:
                 upload.slices += [(path, frame) for frame in range(frames.get(path.name, 0))]
+        # files of one slice each may be a series that lies in space
+        if len(frames) == len(upload.slices) > 1 and not upload.volume:
+            _measure(upload)
     return upload
+
+
+def open_series(path: str | os.PathLike, *, scratch: str | os.PathLike | None = None) -> Upload:
+    """Open a series of one's own: a folder of DICOM slices, or a NIfTI file.
+
+    Parameters
+    ----------
+    path : the folder or the file.
+    scratch : see `read_upload`.
+
+    Returns
+    -------
+    Upload : with its slices, and without pictures of other kinds.
+
+    Raises
+    ------
+    ValueError : it holds no series, or a file that cannot be read: one line.
+    OSError : there is no such folder or file.
+
+    Examples
+    --------
+    >>> open_series("no_such_folder")
+    Traceback (most recent call last):
+        ...
+    FileNotFoundError: series=no_such_folder: there is no such folder or file
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"series={path}: there is no such folder or file")
+    if path.is_file():
+        upload = Upload()
+        try:
+            _read_nifti(path, upload, 2**30)
+        except ValueError as error:
+            raise ValueError(f"series={path}: {error}") from None
+        return upload
+    files = sorted(file for file in path.rglob("*") if file.is_file() and is_dicom(file))
+    upload = read_upload(files, scratch=scratch)
+    if upload.refused:
+        _, [reason, _] = upload.refused[0]
+        raise ValueError(f"series={path}: {len(upload.refused)} of its files: {reason}")
+    if not upload.count:
+        raise ValueError(f"series={path}: this folder holds no DICOM pictures")
+    return upload
+
+
+def _read_nifti(file: Path, upload: Upload, max_voxels: int) -> None:
+    """Open a NIfTI file; it takes the place of what was there."""
+    volume = open_volume(file, None, SALT, max_voxels)
+    if volume.count > MAX_SLICES:
+        raise Image.DecompressionBombError
+    upload.volume, upload.spacing = volume, volume.view.spacing[0]
+    upload.slices, upload.no_spacing = [], None
+    is_ct = float(volume.source.values.min()) <= AIR
+    upload.windows = WINDOWS if is_ct else {}
+
+
+def _measure(upload: Upload) -> None:
+    """Say how far apart the slices of a series are, or why nobody knows."""
+    try:
+        volume = open_volume(Path(upload.folder.name), None, SALT)
+        upload.spacing = volume.view.spacing[0]
+    except ValueError as error:
+        upload.no_spacing = str(error)
 
 
 def _check_size(size: int, full: bool = False) -> None:

@@ -424,6 +424,13 @@ def chat(
             "says that it would not give them. By default that of the adapter's own run, if it has one."
         ),
     ] = None,
+    series: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a DICOM series, or a NIfTI file, that the page opens with: ask about "
+            "one slice of it, or about several around it."
+        ),
+    ] = None,
     feedback: Annotated[
         Path, typer.Option(help="Folder where thumbs and corrections are saved.")
     ] = Path("chat_feedback"),
@@ -456,6 +463,7 @@ def chat(
     page = launch(
         models,
         feedback=feedback,
+        series=series,
         host=host,
         port=port,
         password=password,

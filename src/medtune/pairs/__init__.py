@@ -33,18 +33,25 @@ from .record import names_group
 from .salt import safe_id, user_salt
 from .sample import sample_rows
 from .series import series_files
+from .slabs import Slab, choose_slices
 from .tables import split_of
+from .volumes import Volume, is_nifti, open_volume
 
 __all__ = [
     "PICTURE_SUFFIXES",
     "WINDOWS",
+    "Slab",
+    "Volume",
+    "choose_slices",
     "copy_without_patient",
     "describe",
     "folder_of_zip",
     "is_dicom",
+    "is_nifti",
     "list_shards",
     "load_pairs",
     "names_group",
+    "open_volume",
     "picture_bytes",
     "read_frames",
     "reject_reason",

@@ -1201,7 +1201,7 @@ def copy_without_patient(path: str | os.PathLike, out: str | os.PathLike) -> dic
 
     Kept are the pixels, how to show them (group 0028), modality, position and number of the slice,
     and nothing else: no text, date, name or number of anybody, no overlay, and a hash in place of
-    the series' UID, under which a series stays together. What is burnt into the pixels stays.
+    the series' UID, if there is one, under which a series stays together. What is burnt into the pixels stays.
 
     Parameters
     ----------
@@ -1234,7 +1234,9 @@ def copy_without_patient(path: str | os.PathLike, out: str | os.PathLike) -> dic
     about = describe(path, salt=_PROCESS_SALT)
     with open_dicom(path) as ds:
         ds.walk(_drop_unless_kept)
-        ds.SeriesInstanceUID = generate_uid(entropy_srcs=[about["series"] or str(path)])
+        # files that name no series stay together, as `series_files` has them
+        if about["series"]:
+            ds.SeriesInstanceUID = generate_uid(entropy_srcs=[about["series"]])
         # The format asks for both UIDs in the head of the file: random ones say nothing. Any text
         # may stand in the preamble, the 128 bytes before the mark.
         head = FileMetaDataset()

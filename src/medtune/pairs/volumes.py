@@ -60,7 +60,7 @@ _LONGER = 1.2
 # What a NIfTI file may count its places in (xyzt_units) -> mm.
 _MM = {"mm": 1.0, "unknown": 1.0, "meter": 1000.0, "micron": 0.001}
 # A header may promise any size, so stop before memory does: 1024 x 1024 x 1024.
-_MAX_VOXELS = 2**30
+MAX_VOXELS = 2**30
 # So many slices tell which values a volume without a window holds.
 _LOOKED_AT = 16
 
@@ -270,7 +270,7 @@ def is_nifti(file: Path) -> bool:
     return file.name.lower().endswith(VOLUME_SUFFIXES)
 
 
-def open_volume(path: Path, window: Any, salt: str) -> Volume:
+def open_volume(path: Path, window: Any, salt: str, max_voxels: int = MAX_VOXELS) -> Volume:
     """Open a NIfTI file, or a folder that holds one series of DICOM slices.
 
     Parameters
@@ -284,6 +284,8 @@ def open_volume(path: Path, window: Any, salt: str) -> Volume:
         brightest half per cent. All slices are shown in one window, so that they can be compared.
     salt : str
         What the number of a patient is hashed with.
+    max_voxels : int
+        A NIfTI file of more is refused before it is read.
 
     Returns
     -------
@@ -311,7 +313,7 @@ def open_volume(path: Path, window: Any, salt: str) -> Volume:
     if path.is_dir():
         return _open_series(path, window, salt)
     if is_nifti(path):
-        return _open_nifti(path, window)
+        return _open_nifti(path, window, max_voxels)
     if is_dicom(path):
         raise ValueError("DICOM file is one slice: give the folder of its series")
     raise ValueError("picture is no volume: give a folder of DICOM slices, or a NIfTI file")
@@ -320,13 +322,13 @@ def open_volume(path: Path, window: Any, salt: str) -> Volume:
 # --- NIfTI ----------------------------------------------------------------------------------------
 
 
-def _open_nifti(file: Path, window: Any) -> Volume:
+def _open_nifti(file: Path, window: Any, max_voxels: int) -> Volume:
     # nibabel mends broken headers, and tells the log, with words of the file
     with _one_line(), nibabel.imageglobals.LoggingOutputSuppressor():
         image = nibabel.load(file)
         if not isinstance(image, nibabel.nifti1.Nifti1Pair):
             raise _Problem("is no NIfTI, whatever it is called")
-        _check_header(image, _header_as_written(file, image))
+        _check_header(image, _header_as_written(file, image), max_voxels)
         view = view_of(_affine_in_mm(image))
         stored = np.asanyarray(image.dataobj)
     values = apply_orientation(stored.reshape(stored.shape[:3]), view.turn)
@@ -359,13 +361,13 @@ def _header_as_written(file: Path, image: Any) -> Any:
         return type(image.header).from_fileobj(stream, check=False)
 
 
-def _check_header(image: Any, written: Any) -> None:
+def _check_header(image: Any, written: Any, max_voxels: int) -> None:
     """Refuse what is no single volume of numbers that says how it lies."""
     if len(image.shape) < 3 or min(image.shape) < 1 or math.prod(image.shape[3:]) != 1:
         sizes = " x ".join(str(size) for size in image.shape)
         raise _Problem(f"has the shape {sizes}: give one volume, of three dimensions")
-    if math.prod(image.shape) > _MAX_VOXELS:
-        raise _Problem("promises more than 2^30 voxels: cut it into parts")
+    if math.prod(image.shape) > max_voxels:
+        raise _Problem(f"promises more than {max_voxels:,} voxels: cut it into parts")
     if image.get_data_dtype().kind not in "iuf":
         raise _Problem("holds colours or other things than numbers: give the values themselves")
     zooms = np.array(written["pixdim"][1:4], dtype=float)

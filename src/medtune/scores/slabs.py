@@ -46,6 +46,13 @@ DIRECTIONS = {
     "up": r"\bup(?:wards?)?\b|\bto the upper\b|[向往]上|移到上",
     "down": r"\bdown(?:wards?)?\b|\bto the lower\b|[向往]下|移到下",
 }
+# "shifts to the left": what is real shifts, see `slab_scores`
+SHIFTS = re.compile(r"\bshifts?\b|偏移")
+HEIGHT = re.compile(r"(\d+(?:\.\d+)?)\s*(?:mm\b|millimet|毫米)")
+RAISED = {
+    True: r"\bcreatinine is (?:raised|high|elevated|above)\b|肌酐(?:升高|偏?高)",
+    False: r"\bcreatinine is (?:normal|not raised|not elevated)\b|肌酐(?:正常|不高)",
+}
 CHANGES = {
     "grown": r"\b(?:grown|larger|bigger|increased)\b|变大|增大",
     "shrunk": r"\b(?:shrunk|shrunken|smaller|decreased)\b|变小|缩小",
@@ -79,19 +86,23 @@ class SlabAnswer:
     largest : in which it is largest, from 1.
     size : how wide it is there: "tenth", "fifth", "third" or "half" of the frame.
     present : whether the structure that was asked for is there.
+    height : in mm.
     direction : "left", "right", "up" or "down".
     change : "grown", "shrunk", "same", "new" or "gone".
     known : whether the record knows of a lesion.
+    raised : whether the creatinine is raised.
     seen : whether the pictures show one.
     """
 
     count: int | None = None
     largest: int | None = None
     size: str | None = None
+    height: float | None = None
     present: bool | None = None
     direction: str | None = None
     change: str | None = None
     known: bool | None = None
+    raised: bool | None = None
     seen: bool | None = None
 
 
@@ -122,10 +133,12 @@ def read_slab_answer(text: str) -> SlabAnswer:
         count=_only(_counts(low)),
         largest=_only(largest),
         size=_only(_said(SIZES, low)),
+        height=_only({float(number) for number in HEIGHT.findall(low)}),
         present=_only(_said(PRESENT, low)),
         direction=_only(_said(DIRECTIONS, low)),
         change=_only(_said(CHANGES, DENIED.sub(" ", low))),
         known=_only(_said(KNOWN, low)),
+        raised=_only(_said(RAISED, low)),
         seen=_only(_said(SEEN, low)),
     )
 
@@ -176,11 +189,12 @@ def slab_scores(
 
     Returns
     -------
-    dict : "count_right", "largest_right", "size_right", "present_right", "direction_right",
-        "change_right", "known_right" and "seen_right", the shares of right answers; also
-        "count_within_one", and "growth_right", the share of the references with a lesion in both
-        pictures where the answer tells whether it has grown, shrunk or is the same. All 0 to 1, None
-        where nothing counts.
+    dict : "count_right", "largest_right", "size_right", "height_right", "present_right",
+        "direction_right", "change_right", "known_right", "raised_right" and "seen_right", the shares
+        of right answers; also "count_within_one"; "shift_right", the direction where the reference
+        says that something shifts, which "direction_right" then leaves out; and "growth_right", the
+        share of the references with a lesion in both pictures where the answer tells whether it has
+        grown, shrunk or is the same. All 0 to 1, None where nothing counts.
 
     Raises
     ------
@@ -195,20 +209,30 @@ def slab_scores(
     pairs = text_pairs(predictions, references)
     said = [read_slab_answer(answer) for answer, _ in pairs]
     wanted = [read_slab_answer(reference) for _, reference in pairs]
+    is_shift = [bool(SHIFTS.search(reference.lower())) for _, reference in pairs]
     samples = {}
     for part in fields(SlabAnswer):
         told = [getattr(answer, part.name) for answer in said]
         truth = [getattr(reference, part.name) for reference in wanted]
+        if part.name == "direction":
+            shifts = _only_where(is_shift, truth)
+            samples["shift_right"] = _judged(told, shifts)
+            truth = _only_where([not one for one in is_shift], truth)
         samples[f"{part.name}_right"] = _judged(told, truth)
         if part.name == "count":
             samples["count_within_one"] = _judged(told, truth, within=1)
         if part.name == "change":
-            growth = [value if value in GROWTH else None for value in truth]
-            samples["growth_right"] = _judged(told, growth)
+            in_both = [value in GROWTH for value in truth]
+            samples["growth_right"] = _judged(told, _only_where(in_both, truth))
     if per_sample:
         return samples
     entries = {name: (values, mean_of_known) for name, values in samples.items()}
     return entries if columns else values_of(entries)
+
+
+def _only_where(kept: list[bool], truth: list) -> list:
+    """Leave out the truth, None, of what is not kept."""
+    return [value if keep else None for keep, value in zip(kept, truth, strict=True)]
 
 
 def _judged(told: list, truth: list, within: int = 0) -> list[float]:
