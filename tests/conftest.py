@@ -2,9 +2,11 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import absl.logging
 import pytest
 
 os.environ.update(
@@ -16,6 +18,10 @@ os.environ.update(
     MEDTUNE_SALT="of the tests",
 )
 
+# Whoever sets up logging anew, as uvicorn does, makes absl close the stream that it was imported with.
+# That would be pytest's own.
+absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
+
 REPO = Path(__file__).parents[1]
 
 
@@ -25,22 +31,24 @@ def repo() -> Path:
     return REPO
 
 
+def built(name: str) -> Path:
+    """A data set that `make sample` builds."""
+    path = REPO / "data" / name / f"{name}.parquet"
+    if not path.exists():
+        pytest.fail(f"{path} is not built: run 'make sample' first")
+    return path
+
+
 @pytest.fixture(scope="session")
 def sample_path() -> Path:
-    """The built sample set; `make sample` builds it."""
-    path = REPO / "data" / "sample" / "sample.parquet"
-    if not path.exists():
-        pytest.fail("the sample set is not built: run 'make sample' first")
-    return path
+    """The built sample set."""
+    return built("sample")
 
 
 @pytest.fixture(scope="session")
 def volumes_path() -> Path:
-    """The built questions about slabs; `make sample` builds them, too."""
-    path = REPO / "data" / "volumes" / "volumes.parquet"
-    if not path.exists():
-        pytest.fail("the questions about slabs are not built: run 'make sample' first")
-    return path
+    """The built questions about slabs."""
+    return built("volumes")
 
 
 @pytest.fixture(scope="session")

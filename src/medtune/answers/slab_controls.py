@@ -8,6 +8,7 @@ answers worse then; one that does not has read its answer elsewhere.
 import copy
 import random
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from .prompts import prompt_of
@@ -103,7 +104,7 @@ def swap_earlier(records: Iterable[Mapping[str, Any]], seed: int = 0) -> list[Ro
     ['b1', 'a2']
     """
     rows = [dict(row) for row in records]
-    donors = _donors(rows, "swap_earlier", _another_person, seed)
+    donors = _donors(rows, "swap_earlier", partial(_another, "person"), seed)
     changed = []
     for row, donor in zip(rows, donors, strict=True):
         pictures = _pictures(row, "swap_earlier")
@@ -167,7 +168,7 @@ def swap_record(records: Iterable[Mapping[str, Any]], seed: int = 0) -> list[Row
     'well: well?'
     """
     rows = [dict(row) for row in records]
-    donors = _donors(rows, "swap_record", _another_record, seed)
+    donors = _donors(rows, "swap_record", partial(_another, "record"), seed)
     return [
         _with_record(row, donor["record"], "swap_record")
         for row, donor in zip(rows, donors, strict=True)
@@ -244,12 +245,8 @@ def _another_row(row: Row, other: Row) -> bool:
     return other is not row
 
 
-def _another_person(row: Row, other: Row) -> bool:
-    return None not in (row.get("person"), other.get("person")) and row["person"] != other["person"]
-
-
-def _another_record(row: Row, other: Row) -> bool:
-    return None not in (row.get("record"), other.get("record")) and row["record"] != other["record"]
+def _another(column: str, row: Row, other: Row) -> bool:
+    return None not in (row.get(column), other.get(column)) and row[column] != other[column]
 
 
 def _donors(rows: list[Row], name: str, fits: Callable[[Row, Row], bool], seed: int) -> list[Row]:

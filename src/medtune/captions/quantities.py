@@ -87,8 +87,8 @@ _ENGLISH_WORD = re.compile(
 )
 _PERMITTING_PATTERNS = [(re.compile(words), value) for words, value in _PERMITTING.items()]
 _PART_OF_WHOLE = re.compile(r" (?:third|quarter|fourth|fifth|half)")
-# the same up to here: "three fifths"
-_PARTS_HERE = re.compile(r"\b(?:one|two|three|four) [a-z]+$")
+# the same up to here: "a fifth", "three fifths"
+_PARTS_HERE = re.compile(r"\b(?:a|an|one|two|three|four) [a-z]+$")
 _HALF = re.compile(r"\bhal(?:f|ves)\b|半")
 
 _CHINESE_DIGITS = {"零": 0, "〇": 0, "一": 1, "二": 2, "两": 2, "双": 2, "三": 3, "四": 4, "五": 5}

@@ -146,7 +146,8 @@ class Served:
         hosts = _own_names(host) if is_loopback(host) else ["*"]
         config = uvicorn.Config(
             App(answers, limits, password, hosts).starlette(),
-            # neither questions nor visitors are logged
+            # neither questions nor visitors are logged, and nobody else's logging is set up anew
+            log_config=None,
             log_level="error",
             access_log=False,
             server_header=False,
