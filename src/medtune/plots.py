@@ -700,6 +700,49 @@ def plot_risk_coverage(curves: Mapping[str, tuple[Sequence, Sequence]]) -> Figur
 
 
 @_drawn
+def plot_reliability(table: Sequence[Mapping[str, float]]) -> Figure:
+    """Draw how often answers are right against how sure they were.
+
+    Parameters
+    ----------
+    table : rows with `confidence` and `right`, both 0..1, and the number of `answers`, as
+        `medtune.scores.calibration_table` gives them.
+
+    Returns
+    -------
+    matplotlib.figure.Figure : the figure; on the dotted line the answers are as often right as they
+        say.
+
+    Raises
+    ------
+    ValueError : the table has no rows.
+
+    Examples
+    --------
+    >>> figure = plot_reliability([{"confidence": 0.5, "right": 0.8, "answers": 12}])
+    >>> [text.get_text() for text in figure.axes[0].texts]
+    ['12']
+    """
+    if not table:
+        raise ValueError("table is empty: there is nothing to draw")
+    figure, axis = _one_axis(4.5, 4)
+    axis.plot([0, 100], [0, 100], color=GREY, linestyle=":")
+    sure = [100 * row["confidence"] for row in table]
+    right = [100 * row["right"] for row in table]
+    axis.plot(sure, right, color=COLOURS[0], marker="o")
+    for x, y, row in zip(sure, right, table, strict=True):
+        axis.annotate(str(row["answers"]), (x, y), (4, -10), textcoords="offset points", fontsize=8)
+    axis.set(
+        xlim=(0, 105),
+        ylim=(0, 105),
+        xlabel="confidence, percent",
+        ylabel="right, percent",
+    )
+    axis.grid(True)
+    return figure
+
+
+@_drawn
 def plot_heatmap(
     boxes: Sequence, *, title: str = "how often each place is covered", cells: int = 48
 ) -> Figure:
