@@ -83,9 +83,15 @@ def _without_places(file: Path, root: Path) -> str:
 
 
 def _without_pictures(notebook: str) -> str:
-    """Replace the figures of cells tagged `shows-pictures` in an executed notebook."""
+    """Replace the figures of cells tagged `shows-pictures` in an executed notebook.
+
+    Progress bars lose what lets them move, which is a third of a page; their text stays.
+    """
     executed = json.loads(notebook)
+    executed["metadata"].pop("widgets", None)
     for cell in executed["cells"]:
+        for output in cell.get("outputs", ()):
+            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
         if not has_tag(cell, "shows-pictures"):
             continue
         for output in cell["outputs"]:
