@@ -8,8 +8,9 @@
 The runs really go through TRL's SFTTrainer. FIT in `_memory_configurations.py` are those that the
 constants of `medtune.plan` were fitted to, CHECK those that it had not seen, NEW those of models
 that came later. With --each a configuration has a process of its own and so many seconds, and one
-that OUT.jsonl holds is not measured again. Each line of OUT.jsonl is one configuration; docs/figures/planner_table.py makes the committed table of them. Weights are
-random: nothing here says anything about quality.
+that OUT.jsonl holds is not measured again. Each line of OUT.jsonl is one configuration;
+docs/figures/planner_table.py makes the committed table of them. Weights are random: nothing here
+says anything about quality.
 """
 
 import argparse

@@ -10,6 +10,7 @@ from tiny_models import REPO
 from medtune.plan import model_names
 
 sys.path.insert(0, str(REPO / "benchmarks"))
+import memory  # noqa: E402
 from _memory_configurations import NEW  # noqa: E402
 
 SCRIPT = REPO / "benchmarks" / "memory.py"
@@ -40,5 +41,6 @@ def test_a_configuration_is_measured_once_and_what_fails_is_measured_again(tmp_p
     _, line = measure(out, "--each", "240")
     assert (line["model"], line["method"], line["batch"]) == ("Qwen/Qwen3.5-2B", "lora", 4)
     assert "error" not in line and len(line["losses"]) == 3
-    # it stands there
-    assert len(measure(out, "--each", "240")) == 2
+    # so it is not measured again, and another one would be
+    assert memory.is_measured(NEW[3], out)
+    assert not memory.is_measured(NEW[4], out)
