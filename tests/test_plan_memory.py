@@ -253,6 +253,14 @@ def test_the_command_without_a_model_lists_all_with_the_smallest_card(capsys):
                 assert not estimate(name, gpu_gb=smaller[-1], **options)["fits"]
 
 
+def test_options_of_one_model_are_refused_for_the_list(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["plan", "--gpus", "2"])
+    assert end.value.code
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "--gpus 2" in said and "counts with a model only" in said
+
+
 def test_a_model_that_fits_on_no_card_is_said_so():
     """In float32 the larger mixture of experts takes 140 GB for its weights alone."""
     assert smallest_card("Qwen/Qwen3.5-35B-A3B", dtype="float32") is None
