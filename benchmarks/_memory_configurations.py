@@ -9,6 +9,16 @@ QWEN25 = "Qwen/Qwen2.5-VL-7B-Instruct"
 QWEN2 = "Qwen/Qwen2-VL-2B-Instruct"
 GEMMA = "google/gemma-3-4b-it"
 SMOL = "HuggingFaceTB/SmolVLM-256M-Instruct"
+QWEN25_3B = "Qwen/Qwen2.5-VL-3B-Instruct"
+QWEN3_8B = "Qwen/Qwen3-VL-8B-Instruct"
+QWEN35_SMALL = "Qwen/Qwen3.5-0.8B"
+QWEN35 = "Qwen/Qwen3.5-2B"
+QWEN35_4B = "Qwen/Qwen3.5-4B"
+QWEN35_9B = "Qwen/Qwen3.5-9B"
+QWEN35_MOE = "Qwen/Qwen3.5-35B-A3B"
+GEMMA4 = "google/gemma-4-E2B-it"
+GEMMA4_LARGE = "google/gemma-4-E4B-it"
+MEDGEMMA = "google/medgemma-1.5-4b-it"
 
 
 @dataclass(frozen=True)
@@ -91,4 +101,21 @@ CHECK = [
     Configuration(1, QWEN3_MOE, "lora", "attention", 16, 1024, True),
     Configuration(1, QWEN3_MOE, "lora", "attention+experts", 2, 512, True),
     Configuration(1, QWEN3_MOE, "qlora", "attention", 4, 512, True),
+]
+# Those of models that were added later, the ones that profiles use first; nothing was fitted to them.
+NEW = [
+    Configuration(0, QWEN35, "lora", "language", 8, 512, True, {"r": 16}),
+    Configuration(0, MEDGEMMA, "qlora", "language", 4, 512, True, {"r": 16}),
+    Configuration(0, QWEN35_MOE, "lora", "attention", 4, 512, True, {"r": 16}),
+    Configuration(0, QWEN35, "lora", "language", 4, 512, False),
+    Configuration(0, GEMMA4, "lora", "language", 4, 512, False),
+    Configuration(0, QWEN35, "qlora", "language", 8, 512, True),
+    Configuration(0, GEMMA4, "qlora", "language", 8, 512, True),
+    Configuration(0, QWEN35_9B, "qlora", "language", 4, 512, True),
+    Configuration(0, GEMMA4_LARGE, "lora", "language", 4, 512, True),
+    Configuration(0, QWEN35_4B, "lora", "language", 4, 512, False),
+    Configuration(0, QWEN3_8B, "lora", "language", 8, 512, True),
+    Configuration(0, QWEN25_3B, "lora", "language", 4, 512, False),
+    Configuration(0, QWEN35_SMALL, "lora", "language", 16, 512, True),
+    Configuration(0, QWEN35, "lora", "language", 64, 512, False, RUNS_OUT),
 ]

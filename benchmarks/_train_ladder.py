@@ -10,7 +10,7 @@ from typing import Any
 from _harness import read_rows, run_for, to_arguments
 from _train_data import ensure_data
 from _train_one import Conditions, measure_rung, note
-from _train_peer import Peer, measure_peer
+from _train_peer import ROWS, Peer, measure_peer
 
 COLUMNS = (
     "rung",
@@ -20,6 +20,7 @@ COLUMNS = (
     "mfu_percent",
     "peak_gb",
     "first_loss",
+    "last_loss",
     "error",
 )
 # A rung is not begun with fewer seconds left, and gets as many at least.
@@ -32,9 +33,12 @@ def climb(names: list[str], conditions: Conditions, options: argparse.Namespace)
     out = conditions.out
     ensure_data(out / "data", conditions.small)
     done = {row["rung"] for row in _results(out) if "error" not in row}
-    if options.peer and "peer" not in done:
+    if options.peer:
         peer = Peer(options.peer_path, options.peer_python)
-        measure_peer(peer, conditions, min(options.each, end - time.perf_counter()))
+        for name in ROWS:
+            left = end - time.perf_counter()
+            if name not in done and left >= LEAST_SECONDS:
+                measure_peer(name, peer, conditions, min(options.each, left))
     for name in names:
         left = end - time.perf_counter()
         if left < LEAST_SECONDS:
@@ -82,7 +86,19 @@ def results_table(out: Path) -> str:
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
     for row in newest.values():
         shown = {key: str(row.get(key, "")) for key in COLUMNS}
-        if "first_loss" in row:
-            shown["first_loss"] = f"{row['first_loss']:.4f}"
+        for key in ("first_loss", "last_loss"):
+            if key in row:
+                shown[key] = f"{row[key]:.4f}"
         lines.append("| " + " | ".join(shown.values()) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_beside_the_peer(newest)])
+
+
+def _beside_the_peer(newest: dict[str, dict[str, Any]]) -> list[str]:
+    """Say how many times as fast we are at equal settings, and best against best; nobody's defaults."""
+    lines = []
+    for name, wanted in ROWS.items():
+        peer = newest.get(name, {}).get("samples_per_second")
+        ours = newest.get(wanted.beside, {}).get("samples_per_second")
+        if peer and ours:
+            lines.append(f"{wanted.beside} beside {name}: {ours / peer:.2f} times as fast")
+    return ["", *lines] if lines else []

@@ -2,18 +2,22 @@
 
     python benchmarks/memory.py OUT.jsonl --part 0     # half of them, about 5 minutes on an H200
     python benchmarks/memory.py OUT.jsonl --check      # the others, which no constant was fitted to
+    python benchmarks/memory.py OUT.jsonl --new --each 60 --steps 4   # later models, 8 minutes
     python benchmarks/memory.py OUT.jsonl --tiny       # at tiny scale on a CPU, to try the script
 
 The runs really go through TRL's SFTTrainer. FIT in `_memory_configurations.py` are those that the
-constants of `medtune.plan` were fitted to, CHECK those that it had not seen. Each line of OUT.jsonl
-is one configuration; docs/figures/planner_table.py makes the committed table of them. Weights are
-random: nothing here says anything about quality.
+constants of `medtune.plan` were fitted to, CHECK those that it had not seen, NEW those of models
+that came later. With --each a configuration has a process of its own and so many seconds, and one
+that OUT.jsonl holds is not measured again. Each line of OUT.jsonl is one configuration;
+docs/figures/planner_table.py makes the committed table of them. Weights are random: nothing here
+says anything about quality.
 """
 
 import argparse
 import gc
 import json
 import logging
+import sys
 import tempfile
 import time
 import traceback
@@ -25,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _harness import append_row, losses_of, make_parser
-from _memory_configurations import CHECK, FIT, Configuration
+from _harness import append_row, losses_of, make_parser, read_rows, run_for, to_arguments
+from _memory_configurations import CHECK, FIT, NEW, Configuration
 from datasets import Dataset, List
 from datasets import Image as Picture
 from peft import LoraConfig
@@ -367,7 +371,14 @@ def line_of(configuration: Configuration, given: argparse.Namespace) -> dict[str
 def chosen(given: argparse.Namespace) -> list[Configuration]:
     """List the configurations that the options ask for."""
     found = []
-    for configuration in CHECK if given.check else FIT:
+    configurations = FIT
+    if given.check:
+        configurations = CHECK
+    if given.new:
+        configurations = NEW
+    if given.only is not None:
+        return [configurations[given.only]]
+    for configuration in configurations:
         other_part = given.part not in (None, configuration.part)
         left_out = given.without_checkpointing and configuration.checkpointing
         if not other_part and not left_out:
@@ -375,11 +386,45 @@ def chosen(given: argparse.Namespace) -> list[Configuration]:
     return found
 
 
+def measure_apart(number: int, configuration: Configuration, given: argparse.Namespace) -> None:
+    """Measure a configuration in a process of its own; note it if that ended without a line."""
+    log = given.out.with_name(f"{given.out.stem}-{number}.log")
+    options = {"only": number, "steps": given.steps}
+    command = [sys.executable, __file__, str(given.out), *to_arguments(options)]
+    for name in ("new", "check", "tiny"):
+        if getattr(given, name):
+            command.append(f"--{name}")
+    before = len(read_rows(given.out))
+    ended = run_for(command, given.each, log)
+    if len(read_rows(given.out)) == before:
+        why = f"took longer than {given.each} s" if ended.timed_out else f"ended with {ended.code}"
+        line = asdict(configuration)
+        del line["part"]
+        append_row(given.out, line | {"error": f"{why}, see {log.name}"})
+    line = read_rows(given.out)[-1]
+    print(number, configuration.model, line.get("peak"), line.get("error", ""), flush=True)
+
+
+def is_measured(configuration: Configuration, out: Path) -> bool:
+    """Say whether a line of this configuration is there, and no error in it."""
+    wanted = asdict(configuration)
+    del wanted["part"]
+    for line in read_rows(out):
+        if line.items() >= wanted.items() and line.get("error") in (None, "out of memory"):
+            return True
+    return False
+
+
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--part", type=int, default=None)
     parser.add_argument("--check", action="store_true", help="measure CHECK instead of FIT")
+    parser.add_argument("--new", action="store_true", help="measure NEW instead of FIT")
+    parser.add_argument("--only", type=int, help="number of the one configuration, from 0")
+    parser.add_argument(
+        "--each", type=float, help="a process for each configuration, with so many seconds"
+    )
     parser.add_argument(
         "--saved", action="store_true", help="also note what a layer keeps, instead of the peak"
     )
@@ -395,9 +440,13 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     began = time.perf_counter()
-    for configuration in chosen(given):
+    for number, configuration in enumerate(chosen(given)):
         if time.perf_counter() - began > given.seconds:
             break
+        if given.each:
+            if not is_measured(configuration, given.out):
+                measure_apart(given.only or number, configuration, given)
+            continue
         line = line_of(configuration, given)
         append_row(given.out, line)
         print(*line.values(), sep=" | ", flush=True)

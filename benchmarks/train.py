@@ -10,9 +10,10 @@ tokens a sample, LoRA of rank 8 on the language layers. Each rung trains in a pr
 through `medtune.training` and TRL's SFTTrainer and leaves a line in OUT/results.jsonl as it ends: a
 run that was cut off, or has used up `--seconds`, goes on where it stopped when it is started again.
 Speed is that of the second half of the steps. MFU is the arithmetic that the shape needs, in TFLOP
-a second, by `--peak`, which is 790 for dense bfloat16 on an H200. `--peer-path` is a folder that
-LLaMA-Factory and what it asks for are installed in, since it wants other versions than this
-project.
+a second, by `--peak`, which is 790 for dense bfloat16 on an H200. `--peer` measures LLaMA-Factory
+three times: its defaults, settings equal to our rung fast64, and the best that its options give.
+`--peer-path` is a folder that it and what it asks for are installed in, since it wants other
+versions than this project.
 
 The rungs stand in `_train_rungs.py`; `_train_ladder.py` goes from one to the next, `_train_one.py`
 measures one, `_train_peer.py` measures LLaMA-Factory, and `_train_watch.py` says what a GPU waited
@@ -38,7 +39,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--moe", action="store_true", help="the mixture of experts")
     parser.add_argument("--gemma", action="store_true", help="Gemma-3-4B by a published recipe")
     parser.add_argument("--generate", action="store_true", help="answers")
-    parser.add_argument("--peer", action="store_true", help="LLaMA-Factory, too")
+    parser.add_argument("--peer", action="store_true", help="LLaMA-Factory's three rows")
     parser.add_argument("--peer-path", type=Path, default=Path("peer"))
     parser.add_argument("--peer-python", default=sys.executable)
     parser.add_argument(

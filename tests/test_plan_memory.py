@@ -83,6 +83,45 @@ def test_the_committed_table_is_that_of_the_recorded_figures(planner_table):
     assert planner_table.table(measured_answers()) in text
 
 
+def test_later_measurements_are_added_to_those_that_stand(planner_table, tmp_path, monkeypatch):
+    kept = measured_rows()
+    (tmp_path / "measured.json").write_text(json.dumps(kept), "utf-8")
+    monkeypatch.setattr(planner_table, "FOLDER", tmp_path)
+    configuration = {
+        "model": "Qwen/Qwen3.5-2B",
+        "method": "lora",
+        "target": "language",
+        "batch": 8,
+        "pixels": 512,
+        "checkpointing": True,
+        "options": {"r": 16},
+    }
+    measured = {
+        "device": "NVIDIA H200",
+        "batch_shapes": {"input_ids": [8, 348]},
+        "peak": 6.0e9,
+        "weights": 4.4e9,
+        "reserved": 6.2e9,
+        "steps": [],
+        "samples_per_second": 20.0,
+    }
+    later = [configuration | measured, configuration | {"error": "took longer than 60 s"}]
+    file = tmp_path / "later.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in later), "utf-8")
+    monkeypatch.setattr(sys, "argv", ["planner_table.py", "--add", str(file)])
+    planner_table.main()
+    rows = json.loads((tmp_path / "measured.json").read_text("utf-8"))
+    assert rows[:-1] == kept
+    assert (rows[-1]["model"], rows[-1]["set"], rows[-1]["peak_gb"]) == (
+        "Qwen/Qwen3.5-2B",
+        "check",
+        6.0,
+    )
+    assert "| Qwen3.5-2B | lora language, r 16, checkpointing | 8 | 348 | 6.0 |" in (
+        tmp_path / "README.md"
+    ).read_text("utf-8")
+
+
 def test_accumulation_costs_what_a_rehearsal_took():
     """Gemma-3 of planner-h200: 19.03 GB in steps of two batches, 16.257 in steps of one."""
     options = {
@@ -212,6 +251,14 @@ def test_the_command_without_a_model_lists_all_with_the_smallest_card(capsys):
             smaller = [size for size in CARDS if size < int(card)]
             if smaller:
                 assert not estimate(name, gpu_gb=smaller[-1], **options)["fits"]
+
+
+def test_options_of_one_model_are_refused_for_the_list(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["plan", "--gpus", "2"])
+    assert end.value.code
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "--gpus 2" in said and "counts with a model only" in said
 
 
 def test_a_model_that_fits_on_no_card_is_said_so():

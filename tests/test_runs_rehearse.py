@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -31,9 +32,15 @@ PROFILES = {
     "qwen3-vl-2b-dpo": "Qwen/Qwen3-VL-2B-Instruct",
     "qwen3-vl-2b-grpo": "Qwen/Qwen3-VL-2B-Instruct",
     "qwen3-vl-4b-volumes": "Qwen/Qwen3-VL-4B-Instruct",
+    "medgemma-1.5-4b-qlora": "google/medgemma-1.5-4b-it",
+    "qwen3.5-2b-lora": "Qwen/Qwen3.5-2B",
+    "qwen3.5-35b-a3b-lora": "Qwen/Qwen3.5-35B-A3B",
 }
 # what trains there is a lesson of its own, in steps and not in epochs
 VOLUMES = "11_volumes_priors_records"
+
+# Those for your own data, and the card in GB that their first line names.
+CARDS = {"medgemma-1.5-4b-qlora": 16, "qwen3.5-2b-lora": 16, "qwen3.5-35b-a3b-lora": 80}
 
 
 def trained_by(params: dict) -> str:
@@ -55,6 +62,33 @@ def test_every_recipe_has_a_profile_that_is_read_without_complaint(name, model):
     trained = params[trained_by(params)]
     assert trained.get("num_train_epochs", trained["max_steps"]) > 0
     assert trained["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(("name", "card"), CARDS.items())
+def test_a_run_for_your_own_data_fits_on_the_card_that_it_names(name, card):
+    text = (REPO / "papermill_runs" / name / "params.yaml").read_text("utf-8")
+    assert f"one card of {card} GB" in text.splitlines()[0]
+    trained = read_params(name, root=REPO)["03_finetune_lora"]
+    found = estimate(
+        PROFILES[name],
+        method=trained["method"],
+        target=trained["target"],
+        lora_r=trained["lora_r"],
+        batch_size=trained["per_device_train_batch_size"],
+        checkpointing=trained["activation_checkpointing"],
+        accumulation=trained["gradient_accumulation_steps"] > 1,
+        gpu_gb=card,
+    )
+    assert found["fits"]
+    (planned,) = re.findall(r"Planned: ([\d.]+) GB", text)
+    assert float(planned) == pytest.approx(found["peak"], abs=0.05)
+
+
+def test_a_run_for_your_own_data_guesses_no_patients():
+    for name in CARDS:
+        converted = read_params(name, root=REPO)["02_convert_data"]
+        assert converted["split_by"] == "patient"
+        assert not converted["accept_unknown_groups"]
 
 
 def test_the_published_hyperparameters_stand_in_the_profiles():
@@ -266,6 +300,19 @@ def test_the_second_published_run_is_rehearsed_with_its_zero_stage(workplace):
     assert (summary["ranks"], summary["zero"], summary["max_steps"]) == (2, "zero2", 2)
     lines = (out / "02_convert_data" / "data" / "train.jsonl").read_text("utf-8").splitlines()
     assert [turn["from"] for turn in json.loads(lines[0])["conversations"]] == ["user", "assistant"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_for_your_own_data_is_rehearsed(workplace):
+    """The mixture of experts with Gated DeltaNet layers; the others' models are tried elsewhere."""
+    write_recipe(workplace, "qwen3.5-35b-a3b-lora", ["02_convert_data", "03_finetune_lora"])
+    out = rehearse_small(workplace)
+    summary = summary_of(out, "03_finetune_lora")
+    assert (summary["results"]["steps"], summary["target"]) == (2, "attention")
+    assert summary["eval_loss"]["after"] > 0
+    config = json.loads((out / "tiny-twin-of-Qwen3.5-35B-A3B" / "config.json").read_text("utf-8"))
+    assert config["model_type"] == "qwen3_5_moe"
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from tiny_training import (
     GEMMA,
     QWEN2,
     QWEN25,
+    QWEN35,
     TINY,
     loss_and_gradients,
     same,
@@ -148,8 +149,9 @@ def test_fast_training_has_the_same_losses_and_leaves_the_same_adapter(
 
 
 @pytest.mark.slow
-def test_features_of_a_model_without_deepstack(tmp_path, sample_path):
-    other = plan.make_twin(QWEN25, tmp_path / "twin", scale="tiny", dtype="float32")
+@pytest.mark.parametrize("name", [QWEN25, QWEN35])
+def test_features_of_a_model_without_deepstack(tmp_path, sample_path, name):
+    other = plan.make_twin(name, tmp_path / "twin", scale="tiny", dtype="float32")
     plain, _ = run(tmp_path, sample_path, "plain", model_name_or_path=other)
     cached, _ = run(tmp_path, sample_path, "cached", model_name_or_path=other, cache_features=True)
     assert cached == pytest.approx(plain, rel=1e-4)

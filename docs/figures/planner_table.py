@@ -2,6 +2,8 @@
 
     # write measured.json and README.md
     python docs/figures/planner_table.py FIT.jsonl ... --check CHECK.jsonl ...
+    # keep what stands in measured.json, and add later checks
+    python docs/figures/planner_table.py --add LATER.jsonl ...
     # write README.md anew, from measured.json
     python docs/figures/planner_table.py
 
@@ -57,8 +59,9 @@ def rows_of(files: list[str], kind: str) -> list[Row]:
     rows = {}
     for file in files:
         for _, line in read_json_lines(file):
-            # the card was shared, and what ran beside took the memory
-            spoilt = "error" in line and "must" not in line["options"]
+            # the card was shared, and what ran beside took the memory; or time ran out
+            expected = "must" in line["options"] and "device" in line
+            spoilt = "error" in line and not expected
             if not spoilt:
                 row = row_of(line, kind)
                 key = [row[name] for name in (*CONFIGURATION, "options")]
@@ -161,6 +164,12 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def write_rows(file: Path, rows: list[Row]) -> None:
+    """Write a row a line."""
+    text = ",\n ".join(json.dumps(row) for row in rows)
+    file.write_text(f"[{text}]\n", encoding="utf-8")
+
+
 def main() -> None:
     """Write the table, and before it the measured figures if there are new ones."""
     parser = argparse.ArgumentParser(
@@ -168,14 +177,14 @@ def main() -> None:
     )
     parser.add_argument("fit", nargs="*", help="lines of the FIT configurations")
     parser.add_argument("--check", nargs="*", default=[], help="lines of the CHECK configurations")
+    parser.add_argument("--add", nargs="*", default=[], help="lines of later ones, kept beside")
     given = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
     kept = FOLDER / "measured.json"
     if given.fit:
-        rows = rows_of(given.fit, "fit") + rows_of(given.check, "check")
-        # a row a line
-        text = ",\n ".join(json.dumps(row) for row in rows)
-        kept.write_text(f"[{text}]\n", encoding="utf-8")
+        write_rows(kept, rows_of(given.fit, "fit") + rows_of(given.check, "check"))
+    if given.add:
+        write_rows(kept, json.loads(kept.read_text("utf-8")) + rows_of(given.add, "check"))
     rows = json.loads(kept.read_text("utf-8"))
     asked = [row for row in rows if row["method"] == "generate"]
     trained = [row for row in rows if row["method"] != "generate"]

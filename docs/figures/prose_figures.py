@@ -204,20 +204,6 @@ def minutes_of_the_core() -> float:
     return sum(spent for notebook, spent in timing.items() if notebook.startswith(core))
 
 
-def fast_by_its_peer(session: str = "i") -> float:
-    """Divide the samples a second of `fast: true` by those of LLaMA-Factory's defaults."""
-    speed = {}
-    for rung in ("fast96", "peer"):
-        row = f"session={session},rung={rung}"
-        speed[rung] = follow(data_of("speed-h200"), f"{row}/samples_per_second")
-    return speed["fast96"] / speed["peer"]
-
-
-def fast_by_its_peer_before() -> float:
-    """Divide the same of an older version on another machine."""
-    return fast_by_its_peer("g")
-
-
 def runs_of_the_study() -> float:
     """Count the finished runs of the study of the knobs."""
     return float(len(_study()))
@@ -228,8 +214,6 @@ COMPUTED: dict[str, Callable[[], float]] = {
     for function in (
         minutes_of_the_course,
         minutes_of_the_core,
-        fast_by_its_peer,
-        fast_by_its_peer_before,
         runs_of_the_study,
     )
 }

@@ -287,7 +287,26 @@ def plan(
     from medtune.plan import estimate, recommend
 
     if model is None:
-        _print_models(image_size=image_size, text_tokens=text_tokens)
+        usual = (
+            ("method", method, "lora"),
+            ("target", target, "language"),
+            ("modules_to_save", modules_to_save, None),
+            ("batch_size", batch_size, None),
+            ("zero_stage", zero_stage, 0),
+            ("gpus", gpus, 1),
+            ("gpu_gb", gpu_gb, 80.0),
+            ("pairs", pairs, 0),
+        )
+        for name, value, default in usual:
+            if value != default:
+                raise ValueError(f"{name}={value} counts with a model only: name one before it")
+        _print_models(
+            lora_r=lora_r,
+            image_size=image_size,
+            pictures_per_sample=pictures_per_sample,
+            text_tokens=text_tokens,
+            accumulation=accumulation,
+        )
         return
     options = {
         "method": method,
@@ -322,7 +341,7 @@ def plan(
         print(f"hours_per_epoch needs {' and '.join(missing)}")
 
 
-def _print_models(**options: int) -> None:
+def _print_models(**options: Any) -> None:
     """List all models whose shape is known, with the smallest card for LoRA and for QLoRA."""
     from medtune.plan import model_facts, model_names, smallest_card
 

@@ -3,6 +3,14 @@
 They stand in `shapes.json` beside this file: "models" by hub name, "same_shape" for models that
 share the shape of another, "families" with what all models of one type have in common, and "text",
 a few sentences.
+
+"parameters" is what the hub counts in a model's files, and "not_loaded" what Transformers leaves of
+it: the layer of Qwen3.5 that foretells several tokens at once, and keys and values of those layers
+of Gemma-4 that use another layer's. The sizes are those of the published config.json. Those of
+Qwen3.5, Gemma-4, Qwen3-VL-4B and 8B and Qwen2.5-VL-3B were read where public repositories repeat
+them (THUDM/slime, mlx-vlm, vLLM's tests) and in the defaults of Transformers, which are those of
+Qwen3.5-9B, Qwen3.5-35B-A3B and Gemma-4-E2B. They agree with the published numbers of parameters to
+the last weight, Gemma-4's but for the bounds of its clipped layers.
 """
 
 import json
