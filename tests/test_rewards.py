@@ -250,6 +250,25 @@ def test_every_kind_is_made_and_only_those_that_are_asked_for():
     assert [pair.kind for pair in only] == ["side"]
 
 
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(["no", "without", "not", "cyst", "liver", "seen.", "the"]), max_size=6
+    ),
+    st.sampled_from([caption("liver", "cyst"), caption("liver", None)]),
+)
+def test_an_answer_that_was_cut_makes_no_pair_whose_better_answer_is_wrong(words, reference):
+    """Without its full stop it runs into the sentence that is put behind it, and may deny it."""
+    others = [caption("spleen", "solid nodule"), caption("spleen", None)]
+    references = [reference, *others]
+    pairs = rewards.preference_pairs([" ".join(words), *others], references)
+    for pair in pairs:
+        if pair.kind != "side":
+            truth = [references[pair.row]]
+            assert rewards.finding_reward([pair.chosen], truth) == [1.0]
+            assert rewards.finding_reward([pair.rejected], truth) <= [1.0]
+
+
 def test_the_side_of_the_place_stays():
     answer = caption("right kidney", None)
     [pair] = rewards.preference_pairs([answer], [answer], kinds=["side"])

@@ -202,7 +202,7 @@ def test_lengths_are_those_of_the_batch(tmp_path, family):
     )
     processor = models.load_processor(tiny_twin(family))
     collate = training_collator(processor)
-    sizes = preflight._sizes_of_pictures(data)
+    sizes = preflight.sizes_of_pictures(data)
     assert sizes[3] == [(40, 160)]
     for record in preflight._lengths(processor, data, sizes):
         row = data[record.row]

@@ -1,6 +1,7 @@
 """`stage: dpo` and `stage: grpo`: what they refuse before the first step, and that they train."""
 
 import json
+import random
 import re
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from tiny_training import TINY, make_model, wake_adapter, words_of
+from tiny_training import TINY, make_model, make_record, wake_adapter, words_of
 
 from medtune import models, rewards, training
 from medtune.captions import parse_caption
@@ -22,19 +23,18 @@ NONE = "It shows the left kidney. No focal lesion is seen within it."
 
 
 @pytest.fixture(scope="module")
-def records(sample_path, tmp_path_factory) -> Path:
-    """A converted folder of 24 pairs, half of them with a finding."""
-    pairs = load_pairs(sample_path, split="train", limit=300)
-    with_finding = []
-    without = []
-    for row, caption in enumerate(pairs["caption"]):
-        said = parse_caption(caption)
-        if said.findings:
-            with_finding.append(row)
-        elif said.negated:
-            without.append(row)
+def records(tmp_path_factory) -> Path:
+    """Eight records of small pictures, half of them with a finding."""
     folder = tmp_path_factory.mktemp("records")
-    convert_pairs(pairs.select(sorted(with_finding[:12] + without[:12])), folder, keep=["roi"])
+    (folder / "images").mkdir()
+    draw = random.Random(0)
+    lines = []
+    for number in range(8):
+        caption = NONE if number % 2 else CYST
+        words = caption.removesuffix(".").split()
+        record = make_record(folder, f"train{number}", words, picture=draw.randbytes(3072))
+        lines.append(json.dumps(record) + "\n")
+    (folder / "train.jsonl").write_text("".join(lines))
     return folder
 
 
@@ -83,7 +83,7 @@ def words(folder: Path, out: Path, stage: str, **changes) -> list[str]:
         "lora_r": 4,
     }
     if stage == "grpo":
-        settings |= {"num_generations": 2, "max_completion_length": 200, "check_prompts": 0}
+        settings |= {"num_generations": 2, "max_completion_length": 50, "check_prompts": 0}
     return words_of(settings | changes)
 
 
@@ -218,19 +218,21 @@ def test_the_same_answer_as_chosen_and_rejected_is_refused(with_pairs, tmp_path,
 
 
 def test_answers_that_a_limit_cuts_are_refused(with_pairs, tmp_path, capsys):
-    line = refused(capsys, words(with_pairs, tmp_path / "out", "dpo", max_length=60))
-    assert "are cut by max_length=60" in line
-    line = refused(capsys, words(with_pairs, tmp_path / "out", "grpo", max_completion_length=20))
-    assert "true answers are longer than max_completion_length=20" in line
+    line = refused(capsys, words(with_pairs, tmp_path / "out", "dpo", max_length=20))
+    assert "are cut by max_length=20" in line
+    line = refused(capsys, words(with_pairs, tmp_path / "out", "grpo", max_completion_length=5))
+    assert "8 of 8 true answers are longer than max_completion_length=5" in line
 
 
 def test_sampled_answers_that_are_cut_are_refused(records, mute_model, tmp_path, capsys):
     mute = {"model_name_or_path": mute_model, "check_prompts": 8}
     line = refused(capsys, words(records, tmp_path / "out", "grpo", **mute))
-    assert "of 16 sampled answers are cut by max_completion_length=200" in line
+    assert "of 16 sampled answers are cut by max_completion_length=50" in line
 
 
-def test_a_constant_reward_is_refused(records, mute_model, tmp_path, capsys):
+def test_a_constant_reward_is_refused(sample_path, mute_model, tmp_path, capsys):
+    records = tmp_path / "data"
+    convert_pairs(load_pairs(sample_path, split="train", limit=4), records)
     mute = {"model_name_or_path": mute_model, "check_prompts": 4, "allow_cut_answers": "true"}
     mute |= {"rewards": "box", "max_completion_length": 8}
     line = refused(capsys, words(records, tmp_path / "out", "grpo", **mute))
@@ -241,10 +243,10 @@ def test_rewards_that_differ_between_questions_only_are_refused(
     records, mute_model, tmp_path, capsys
 ):
     """So cold, all answers to a question are alike; silence is worth less where a finding is."""
-    mute = {"model_name_or_path": mute_model, "check_prompts": 24, "allow_cut_answers": "true"}
+    mute = {"model_name_or_path": mute_model, "check_prompts": 8, "allow_cut_answers": "true"}
     mute |= {"max_completion_length": 2, "temperature": 1e-4}
     line = refused(capsys, words(records, tmp_path / "out", "grpo", **mute))
-    assert "to each of the 24 prompts that were tried all answers earn the same" in line
+    assert "to each of the 8 prompts that were tried all answers earn the same" in line
 
 
 def test_a_reference_that_is_not_the_start_is_refused(
@@ -274,7 +276,8 @@ def test_records_that_cannot_be_judged_are_left_out_and_counted(
         said = parse_caption(caption)
         (spoken if said.findings or said.negated else silent).append(row)
     convert_pairs(pairs.select(silent[:3] + spoken[:2]), tmp_path / "data")
-    arguments = words(tmp_path / "data", tmp_path / "out", "grpo", model_name_or_path=mute_model)
+    changes = {"model_name_or_path": mute_model, "max_completion_length": 200}
+    arguments = words(tmp_path / "data", tmp_path / "out", "grpo", **changes)
     trainer = training.build_trainer(*training.parse_arguments(arguments))
     assert len(trainer.train_dataset) == 2
     assert "3 of 5 records of 'train' are left out" in capsys.readouterr().err
@@ -295,7 +298,7 @@ def test_a_stage_goes_on_from_an_adapter_and_can_be_resumed(
     if stage == "grpo":
         # the number of words tells samples apart, whatever the model knows
         changes |= {"rewards": "length", "check_prompts": 2}
-        changes |= {"max_completion_length": 40, "allow_cut_answers": "true"}
+        changes |= {"max_completion_length": 16, "allow_cut_answers": "true"}
     whole = tmp_path / "whole"
     training.main(words(with_pairs, whole, stage, **changes))
     log = log_of(whole)

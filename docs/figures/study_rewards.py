@@ -4,8 +4,10 @@
 
 writes results.json and effects.png to papermill_runs/reference/study-rewards: for each method,
 weight of a miss and measure the mean over seeds of the difference to SFT that goes on for as many
-minutes, the least and the greatest of them, and in how many of the runs the whole interval lies
-on the better or on the worse side of 0.
+minutes, the 95% t-interval of this mean over the seeds, the least and the greatest difference, and
+in how many of the runs the whole interval of the run lies on the better or on the worse side of 0.
+A method pays at a weight if missed or invented findings fall by more than the interval over seeds,
+and names are not worse by more than two points.
 """
 
 import argparse
@@ -15,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+from scipy import stats
 
 REPO = Path(__file__).parents[2]
 FOLDER = REPO / "papermill_runs" / "reference" / "study-rewards"
@@ -29,6 +32,8 @@ MEASURES = {
     "kind right": 1,
     "name right": 1,
 }
+# points of names that may be lost
+NAMES_LOST = 2.0
 COLOURS = {"DPO": "#0072B2", "GRPO": "#D55E00"}
 
 
@@ -55,6 +60,7 @@ def rows_of(table: pd.DataFrame) -> list[dict[str, Any]]:
                         "measure": measure,
                         "runs": len(known),
                         "difference": float(difference.mean()),
+                        **interval_of(difference),
                         "least": float(difference.min()),
                         "greatest": float(difference.max()),
                         "better": int((low > 0).sum()),
@@ -70,6 +76,7 @@ def rows_of(table: pd.DataFrame) -> list[dict[str, Any]]:
                     "measure": "reward with the wrong picture, minus the start's",
                     "runs": len(runs),
                     "difference": float(rise.mean()),
+                    **interval_of(rise),
                     "least": float(rise.min()),
                     "greatest": float(rise.max()),
                     "better": None,
@@ -77,6 +84,39 @@ def rows_of(table: pd.DataFrame) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def interval_of(differences: pd.Series) -> dict[str, float | None]:
+    """Give the 95% t-interval of a mean over seeds; None for both ends where there is one seed."""
+    if len(differences) < 2:
+        return {"low": None, "high": None}
+    mean = float(differences.mean())
+    half = float(stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences))
+    return {"low": mean - half, "high": mean + half}
+
+
+def verdicts_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Say of each method and weight whether it pays, by the rule above."""
+    by_key = {(row["method"], row["missed"], row["measure"]): row for row in rows}
+    verdicts = []
+    for method, missed in dict.fromkeys((row["method"], row["missed"]) for row in rows):
+        found = by_key.get((method, missed, "sensitivity"), {})
+        alarms = by_key.get((method, missed, "false alarms"), {})
+        names = by_key.get((method, missed, "name right"), {}).get("difference")
+        fewer_missed = (found.get("low") or 0) > 0
+        fewer_invented = (alarms.get("high") or 0) < 0
+        names_hold = names is not None and names >= -NAMES_LOST
+        verdicts.append(
+            {
+                "method": method,
+                "missed": missed,
+                "fewer missed": fewer_missed,
+                "fewer invented": fewer_invented,
+                "names hold": names_hold,
+                "pays": (fewer_missed or fewer_invented) and names_hold,
+            }
+        )
+    return verdicts
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
@@ -112,10 +152,12 @@ def main() -> None:
     if not rows:
         raise SystemExit(f"{given.parquet} has no finished run: `medtune list rewards` says why")
     given.out.mkdir(parents=True, exist_ok=True)
-    found = {"runs": len(table), "states": table["state"].value_counts().to_dict(), "rows": rows}
+    found = {"runs": len(table), "states": table["state"].value_counts().to_dict()}
+    found |= {"verdicts": verdicts_of(rows), "rows": rows}
     (given.out / "results.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     draw(rows).savefig(given.out / "effects.png", dpi=110)
     print(pd.DataFrame(rows).round(2).to_string(index=False))
+    print(pd.DataFrame(found["verdicts"]).to_string(index=False))
 
 
 if __name__ == "__main__":

@@ -59,7 +59,8 @@ def preference_pairs(
     replaced by the sentences of the reference where it differs. In "side" the chosen answer has the
     side of the reference. An answer that names another structure, or does so in Chinese, makes no
     pair of "side". A reference that is silent about findings makes none of the other kinds, unless
-    the model invented one there.
+    the model invented one there. An answer that does not take up the reference's sentence, because
+    it was cut off, makes none of them, either.
 
     A sentence that speaks of findings is exchanged whole, so write captions in which it says nothing
     else. The pairs cannot teach what the sentences do not say, such as whether the finding was seen;
@@ -148,6 +149,10 @@ def _finding_pairs(
     chosen = answer
     if _statement(answer) != _statement(reference):
         chosen = _with_findings(answer, _about_findings(reference))
+        better = parse_caption(chosen)
+        # An answer that was cut off runs into the sentence behind it: what denies there, denies here.
+        if set(better.findings) != set(truth.findings) or (truth.negated and not better.negated):
+            return {}
     pairs = {"own": (chosen, answer)}
     if truth.findings:
         there = frozenset(truth.findings)
