@@ -326,6 +326,16 @@ def test_a_nifti_that_is_too_large_or_none_is_refused(tmp_path, monkeypatch, hea
     assert not upload.count
 
 
+def test_one_series_at_a_time(tmp_path, head):
+    slices = write_series(tmp_path / "scan", np.zeros((3, 6, 5), np.int16))
+    other = write_nifti(tmp_path / "other.nii", np.zeros((3, 6, 5), np.int16))
+    for files, kept in (([head, other], 8), ([head, *slices], 8), ([*slices, head], 3)):
+        upload = chat.read_upload(files)
+        assert upload.count == kept
+        assert len(upload.refused) == len(files) - (1 if kept == 8 else 3)
+        assert all("one series at a time" in english for _, (english, _) in upload.refused)
+
+
 def test_a_series_knows_its_distance_or_says_what_is_missing(tmp_path):
     array = np.random.default_rng(0).integers(-900, 900, (7, 12, 10), dtype=np.int16)
     files = write_series(tmp_path / "whole", array, size=(0.8, 0.8, 2.5))

@@ -194,7 +194,7 @@ class Page:
                 self.say(self.around, label="around")
                 self.keep_button = self.say(gr.Button(_english("keep"), size="sm"), value="keep")
         self.earlier = gr.File(
-            label=_english("earlier_file"), file_count="multiple", height=110, elem_id="earlier"
+            label=_english("earlier_file"), file_count="multiple", height=140, elem_id="earlier"
         )
         self.say(self.earlier, label="earlier_file")
 
@@ -281,7 +281,7 @@ class Page:
         """The components that `show` fills."""
         shown = [self.visit, self.status, self.files, self.view, self.gallery, self.series]
         shown += [self.several, self.window, self.slider, self.earlier, self.before]
-        return [*shown, self.around, self.base, self.tuned]
+        return [*shown, self.slab, self.apart, self.around, self.base, self.tuned]
 
     # --- which event calls which function ---------------------------------------------------------
 
@@ -430,6 +430,8 @@ class Page:
         """All that follows from what a visitor has."""
         slices = visit.upload.count
         earlier = visit.earlier[0] if visit.earlier else None
+        # what is not shown is not asked about: of another series, one slice
+        is_slab = len(around) > 1
         return self.talk(language, visit) | {
             self.visit: visit,
             self.status: status,
@@ -442,11 +444,13 @@ class Page:
             self.gallery: gr.Gallery(visit.pictures, visible=bool(visit.pictures)),
             self.earlier: None,
             self.before: gr.Image(earlier, visible=earlier is not None),
-            self.around: gr.Gallery(list(around), visible=len(around) > 1),
+            self.slab: gr.update() if is_slab else 1,
+            self.apart: gr.update() if is_slab else None,
+            self.around: gr.Gallery(list(around), visible=is_slab),
         }
 
     def begin(self, language: int, visit: Visit) -> dict:
-        """Show the series that the page was opened with."""
+        """Show the series that the page was opened with, if it was with one."""
         if self.series_of_page:
             visit.upload = self.series_of_page
         return self.show(language, visit, self.about_series(language, visit))
@@ -522,7 +526,7 @@ class Page:
 
     def clear(self, language: int) -> dict:
         """Start anew."""
-        return self.show(language, Visit()) | {self.located: gr.Image(None, visible=False)}
+        return self.begin(language, Visit()) | {self.located: gr.Image(None, visible=False)}
 
     def stop(self, visit: Visit) -> None:
         """End the answer that is being written."""

@@ -71,6 +71,10 @@ TEXT: dict[str, tuple[str, str]] = {
         "不是 PNG、JPEG、DICOM 或 NIfTI 图像",
     ),
     "damaged": ("it cannot be read: {}", "无法读取：{}"),
+    "one_volume": (
+        "one series at a time, and another one is there already",
+        "一次只能有一个序列，已有另一个",
+    ),
     "full": (
         "This conversation is full (8 pictures, 10 questions): start anew.",
         "本次对话已满（8 张图像、10 个问题）：请重新开始。",

@@ -41,6 +41,10 @@ MAX_EDGE = 2048
 MAX_PICTURES = 8
 
 
+class _OneVolumeError(ValueError):
+    """Two volumes came in one upload."""
+
+
 @dataclass
 class Upload:
     """What became of the files of one upload."""
@@ -105,8 +109,7 @@ def read_upload(
 ) -> Upload:
     """Read PNG, JPEG, DICOM and NIfTI files that a stranger sent; the files stay as they are.
 
-    Of several NIfTI files the last is taken.
-
+    One volume at a time: a second NIfTI file, or one beside DICOM slices, is refused.
 
     Parameters
     ----------
@@ -132,6 +135,7 @@ def read_upload(
                 copy = Path(upload.folder.name, f"{number:05}.dcm")
                 frames[copy.name] = _read_dicom(file, copy, upload, full)
             elif is_nifti(file):
+                _refuse_a_second(upload.volume or frames)
                 _read_nifti(file, upload, MAX_VOXELS)
             else:
                 upload.pictures.append(_read_picture(file, full))
@@ -143,7 +147,7 @@ def read_upload(
             for path in series:
                 upload.slices += [(path, frame) for frame in range(frames.get(path.name, 0))]
         # files of one slice each may be a series that lies in space
-        if len(frames) == len(upload.slices) > 1 and not upload.volume:
+        if len(frames) == len(upload.slices) > 1:
             _measure(upload)
     return upload
 
@@ -193,12 +197,11 @@ def open_series(path: str | os.PathLike, *, scratch: str | os.PathLike | None = 
 
 
 def _read_nifti(file: Path, upload: Upload, max_voxels: int) -> None:
-    """Open a NIfTI file; it takes the place of what was there."""
+    """Open a NIfTI file."""
     volume = open_volume(file, None, SALT, max_voxels)
     if volume.count > MAX_SLICES:
         raise Image.DecompressionBombError
     upload.volume, upload.spacing = volume, volume.view.spacing[0]
-    upload.slices, upload.no_spacing = [], None
     is_ct = float(volume.source.values.min()) <= AIR
     upload.windows = WINDOWS if is_ct else {}
 
@@ -212,6 +215,12 @@ def _measure(upload: Upload) -> None:
         upload.no_spacing = str(error)
 
 
+def _refuse_a_second(volume: Any) -> None:
+    """Refuse a file of another volume than the one that is there."""
+    if volume:
+        raise _OneVolumeError
+
+
 def _check_size(size: int, full: bool = False) -> None:
     """Refuse a file or picture that is too large, or one too many."""
     if full or size > MAX_SIZE:
@@ -220,6 +229,7 @@ def _check_size(size: int, full: bool = False) -> None:
 
 def _read_dicom(file: Path, copy: Path, upload: Upload, full: bool) -> int:
     """Copy a DICOM file without its patient and return the number of its frames."""
+    _refuse_a_second(upload.volume)
     about = copy_without_patient(file, copy)
     _check_size((about["rows"] or 0) * (about["columns"] or 0) * about["frames"], full)
     frames = len(read_frames(copy))
@@ -239,6 +249,8 @@ def _read_picture(file: Path, full: bool) -> Any:
 
 def _reason_key(error: Exception) -> str:
     """The key in `TEXT` of what is wrong with a file."""
+    if type(error) is _OneVolumeError:
+        return "one_volume"
     if type(error) is UnidentifiedImageError:
         return "no_picture"
     if type(error) is Image.DecompressionBombError:
