@@ -8,7 +8,7 @@ JOBS ?= 2
 PYTEST_ARGS ?=
 LAB_ARGS ?=
 # [gpu] is missing: it needs a CUDA build of torch. Install it by hand, see CONTRIBUTING.md.
-EXTRAS := chat,dev,gguf,llm,modelscope,pacs,site,study
+EXTRAS := chat,dev,gguf,llm,modelscope,pacs,ray,site,study
 # What the notebooks of the course need of them: 08 studies with optuna, 09 chats with gradio, 14 makes and serves a file.
 COURSE := chat,gguf,study
 TORCH := torch==2.13.0

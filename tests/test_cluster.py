@@ -18,7 +18,7 @@ from shards import encode, json_lines, pair, picture, tree, write_shard
 
 from medtune.records import convert_pairs
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SHARDS = 5
 ROWS = 60  # of a shard, some seconds of work: in the middle of one a machine is killed
