@@ -224,7 +224,9 @@ def evaluate(
 def _refuse_ray(source: Path, ray: str | None) -> None:
     """Raise ValueError where nothing is to be answered."""
     if ray:
-        raise ValueError(f"--ray {ray}: {source} holds answers, which are scored here: leave it out")
+        raise ValueError(
+            f"--ray {ray}: {source} holds answers, which are scored here: leave it out"
+        )
 
 
 def _refuse_for_a_run(source: Path | None, score_with: list[str] | None) -> None:
