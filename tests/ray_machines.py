@@ -26,6 +26,7 @@ ATTEMPTS = 4
 # `ray start` without the server for clients outside of the cluster, which takes seconds to start: it
 # is left out where grpc is missing, and only then.
 NODE = "import sys; sys.modules['grpc'] = None; from ray.scripts.scripts import main; main()"
+COMMAND = "import sys; from medtune.cli import main; main(sys.argv[1:])"
 # Even if the tests are killed, nothing goes on: what these start ends with whoever started it, and
 # the first process of such a namespace takes all others along.
 DIES_WITH_US = ["setpriv", "--pdeathsig", "KILL"]
@@ -189,7 +190,10 @@ class TwoMachines:
 
     def run(self, *words) -> subprocess.Popen:
         """Start `medtune` on the first machine."""
-        program = "import sys; from medtune.cli import main; main(sys.argv[1:])"
+        return self.run_program(COMMAND, *words)
+
+    def run_program(self, program: str, *words) -> subprocess.Popen:
+        """Start some Python on the first machine."""
         command = [*self.machines[0].enter(), sys.executable, "-c", program, *map(str, words)]
         process = subprocess.Popen(
             command,
