@@ -11,7 +11,7 @@ LAB_ARGS ?=
 LANGUAGE = en
 NOTEBOOKS = $(if $(filter zh,$(LANGUAGE)),notebooks/zh,notebooks)
 # [gpu] is missing: it needs a CUDA build of torch. Install it by hand, see CONTRIBUTING.md.
-EXTRAS := chat,dev,gguf,llm,modelscope,pacs,site,study
+EXTRAS := chat,dev,gguf,llm,modelscope,pacs,ray,site,study
 # What the notebooks of the course need of them: 08 studies with optuna, 09 chats with gradio, 14 makes and serves a file.
 COURSE := chat,gguf,study
 TORCH := torch==2.13.0

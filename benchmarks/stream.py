@@ -150,11 +150,13 @@ class Ran:
     seconds : by the clock on the wall.
     cpu : seconds of processors, of all its processes.
     peak_mb : most memory that one of its processes had.
+    own_mb : the same without files that are mapped into it, which the system can drop at any time.
     """
 
     seconds: float
     cpu: float
     peak_mb: float
+    own_mb: float
 
 
 def run(command: list[str], work: Path, *, killed_at: Path | None = None) -> Ran:
@@ -168,9 +170,11 @@ def run(command: list[str], work: Path, *, killed_at: Path | None = None) -> Ran
         OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", HF_DATASETS_CACHE=str(work / "cache")
     )
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    peak = 0.0
+    peak = own = 0.0
     while process.poll() is None:
-        peak = max(peak, *memory_of(process), 0.0)
+        for resident, mapped in memory_of(process):
+            peak = max(peak, resident)
+            own = max(own, resident - mapped)
         if killed_at is not None and killed_at.exists():
             kill(process)
             break
@@ -180,17 +184,16 @@ def run(command: list[str], work: Path, *, killed_at: Path | None = None) -> Ran
         raise RuntimeError(f"{' '.join(command)} ended with {code}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Ran(round(time.monotonic() - began, 1), round(cpu, 1), round(peak, 0))
+    return Ran(round(time.monotonic() - began, 1), round(cpu, 1), round(peak), round(own))
 
 
-def memory_of(process: subprocess.Popen) -> list[float]:
-    """Give the memory of a process and each below it in MB; 0 for one that has ended."""
-    found = [0.0]
-    try:
+def memory_of(process: subprocess.Popen) -> list[tuple[float, float]]:
+    """Give the memory of a process and each below it in MB, and how much of it is mapped files."""
+    found = []
+    with contextlib.suppress(psutil.Error):
         for member in [psutil.Process(process.pid), *below(process)]:
-            found.append(member.memory_info().rss / 1e6)
-    except psutil.Error:
-        pass
+            memory = member.memory_info()
+            found.append((memory.rss / 1e6, memory.shared / 1e6))
     return found
 
 
@@ -250,10 +253,13 @@ def simulate(pairs: int, splits_by_group: bool, work: Path) -> dict[str, Any]:
     else:
         medtune = str(Path(sys.executable).with_name("medtune"))
         command = [medtune, "audit", str(shards), "--write", str(table)]
+        command += ["--fingerprints", str(work / "fingerprints")]
         result["audit"] = asdict(run(command, work))
         # the pictures once more, mapped into memory for the audit
         result["cache_bytes"] = bytes_in(work / "cache")
+        result["fingerprint_bytes"] = bytes_in(work / "fingerprints")
         shutil.rmtree(work / "cache")
+        shutil.rmtree(work / "fingerprints")
     result["splits"] = "by patient" if splits_by_group else "medtune audit"
     result["table_bytes"] = table.stat().st_size
     print(json.dumps(result), flush=True)

@@ -12,6 +12,7 @@ a network that nobody else reaches.
 import contextlib
 import itertools
 import logging
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,8 @@ from .files import one_line
 RETRIES = 3
 # Jobs that wait at Ray for each processor; more would only fill its memory with their arguments.
 WAITING = 2
+# A head that does not answer for so long is not there.
+SECONDS_TO_REACH = 10
 # So many jobs that failed are named one by one.
 MOST_NAMED = 3
 
@@ -136,8 +139,9 @@ def join_cluster(address: str) -> Iterator[Cluster]:
     except ImportError:
         raise ImportError(f"ray={address} needs its extra: pip install 'medtune[ray]'") from None
     try:
+        _reach(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise OSError(
             f"no cluster can be joined at ray={address}: start this on one of its machines, and say "
             f"where its head is, HOST:PORT as 'ray start --head' prints it ({one_line(error)})"
@@ -147,6 +151,18 @@ def join_cluster(address: str) -> Iterator[Cluster]:
     finally:
         # what still runs for this process ends with it
         ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Knock at the head's port: Ray itself would try for minutes.
+
+    Raises
+    ------
+    OSError : nobody answers.
+    """
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=SECONDS_TO_REACH).close()
 
 
 def _reason_of(error: Exception) -> str:
