@@ -53,6 +53,8 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError, ImportError) as error:
         if arguments[:1] == ["--debug"]:
             raise
+        # what was found comes before what is wrong with it, and is not lost if a library ends the process
+        sys.stdout.flush()
         message = name_options(_in_one_line(error), _options_of(arguments))
         print(f"medtune: {message}", file=sys.stderr)
         sys.exit(1)
