@@ -36,7 +36,8 @@ TEXTS = [
     ),
 ]
 LINK = re.compile(r"\[[^\]]*\]\(([^()\s]+)\)")
-slow = [pytest.mark.slow, pytest.mark.timeout(600)]
+# two sites are built: English and Chinese
+slow = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 # ---- the texts that the site is made of
