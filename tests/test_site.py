@@ -279,7 +279,7 @@ class TestSite:
             ("zh/", "微调"),
             ("zh/", "感知哈希"),
             ("zh/", "打乱"),
-            ("zh/", "perceptual"),
+            ("zh/", "find_box"),
         ],
     )
     def test_search_finds_a_page(self, address, chromium, site_of, words):
