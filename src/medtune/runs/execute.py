@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -116,14 +117,15 @@ def run(
     set_environment(QUIET)
     try:
         with filelock.FileLock(out / ".lock", timeout=0):
-            print(choose_threads(look_at_cores()))
+            # beside the progress, on the error stream: what a pipe gets is the table
+            print(choose_threads(look_at_cores()), file=sys.stderr)
             usual = usual_minutes(name, root)
 
             def execute(step: Step, label: str, notebooks: Path, out: Path) -> None:
                 with warn_if_slow(step.notebook, usual.get(step.notebook)):
                     execute_in_kernel(step, label, notebooks, out)
                 found = json.loads((out / step.notebook / "summary.json").read_text("utf-8"))
-                print(f"{label}: {results_of(found) or 'finished'}")
+                print(f"{label}: {results_of(found) or 'finished'}", file=sys.stderr)
 
             return execute_all(name, root, execute, last=last)
     except filelock.Timeout:
