@@ -36,7 +36,7 @@ GROUPS = {
     "Data": ("pairs", "modelscope", "captions", "boxes", "audit", "records"),
     "Model": ("models", "plan", "training", "rewards", "multitask"),
     "Judge": ("answers", "scores", "benchmarks", "plots"),
-    "Run": ("runs", "chat", "deploy", "cli", "files"),
+    "Run": ("runs", "cluster", "chat", "deploy", "cli", "files"),
 }
 # File of the repository -> page of the site; more are added where files are many.
 PAGES = {
