@@ -13,6 +13,7 @@ import contextlib
 import itertools
 import logging
 import socket
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -138,6 +139,14 @@ def join_cluster(address: str) -> Iterator[Cluster]:
         import ray
     except ImportError:
         raise ImportError(f"ray={address} needs its extra: pip install 'medtune[ray]'") from None
+    with contextlib.ExitStack() as told:
+        # Ray prints there when a machine is lost; where results are printed nothing else may stand
+        told.enter_context(contextlib.redirect_stdout(sys.stderr))
+        yield _joined(ray, address, told)
+
+
+def _joined(ray: Any, address: str, until: contextlib.ExitStack) -> Cluster:
+    """Connect, for as long as the stack stands."""
     try:
         _reach(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -146,11 +155,9 @@ def join_cluster(address: str) -> Iterator[Cluster]:
             f"no cluster can be joined at ray={address}: start this on one of its machines, and say "
             f"where its head is, HOST:PORT as 'ray start --head' prints it ({one_line(error)})"
         ) from None
-    try:
-        yield Cluster(ray)
-    finally:
-        # what still runs for this process ends with it
-        ray.shutdown()
+    # what still runs for this process ends with it
+    until.callback(ray.shutdown)
+    return Cluster(ray)
 
 
 def _reach(address: str) -> None:
