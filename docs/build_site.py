@@ -22,6 +22,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from myst_parser.slugs import github_slugify
+
 sys.path.insert(0, str(Path(__file__).parent))
 import catalogues  # noqa: E402
 
@@ -69,7 +71,8 @@ def find_pages(repo: Path = REPO) -> dict[str, str]:
             pages[f"src/{file}"] = f"api/{room}.md{heading}"
     for path in profiles(repo):
         folder = f"papermill_runs/{path.parent.name}"
-        pages[folder] = pages[f"{folder}/params.yaml"] = f"profiles.md#{path.parent.name}"
+        anchor = github_slugify(path.parent.name)
+        pages[folder] = pages[f"{folder}/params.yaml"] = f"profiles.md#{anchor}"
     for file in [
         file for file in pages if file.endswith(".md")
     ]:  # pictures and small files that a text links to
