@@ -475,8 +475,9 @@ def finish(target: Path) -> None:
     # for those who debug the theme; a reader's browser asks for none of them
     for source_map in (target / "_static").rglob("*.map"):
         source_map.unlink()
-    # a copy of each notebook, which myst-nb would offer for download where a page asks for it
-    shutil.rmtree(target / "jupyter_execute", ignore_errors=True)
+    # A copy of each notebook, which myst-nb would offer for download where a page asks for it. It
+    # stands beside the site, so that of the Chinese one is in the English one.
+    shutil.rmtree(target.parent / "jupyter_execute", ignore_errors=True)
     # the theme's own words; Sphinx has put them into the pages
     shutil.rmtree(target / "_static" / "locales", ignore_errors=True)
     for page in target.rglob("*.html"):
