@@ -84,10 +84,10 @@ def find_pages(repo: Path = REPO) -> dict[str, str]:
 
 
 def chinese_pages(repo: Path = REPO) -> dict[str, str]:
-    """Map each file that has a page in Chinese to that page; pictures that these show go along."""
+    """Map each file that has a page in Chinese to that page; the files that these link to go along."""
     pages = {CHINESE_README: "index.md"}
     for file, page in find_pages(repo).items():
-        if is_translated(file) or page.startswith("files/") and file.endswith((".png", ".svg")):
+        if is_translated(file) or page.startswith("files/"):
             pages[file] = page
     for target in re.findall(
         r"\]\((docs/images/[^()\s]+)\)", (repo / CHINESE_README).read_text("utf-8")

@@ -49,6 +49,8 @@ html_static_path = ["_static"]
 html_css_files = ["medtune.css"]
 html_favicon = "_static/icon.svg"
 html_search_language = "en-zh"
+# nothing links to the list of modules, and its buttons have no names
+html_domain_indices = False
 # The switch of language: _templates/language.html.
 html_context = {
     "chinese": CHINESE,
