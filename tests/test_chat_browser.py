@@ -233,7 +233,7 @@ def test_a_refused_file_has_its_message(visit, pictures, screenshots):
     tab = visit()
     (pictures / "notes.txt").write_text("no picture")
     upload(tab, pictures / "notes.txt", pictures / "1.png")
-    tab.get_by_text("notes.txt was refused: it is no PNG, JPEG or DICOM picture").wait_for()
+    tab.get_by_text("notes.txt was refused: it is no PNG, JPEG, DICOM or NIfTI picture").wait_for()
     tab.wait_for_selector("#gallery img")  # the good one is taken
     tab.screenshot(path=screenshots / "refused.png", full_page=True)
     tab.get_by_role("button", name="Start anew").click()
