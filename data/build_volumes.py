@@ -605,16 +605,29 @@ def ask_count(slab: Slab, deal: int, rng: np.random.Generator) -> Question | Non
     count = COUNTS[deal % len(COUNTS)]
     largest = deal % PICTURES
     first = first_slice(count, largest, rng)
-    pictures = []
-    for place, cut in enumerate(slab.cuts):
-        hu = cut.hu
-        if first <= place < first + count:
-            hu = draw_finding(hu, resized(plan.lesion, FALL ** abs(place - largest)), rng)
-        pictures.append(magnify(hu, plan.corner, plan.side, region.window))
+    pictures = draw_lesion(slab, plan, region.window, range(first, first + count), largest, rng)
     answer = count_words(count, largest, size)
     return Question(
         "count", pictures, slab.slices(), ASK["count"], answer, region.window, region.english
     )
+
+
+def draw_lesion(  # noqa: PLR0913 - what makes the pictures of one lesion
+    slab: Slab,
+    plan: Plan,
+    window: str,
+    places: range,
+    largest: int,
+    rng: np.random.Generator,
+) -> list[Image.Image]:
+    """Draw a lesion into some slices of a slab, smaller the farther from its largest one."""
+    pictures = []
+    for place, cut in enumerate(slab.cuts):
+        hu = cut.hu
+        if place in places:
+            hu = draw_finding(hu, resized(plan.lesion, FALL ** abs(place - largest)), rng)
+        pictures.append(magnify(hu, plan.corner, plan.side, window))
+    return pictures
 
 
 def first_slice(count: int, largest: int, rng: np.random.Generator) -> int:
@@ -647,12 +660,7 @@ def ask_height(slab: Slab, deal: int, rng: np.random.Generator) -> Question | No
     count = 1 + deal // 2 % PICTURES
     first = int(rng.integers(PICTURES - count + 1))
     largest = first + int(rng.integers(count))
-    pictures = []
-    for place, cut in enumerate(slab.cuts):
-        hu = cut.hu
-        if first <= place < first + count:
-            hu = draw_finding(hu, resized(plan.lesion, FALL ** abs(place - largest)), rng)
-        pictures.append(magnify(hu, plan.corner, plan.side, region.window))
+    pictures = draw_lesion(slab, plan, region.window, range(first, first + count), largest, rng)
     # a slice that shows it stands for as much height as the slices are apart
     height = count * spacing
     noun = "picture" if count == 1 else "pictures"
