@@ -148,14 +148,8 @@ def _build_dpo(
     **options: Any,
 ) -> DPOTrainer:
     """Make the trainer that learns which of two answers is the better one."""
-    # the other ranks then read what rank 0 has cached
-    with training_args.main_process_first():
-        train = read_preferences(script_args.data, "train")
-        watched = None
-        if training_args.eval_strategy != "no":
-            watched = _evenly(
-                read_preferences(script_args.data, "validation"), script_args.eval_samples
-            )
+    read = partial(read_preferences, script_args.data)
+    train, watched = _read_splits(read, script_args, training_args)
     processor = _load_processor(script_args, model_args)
     if training_args.process_index == 0:
         for pairs in (train, watched):
@@ -188,13 +182,8 @@ def _build_grpo(
 ) -> GRPOTrainer:
     """Make the trainer that learns from rewards for its own answers."""
     functions = reward_functions(script_args)
-    # the other ranks then read what rank 0 has cached
-    with training_args.main_process_first():
-        train = read_questions(script_args, functions, "train")
-        watched = None
-        if training_args.eval_strategy != "no":
-            watched = read_questions(script_args, functions, "validation")
-            watched = _evenly(watched, script_args.eval_samples)
+    read = partial(read_questions, script_args, functions)
+    train, watched = _read_splits(read, script_args, training_args)
     processor = _load_processor(script_args, model_args)
     if training_args.process_index == 0:
         for questions in (train, watched):
@@ -221,6 +210,20 @@ def _build_grpo(
         tried = _evenly(train, script_args.check_prompts)
         check_rewards(trainer, tried, allow_cut_answers=script_args.allow_cut_answers)
     return trainer
+
+
+def _read_splits(
+    read: Callable[[str], datasets.Dataset],
+    script_args: ScriptArguments,
+    training_args: DPOConfig | GRPOConfig,
+) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """Read the rows to train on, and some to evaluate on if there is any evaluation."""
+    # the other ranks then read what rank 0 has cached
+    with training_args.main_process_first():
+        train = read("train")
+        if training_args.eval_strategy == "no":
+            return train, None
+        return train, _evenly(read("validation"), script_args.eval_samples)
 
 
 def _evenly(data: datasets.Dataset, count: int) -> datasets.Dataset:
