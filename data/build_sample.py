@@ -41,7 +41,7 @@ from findings import (
     plan_finding,
     shown_contrast,
 )
-from people import Person, draw_person, scanned_person, slice_of
+from people import Person, curved_slice, draw_person, scanned_person, slice_of
 
 # Split by contiguous blocks of axial slices (0 = lowest). Neighbouring slices are near-copies, so
 # the blocks stand
@@ -155,6 +155,17 @@ def split_of(z: int) -> str | None:
             return split
     held_out = TEST_BLOCKS + VALIDATION_BLOCKS
     return None if any(a - GAP <= z <= b + GAP for a, b in held_out) else "train"
+
+
+def block_around(z: int) -> tuple[int, int]:
+    """Return the first and the last slice of those around `z` that all belong to its split."""
+    first = z
+    while first > 0 and split_of(first - 1) == split_of(z):
+        first -= 1
+    last = z
+    while last < SLICES - 1 and split_of(last + 1) == split_of(z):
+        last += 1
+    return first, last
 
 
 def group_of(z: int) -> str:
@@ -401,11 +412,19 @@ def course_levels() -> list[int]:
     return [sum(z >= first for first, *_ in LEVELS) - 1 for z in range(SLICES)]
 
 
-def drawn_slice(job: Job) -> Slice:
-    """Draw the slice of a job's person."""
+def drawn_slice(job: Job, *, curved: bool = False) -> Slice:
+    """Draw the slice of a job's person.
+
+    A `curved` one mixes neighbouring slices of its split, see `people.curved_slice`. Whoever shows
+    several slices of one person side by side wants them flat.
+    """
     scan, person = SOURCE.scan, SOURCE.people[job.person]
     height = job.z / max(len(scan.hu) - 1, 1)
-    hu, mask = slice_of(person, scan.hu[job.z], scan.mask[job.z], height, noise_seed=job.z)
+    hu, mask = scan.hu[job.z], scan.mask[job.z]
+    # the scanned person, and somebody else's CT with slices of its own, stay as scanned
+    if curved and job.person:
+        hu, mask = curved_slice(person, scan.hu, scan.mask, job.z, block_around(job.z))
+    hu, mask = slice_of(person, hu, mask, height, noise_seed=job.z)
     _, english, chinese = LEVELS[SOURCE.levels[job.z]]
     return Slice(hu, mask, scan.names, (english, chinese), scan.mm_per_pixel / person.zoom)
 
@@ -596,7 +615,8 @@ def make_rows(job: Job) -> list[dict]:
     """Make all rows of one slice; seeded by slice, structure and view, so the number of workers
     does not matter.
     """
-    cut, rows = drawn_slice(job), []
+    cut = drawn_slice(job, curved=True)
+    rows = []
     for region in find_regions(cut.mask, cut.names):
         may_hold = region["info"][2] in FINDINGS
         views = 1 + (job.more_views if may_hold else 0)

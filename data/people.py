@@ -1,8 +1,10 @@
-"""Virtual people: one person's CT, bent in the plane of its slices as other people's bodies differ.
+"""Virtual people: one person's CT, bent as other people's bodies differ.
 
-A slice of a virtual person is a slice of the one CT. So no slice that is held out gets into another
-one, and all virtual people have the same diseases, the same organs and the same scanner: they teach
-a model not to count pixels, and they are no sample of people.
+A slice of a virtual person is cut out of the one CT along a curved plane, and bent within that
+plane. The curved plane stays inside the block of slices that belong to one split, so that no voxel
+that is held out gets into a training picture. All virtual people have the same diseases, the same
+organs and the same scanner: they teach a model not to count pixels, and they are no sample of
+people.
 """
 
 from dataclasses import dataclass
@@ -15,6 +17,10 @@ from ct import LOWEST
 KNOTS = (5, 6, 6)
 # standard deviation of the displacement at a knot, in pixels
 SHIFT = 14.0
+# knots of the rise: heights, rows, columns
+RISE_KNOTS = (5, 4, 4)
+# standard deviation of the rise at a knot, in slices
+RISE = 4.0
 # of the offset of a structure, in HU: how much contrast agent it holds
 CONTRAST = 25.0
 # an edge between two structures blurs over so many pixels
@@ -29,6 +35,8 @@ class Person:
     ----------
     number : 0 is the scanned person.
     shifts : displacement in pixels, (heights, rows, columns, 2) for x and y; smooth in between.
+    rises : how many slices higher the curved plane lies than the flat one, (heights, rows,
+        columns); smooth in between.
     scale : of the body from side to side and from front to back.
     zoom : how much larger the scanner shows everything; the pixels are smaller by that factor.
     contrast : offset in HU of each label, (256,).
@@ -39,6 +47,7 @@ class Person:
 
     number: int
     shifts: np.ndarray
+    rises: np.ndarray
     scale: tuple[float, float]
     zoom: float
     contrast: np.ndarray
@@ -49,7 +58,17 @@ class Person:
 
 def scanned_person() -> Person:
     """Return the person who was scanned, unchanged."""
-    return Person(0, np.zeros((*KNOTS, 2)), (1.0, 1.0), 1.0, np.zeros(256), 0.0, 0.0, False)
+    return Person(
+        number=0,
+        shifts=np.zeros((*KNOTS, 2)),
+        rises=np.zeros(RISE_KNOTS),
+        scale=(1.0, 1.0),
+        zoom=1.0,
+        contrast=np.zeros(256),
+        noise=0.0,
+        blur=0.0,
+        arms=False,
+    )
 
 
 def draw_person(number: int, seed: int) -> Person:
@@ -67,7 +86,43 @@ def draw_person(number: int, seed: int) -> Person:
         noise=float(rng.uniform(0, 15)),
         blur=float(rng.uniform(0, 1)),
         arms=bool(rng.random() < 0.3),
+        # drawn last: all the rest of a person is as it was before people had them
+        rises=rng.normal(0, RISE, RISE_KNOTS),
     )
+
+
+def curved_slice(
+    person: Person, hu: np.ndarray, mask: np.ndarray, z: int, allowed: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cut a body along a curved plane, as its organs would lie in the slice of another person.
+
+    Another person's liver reaches higher, or lies more to the front: their slice shows together
+    what lies at several heights here.
+
+    Parameters
+    ----------
+    person : whose slice it becomes.
+    hu, mask : the CT and its mask, (slices, rows, columns).
+    z : the slice in which the plane would lie if it were flat.
+    allowed : first and last slice that the plane may touch; where it would leave them it is flat.
+
+    Returns
+    -------
+    tuple : HU as float32, between two slices a mixture of both, and the nearest slice's mask.
+    """
+    first, last = allowed
+    if person.number == 0 or first == last:
+        return hu[z].astype(np.float32), mask[z]
+    height = z / (len(hu) - 1)
+    rise = _between_knots(person.rises, height, hu.shape[1:])
+    place = np.clip(z + rise, first, last)
+    # the slice below, and the share of the one above; at the very top that share is 1
+    below = np.minimum(place.astype(int), last - 1)
+    above = place - below
+    y, x = np.indices(hu.shape[1:], sparse=True)
+    mixed = (1 - above) * hu[below, y, x] + above * hu[below + 1, y, x]
+    nearest = np.rint(place).astype(int)
+    return mixed.astype(np.float32), mask[nearest, y, x]
 
 
 def slice_of(
@@ -106,16 +161,22 @@ def slice_of(
 def _where_from(person: Person, shape: tuple, height: float) -> tuple[np.ndarray, np.ndarray]:
     """Return for each pixel the column and the row of the CT that it shows, float32."""
     rows, columns = shape
-    knot = height * (KNOTS[0] - 1)
-    below = min(int(knot), KNOTS[0] - 2)
-    part = knot - below
-    shifts = (1 - part) * person.shifts[below] + part * person.shifts[below + 1]
-    smooth = cv2.resize(shifts.astype(np.float32), (columns, rows), interpolation=cv2.INTER_CUBIC)
+    smooth = _between_knots(person.shifts, height, shape)
     y, x = np.mgrid[:rows, :columns].astype(np.float32)
     middle_x, middle_y = (columns - 1) / 2, (rows - 1) / 2
     across = middle_x + (x - middle_x) / (person.scale[0] * person.zoom) + smooth[..., 0]
     down = middle_y + (y - middle_y) / (person.scale[1] * person.zoom) + smooth[..., 1]
     return across.astype(np.float32), down.astype(np.float32)
+
+
+def _between_knots(knots: np.ndarray, height: float, shape: tuple) -> np.ndarray:
+    """Return a field that is smooth between its knots, for one height: (rows, columns, ...)."""
+    rows, columns = shape
+    knot = height * (len(knots) - 1)
+    below = min(int(knot), len(knots) - 2)
+    part = knot - below
+    field = (1 - part) * knots[below] + part * knots[below + 1]
+    return cv2.resize(field.astype(np.float32), (columns, rows), interpolation=cv2.INTER_CUBIC)
 
 
 def _with_arms(hu: np.ndarray) -> np.ndarray:

@@ -473,7 +473,7 @@ def bordering_of(mask, names, part, own):
 def test_structure_density_and_neighbours_follow_from_mask_and_voxels(ct, drawn):
     hu, mask, names = ct
     for job, made in drawn:
-        cut = builder.drawn_slice(job)
+        cut = builder.drawn_slice(job, curved=True)
         if not job.person:
             assert (cut.hu == hu[job.z]).all() and (cut.mask == mask[job.z]).all()
         for row in (row for row in made if row["has_box"]):

@@ -92,6 +92,113 @@ def test_arms_lie_beside_the_body_and_change_nothing_in_it():
     assert count == 2
 
 
+# ---- the curved plane
+
+
+def ramp(slices=24, side=40):
+    """A body whose HU are linear in all directions; its mask numbers the slices from 1."""
+    z, y, x = np.mgrid[:slices, :side, :side]
+    return (40 * z + 3 * y - 2 * x).astype(np.int16), (z + 1).astype(np.uint8)
+
+
+BLOCKS = st.tuples(st.integers(0, 23), st.integers(0, 23)).map(sorted)
+
+
+@given(st.integers(1, 500), SEEDS, BLOCKS, st.floats(0, 1))
+@settings(max_examples=60, deadline=None)
+def test_the_curved_plane_stays_in_its_block_and_cuts_exactly(number, seed, block, where):
+    first, last = block
+    z = first + round(where * (last - first))
+    volume, labels = ramp()
+    person = people.draw_person(number, seed)
+    hu, mask = people.curved_slice(person, volume, labels, z, (first, last))
+    assert hu.dtype == np.float32 and hu.shape == mask.shape == volume.shape[1:]
+    y, x = np.mgrid[:40, :40]
+    # what is linear stays linear between two slices, so the HU tell the height
+    height = (hu - 3 * y + 2 * x) / 40
+    assert height.min() >= first - 1e-4 and height.max() <= last + 1e-4
+    assert (np.abs(mask - 1.0 - height) <= 0.5 + 1e-4).all(), "the nearest slice's label"
+    again = people.curved_slice(people.draw_person(number, seed), volume, labels, z, (first, last))
+    assert (again[0] == hu).all() and (again[1] == mask).all()
+
+
+@given(st.integers(0, 23), SEEDS)
+@settings(max_examples=20, deadline=None)
+def test_a_plane_that_does_not_rise_is_the_slice_itself(z, seed):
+    volume, labels = ramp()
+    drawn = people.draw_person(1, seed)
+    flat = dataclasses.replace(drawn, rises=np.zeros_like(drawn.rises))
+    for person, block in (
+        (flat, (0, 23)),
+        (flat, (z, 23)),
+        (flat, (0, z)),
+        (people.scanned_person(), (0, 23)),
+        (dataclasses.replace(drawn, number=0), (0, 23)),
+        # a block of one slice leaves no room
+        (drawn, (z, z)),
+    ):
+        hu, mask = people.curved_slice(person, volume, labels, z, block)
+        assert (hu == volume[z]).all() and (mask == labels[z]).all()
+
+
+def test_the_plane_is_curved_and_smooth():
+    volume, labels = ramp(slices=133, side=128)
+    person = people.draw_person(2, 0)
+    hu, _ = people.curved_slice(person, volume, labels, 60, (0, 132))
+    y, x = np.mgrid[:128, :128]
+    height = (hu - 3 * y + 2 * x) / 40
+    assert np.ptp(height) > people.RISE, "several slices lie in one picture"
+    steps = [np.abs(np.diff(height, axis=axis)).max() for axis in (0, 1)]
+    assert max(steps) < 1, "no step in it is higher than a slice"
+    next_hu, _ = people.curved_slice(person, volume, labels, 61, (0, 132))
+    # a body has one shape: the next slice lies nearly one higher everywhere
+    assert np.abs((next_hu - hu) / 40 - 1).max() < 1
+
+
+def test_no_voxel_of_another_split_gets_into_a_picture(monkeypatch):
+    """Each slice of this body has a value and a label of its own; a picture tells where it is from."""
+    shape = (builder.SLICES, 64, 64)
+    z = np.arange(builder.SLICES)[:, None, None]
+    volume = np.broadcast_to(1000 + 200 * z, shape).astype(np.int16)
+    labels = np.broadcast_to(z + 1, shape).astype(np.uint8)
+    drawn = [people.scanned_person()]
+    for number in range(1, builder.PEOPLE + builder.VALIDATION_PEOPLE + 1):
+        person = people.draw_person(number, 0)
+        # nothing that would hide the value, and bent for a picture an eighth as wide
+        plain = {"noise": 0.0, "arms": False, "contrast": np.zeros(256)}
+        plain["shifts"] = person.shifts / 8
+        drawn.append(dataclasses.replace(person, **plain))
+    scan = ct_reader.Scan(volume, labels, {}, 0.7, 2.5)
+    source = builder.Source(scan, builder.course_levels(), drawn)
+    monkeypatch.setattr(builder, "SOURCE", source, raising=False)
+    mixed = 0
+    for job in builder.jobs_of(source, 0, 3):
+        cut = builder.drawn_slice(job, curved=True)
+        seen = {int(label) - 1 for label in np.unique(cut.mask) if label}
+        assert seen, job
+        splits = {builder.split_of(slice_number) for slice_number in seen}
+        assert splits == {builder.split_of(job.z)}, job
+        # what lies outside of the body comes from nowhere, and blurs into its edge
+        inner = ndimage.binary_erosion(cut.mask > 0, iterations=6)
+        heights = (cut.hu[inner] - 1000) / 200
+        first, last = builder.block_around(job.z)
+        assert heights.min() >= first - 1e-3 and heights.max() <= last + 1e-3, job
+        mixed += len(seen) > 1
+        # slabs of neighbouring slices stay flat
+        assert set(np.unique(builder.drawn_slice(job).mask)) <= {0, job.z + 1}
+    assert mixed > 200, "or the test says nothing"
+
+
+def test_a_block_ends_where_its_split_ends():
+    for z in range(builder.SLICES):
+        first, last = builder.block_around(z)
+        assert first <= z <= last
+        inside = {builder.split_of(other) for other in range(first, last + 1)}
+        assert inside == {builder.split_of(z)}
+        beyond = [other for other in (first - 1, last + 1) if 0 <= other < builder.SLICES]
+        assert all(builder.split_of(other) != builder.split_of(z) for other in beyond)
+
+
 # ---- what is drawn of whom
 
 

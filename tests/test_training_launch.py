@@ -190,6 +190,7 @@ def alone(place) -> Path:
     runs = [
         arguments(place, "alone", BATCH),
         arguments(place, "experts-alone", BATCH, **experts),
+        arguments(place, "names-alone", BATCH, name_weight=3),
     ]
     (place / "alone.json").write_text(json.dumps(runs))
     launch([sys.executable, str(RANKS), str(place / "alone.json")], place / "alone.log")
@@ -216,6 +217,8 @@ def together(place) -> Path:
         arguments(place, "experts-zero3", half, **experts),
         ["probe", str(place / "experts-untrained"), *untrained],
         arguments(place, "mixed-zero3", 1, **mixed, **sharded),
+        arguments(place, "names-ddp", half // 2, name_weight=3, **accumulated),
+        arguments(place, "names-zero3", half, name_weight=3, **sharded),
     ]
     (place / "together.json").write_text(json.dumps(runs))
     launch(torchrun(RANKS, place / "together.json"), place / "together.log")
@@ -230,6 +233,13 @@ def test_the_same_training_in_two_ranks(alone, together, name):
 @pytest.mark.parametrize("name", ["accumulated", "accumulated-zero2"])
 def test_accumulated_gradients_are_a_larger_batch(alone, together, name):
     assert agree(alone / "alone", together / name)
+
+
+@pytest.mark.parametrize("name", ["names-ddp", "names-zero3"])
+def test_words_weigh_alike_however_a_step_is_cut(alone, together, name):
+    """Some of the answers name the liver. The first of these runs accumulates, too."""
+    assert agree(alone / "names-alone", together / name)
+    assert losses(alone / "names-alone") != pytest.approx(losses(alone / "alone"), rel=1e-3)
 
 
 def learned_matrices(folder: Path) -> list[str]:

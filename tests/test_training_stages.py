@@ -112,6 +112,7 @@ def log_of(out: Path) -> list[dict]:
         ("dpo", {"num_iterations": 2}, "--num_iterations"),
         ("grpo", {"rewards": "truth"}, "'truth' is unknown, use finding, name, box"),
         ("dpo", {"fast": "true"}, "fast=true is for stage=sft"),
+        ("dpo", {"name_weight": "3.0"}, "name_weight=3.0 is for stage=sft"),
         ("grpo", {"data": "shards/*.parquet"}, "stage=grpo needs a converted folder"),
         ("dpo", {"adapter": "a", "use_peft": "false"}, "adapter and use_peft=false"),
         ("grpo", {"beta": "much"}, "beta"),

@@ -18,6 +18,7 @@ from .rules import (
     entities,
     parse_caption,
     split_sentences,
+    structure_spans,
 )
 from .translation import add_translations, read_translations, translate_captions
 
@@ -39,5 +40,6 @@ __all__ = [
     "parse_caption",
     "read_translations",
     "split_sentences",
+    "structure_spans",
     "translate_captions",
 ]

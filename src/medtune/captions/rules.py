@@ -457,6 +457,49 @@ def parse_caption(text: str) -> Caption:
     )
 
 
+def structure_spans(text: str) -> list[tuple[int, int]]:
+    """Find the words of a caption that name the structure it is about.
+
+    Those are the words of the table for the structure that `parse_caption` finds, wherever the
+    caption has them but for its neighbours. Words in an order or a spelling that the rules put
+    right first ("upper lobe of the left lung") are not found.
+
+    Parameters
+    ----------
+    text : str
+        A caption, or any other string.
+
+    Returns
+    -------
+    list of (int, int)
+        First character of each stretch, and the one behind it; empty where there is none.
+
+    Raises
+    ------
+    ValueError
+        If the caption is no string.
+
+    Examples
+    --------
+    >>> text = "It shows the left kidney, adjacent to the spleen."
+    >>> [text[first:behind] for first, behind in structure_spans(text)]
+    ['left kidney']
+    """
+    structure = parse_caption(text).structure
+    lower = text.lower()
+    # some letters become two, and then no position is that of the text
+    if structure is None or len(lower) != len(text):
+        return []
+    beside = [match.span() for match in _BESIDE.finditer(lower)]
+    spans = []
+    for match in _vocabulary().pattern.finditer(lower):
+        mention = _mention_of(match)
+        named = mention.kind == "structure" and mention.value == structure
+        if named and not _is_within(match.start(), beside):
+            spans.append(match.span())
+    return spans
+
+
 def split_sentences(text: str) -> list[str]:
     """Cut a text into its sentences, each with its full stop.
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from medtune.captions import parse_caption
 from medtune.models import image_token_id
+from medtune.training import mark_words, weigh_tokens
 
 # Kinds of tokens that the heads look at; 0 is all the rest: padding, an answer, the template's own
 # words behind the statement.
@@ -333,7 +334,7 @@ def encode(processor: Any, samples: Sequence[Sample]) -> dict[str, torch.Tensor]
         # where a token begins and ends in its answer, in characters
         from_answer = _column([one.answer for one in rendered])
         begins = from_answer - to_the_end
-        batch["token_weights"] = _weigh_tokens(
+        batch["token_weights"] = _weigh_answers(
             samples, batch["labels"] != IGNORED, begins, begins + ends - starts
         )
 
@@ -345,25 +346,21 @@ def encode(processor: Any, samples: Sequence[Sample]) -> dict[str, torch.Tensor]
     return batch
 
 
-def _weigh_tokens(
+def _weigh_answers(
     samples: Sequence[Sample], learned: torch.Tensor, begins: torch.Tensor, ends: torch.Tensor
 ) -> torch.Tensor:
-    """Weigh the tokens of answers: more where words are stressed, 1 on average in each row.
+    """Weigh the tokens of answers, see `medtune.training.weigh_tokens`.
 
-    So a row counts as much as before, and the stressed words get a larger share of it.
+    `begins` and `ends`, (rows, tokens), say where a token stands in its answer, in characters.
     """
-    weights = torch.ones(learned.shape)
+    stressed = []
     for row, sample in enumerate(samples):
-        for first, behind in sample.stressed:
-            inside = (begins[row] < behind) & (ends[row] > first)
-            weights[row, inside] = sample.stress
-    weights = weights * learned
-    means = weights.sum(1, keepdim=True) / learned.sum(1, keepdim=True).clamp(min=1)
-    # a row that learns nothing has a mean of 0
-    return weights / means.clamp(min=1e-6)
+        stressed.append(mark_words(begins[row], ends[row], sample.stressed))
+    stress = _column([sample.stress for sample in samples])
+    return weigh_tokens(torch.stack(stressed), learned, stress)
 
 
-def _column(numbers: Sequence[int]) -> torch.Tensor:
+def _column(numbers: Sequence[float]) -> torch.Tensor:
     return torch.tensor(numbers)[:, None]
 
 

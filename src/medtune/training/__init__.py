@@ -6,9 +6,10 @@ trainer of them, `stream` lets it read shards as it goes, `preflight` looks at a
 the first step, `checkpoints` knows how a run stops and goes on, and `launch` runs it: in a notebook
 or as `python -m medtune.training --config train.yaml`, in one process or in many. `watchdog` says
 what a training waits for that hangs, `failures` what ended one. `speed` and `features` do the same
-training in less time; the folder `deepspeed` holds settings for ZeRO. `watch` starts a training
-from a notebook and stops it after some minutes, `messages` counts what its processes send each
-other, and `measure` what a step takes.
+training in less time; the folder `deepspeed` holds settings for ZeRO. `words` lets the words that
+name the structure weigh more in the loss. `watch` starts a training from a notebook and stops it
+after some minutes, `messages` counts what its processes send each other, and `measure` what a step
+takes.
 """
 
 from .checkpoints import complete_checkpoints
@@ -27,6 +28,7 @@ from .settings import ZERO, ScriptArguments, parse_arguments
 from .speed import pad_lengths, send_bytes, speed_up
 from .trainer import build_trainer
 from .watch import run_watched
+from .words import mark_words, name_spans, weigh_names, weigh_tokens
 
 __all__ = [
     "ZERO",
@@ -42,10 +44,14 @@ __all__ = [
     "check_reload",
     "complete_checkpoints",
     "main",
+    "mark_words",
+    "name_spans",
     "pad_lengths",
     "parse_arguments",
     "run_watched",
     "send_bytes",
     "speed_up",
     "train_model",
+    "weigh_names",
+    "weigh_tokens",
 ]

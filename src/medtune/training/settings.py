@@ -49,6 +49,8 @@ class ScriptArguments:
     eval_samples : number of validation pairs of an evaluation.
     max_pixels : most pixels of a picture; 0 leaves what the processor says.
     autocast_adapter_dtype : keep the adapters in float32 (not under ZeRO-3).
+    name_weight : how many times as much the words that name the structure weigh in the loss, see
+        `medtune.training.weigh_names`.
     fast : the same training in less time, see `medtune.training.speed`.
     cache_features : let a frozen vision tower see each picture only once.
     allow_cut_answers : train even where `max_length` cuts answers.
@@ -109,6 +111,9 @@ class ScriptArguments:
     )
     autocast_adapter_dtype: bool = field(
         default=True, metadata={"help": "Keep the adapters in float32 (not under ZeRO-3)."}
+    )
+    name_weight: float = field(
+        default=1.0, metadata={"help": "Of the words that name the structure, in the loss."}
     )
     fast: bool = field(
         default=False,
@@ -262,6 +267,8 @@ def parse_arguments(
     except ValueError as error:
         raise ValueError(f"{error}{_did_you_mean(str(error), known)}") from None
     _refuse_what_cannot_train(training_args, model_args)
+    if not script_args.name_weight > 0:
+        raise ValueError(f"name_weight={script_args.name_weight}: must be above 0")
     _refuse_what_is_not_of_shards(script_args)
     if script_args.adapter and not model_args.use_peft:
         raise ValueError("adapter and use_peft=false exclude each other: an adapter is trained on")
@@ -369,10 +376,12 @@ def _refuse_what_is_of_sft(
     stage = script_args.stage
     if names_shards(script_args.data):
         raise ValueError(f"stage={stage} needs a converted folder: data names shards")
-    for key in ("fast", "cache_features"):
-        if getattr(script_args, key):
+    for key, usual in (("fast", False), ("cache_features", False), ("name_weight", 1)):
+        value = getattr(script_args, key)
+        if value != usual:
             raise ValueError(
-                f"{key}=true is for stage=sft: TRL's loss of {stage} has its own forward"
+                f"{key}={str(value).lower()} is for stage=sft: TRL's loss of {stage} has its own "
+                "forward"
             )
     if zero_stage(training_args) == 3:
         raise ValueError(

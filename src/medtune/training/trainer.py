@@ -38,6 +38,7 @@ from .settings import RewardArguments, ScriptArguments, zero_stage
 from .speed import pad_lengths, send_bytes, speed_up
 from .start_checks import check_preferences, check_questions, check_reference, check_rewards
 from .stream import LOOKED_AT, ShardLoader, open_streams, steps_known
+from .words import weigh_names
 
 
 def build_trainer(
@@ -97,6 +98,7 @@ def _build_sft(
     **options: Any,
 ) -> Any:
     """Make the trainer that learns the answers of the records."""
+    _refuse_weights_of_its_own(script_args, trainer_class)
     stage = zero_stage(training_args)
     stream = None
     if names_shards(script_args.data):
@@ -117,6 +119,7 @@ def _build_sft(
         )
     # the loss is a mean over the tokens of all ranks, see notebook 03
     trainer.model_accepts_loss_kwargs = True
+    weigh_names(trainer, script_args.name_weight)
     _make_fast(trainer, script_args, own_batches=trainer_class is not None)
     if stage == 3:
         trainer.data_collator = partial(_with_picture, trainer.data_collator, train)
@@ -234,6 +237,17 @@ def _evenly(data: datasets.Dataset, count: int) -> datasets.Dataset:
 
 def _load_processor(script_args: ScriptArguments, model_args: ModelConfig) -> Any:
     return load_processor(model_args.model_name_or_path, max_pixels=script_args.max_pixels or None)
+
+
+def _refuse_weights_of_its_own(
+    script_args: ScriptArguments, trainer_class: Callable[..., Any] | None
+) -> None:
+    """Raise `ValueError` where a trainer with a loss of its own would not heed `name_weight`."""
+    if trainer_class is not None and script_args.name_weight != 1:
+        raise ValueError(
+            f"name_weight={script_args.name_weight} is for TRL's trainer, and this one has a loss "
+            "of its own: leave it at 1"
+        )
 
 
 def _read_data(
