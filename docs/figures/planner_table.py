@@ -29,7 +29,7 @@ HEADER = "| model | run | batch | tokens | measured GB | planned GB | | samples/
 README = """\
 # The planner against measured peaks
 
-{device}, TRL's SFTTrainer on shape twins with random weights, five steps, one picture a sample; \
+{device}, TRL's SFTTrainer on shape twins with random weights, four or five steps, one picture a sample; \
 GB are 10^9 bytes, peaks `torch.cuda.max_memory_allocated`. The constants of `medtune.plan` were \
 fitted to the rows marked fit; those marked check came later. One of these, Qwen2-VL with QLoRA, \
 was planned 10.0% low, for want of what quick_gelu keeps; that was put in, so the row counts as \
