@@ -39,7 +39,7 @@ course: sample ## the same, then every other notebook (RUN=tiny-cpu)
 	@echo "Open the notebooks with 'make lab', the executed ones are in papermill_runs/$(RUN)/out/."
 
 test: $(VENV)/.all sample ## every test, the notebooks included
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations 40 --durations-min 10 $(PYTEST_ARGS)
 
 test-fast: $(VENV)/.all sample ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
