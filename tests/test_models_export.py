@@ -191,19 +191,27 @@ def test_a_folder_below_this_one_is_no_hub_name(tmp_path, monkeypatch):
     assert "base_model: other/base\n" in models.model_card("other/base", data="d", settings={})
 
 
-@pytest.mark.parametrize("kind", ["adapter", "merged"])
-def test_the_lines_of_a_card_load_the_model_and_ask_it(adapter, tmp_path, monkeypatch, kind):
+@pytest.mark.parametrize(("kind", "pictures"), [("adapter", 1), ("merged", 1), ("merged", 2)])
+def test_the_lines_of_a_card_load_the_model_and_ask_it(
+    adapter, tmp_path, monkeypatch, kind, pictures
+):
     model, processor = tuned(), models.load_processor(tiny_folder())
     if kind == "merged":
         model = merged_onto(tiny_folder(), adapter)
     card = models.model_card(
-        str(tiny_folder()), data="d", settings={}, question="What is it?", kind=kind
+        str(tiny_folder()),
+        data="d",
+        settings={},
+        question="What is it?",
+        pictures=pictures,
+        kind=kind,
     )
     folder = tmp_path / "model"
     models.save_model(model, processor, folder, card=card)
     # what a reader of the card does: goes into the folder, with the base and a picture
     (folder / tiny_folder().name).symlink_to(tiny_folder())
-    Image.new("L", (64, 48)).save(folder / "picture.png")
+    for name in ("picture", "picture-1", "picture-2"):
+        Image.new("L", (64, 48)).save(folder / f"{name}.png")
     monkeypatch.chdir(folder)
     code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)[1]
     names = {}
@@ -214,6 +222,8 @@ def test_the_lines_of_a_card_load_the_model_and_ask_it(adapter, tmp_path, monkey
     tokens = again.generate(**names["inputs"], max_new_tokens=160, do_sample=False)
     assert torch.equal(tokens, names["tokens"])
     assert "What is it?" in names["prompt"]
+    mark = processor.image_token
+    assert names["prompt"].count(mark) == pictures
 
 
 def test_saving_forgets_where_the_base_lies(tmp_path):

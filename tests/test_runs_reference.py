@@ -52,3 +52,25 @@ display({"image/" + "png": "aGk=", "text/plain": "figure"}, raw=True)"""
     kept = (runs.write_reference("small", root=root) / "01_look.ipynb").read_text()
     nbformat.validate(nbformat.reads(kept, 4))
     assert "image/png" not in kept and "run the notebook to see it" in kept
+
+
+def test_bars_and_log_lines_are_left_out_and_results_stay(root):
+    body = """from tqdm.auto import tqdm
+for _ in tqdm(range(3)):
+    pass
+print("[2026-11-30 07:31:20,066] [WARNING] [real_accelerator.py:213:get_accelerator] Setting")
+print("[2026-11-30] a line of our own")
+from tqdm.notebook import tqdm as bar
+list(bar(range(2)))"""
+    write_notebook(root, "01_look", body=body)
+    runs.run("small", root=root)
+    executed = (root / "papermill_runs" / "small" / "out" / "01_look.ipynb").read_text()
+    assert "widget-view" in executed and "real_accelerator.py:213:get" in executed
+    kept = nbformat.reads(
+        (runs.write_reference("small", root=root) / "01_look.ipynb").read_text(), 4
+    )
+    nbformat.validate(kept)
+    (cell,) = [cell for cell in kept.cells if cell.source == body]
+    said = [output.get("text", "") for output in cell.outputs]
+    assert "[2026-11-30] a line of our own\n" in said
+    assert not any("real_accelerator" in text or "2/2" in text for text in said)

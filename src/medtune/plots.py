@@ -876,7 +876,8 @@ def plot_lengths(
     if limit is not None:
         axis.axvline(limit, color="black", linestyle="--", label=f"limit {limit}")
     axis.set(xlabel=unit, ylabel="samples")
-    axis.legend()
+    # above the bars: beside the last ones its marks would look like bars
+    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
     return figure
 
 

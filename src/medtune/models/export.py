@@ -59,11 +59,11 @@ folder = "."  # where this file lies
 processor = load_processor(folder)
 {load}
 question = {question}
-picture = Image.open("picture.png").convert("RGB")  # yours
-content = [{{"type": "image"}}, {{"type": "text", "text": question}}]
+{pictures}
+content = [{{"type": "image"}} for _ in pictures] + [{{"type": "text", "text": question}}]
 messages = [{{"role": "user", "content": content}}]
 prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-inputs = processor(text=[prompt], images=[[picture]], return_tensors="pt")
+inputs = processor(text=[prompt], images=[pictures], return_tensors="pt")
 tokens = model.generate(
     **inputs.to(model.device, dtype=model.dtype), max_new_tokens=160, do_sample=False
 )
@@ -148,6 +148,7 @@ def model_card(  # noqa: PLR0913 - each is a part of the card
     metrics: dict | None = None,
     limits: str | None = None,
     question: str | Sequence[str] | None = None,
+    pictures: int = 1,
     kind: Literal["adapter", "merged"] | None = None,
 ) -> str:
     """Write the text of a model's README.md: base, data, question, how to load it, scores, limits.
@@ -164,6 +165,7 @@ def model_card(  # noqa: PLR0913 - each is a part of the card
     limits : what the model must not be used for; by default a text that holds for every model of
         the course.
     question : what the model was asked in training; several if it was asked several.
+    pictures : how many pictures the first question goes with, in the lines that ask the model.
     kind : "adapter", or "merged" for a model with all its weights: the card then shows the lines
         that load and ask it.
 
@@ -196,7 +198,7 @@ def model_card(  # noqa: PLR0913 - each is a part of the card
         sections["Question"] = _list_questions(questions)
     if kind:
         asked = questions[0] if questions else DEFAULT_QUESTION
-        sections["Load and ask"] = f"```python\n{_loading_code(base, kind, asked)}```"
+        sections["Load and ask"] = f"```python\n{_loading_code(base, kind, asked, pictures)}```"
     sections["Settings"] = _table("setting", settings)
     sections["Scores"] = scores
     sections["Limits"] = limits or LIMITS
@@ -265,8 +267,16 @@ def _list_questions(questions: list[str]) -> str:
     return "\n".join(f"- `{one_line(question, limit=1000)}`" for question in questions)
 
 
-def _loading_code(base: str, kind: str, question: str) -> str:
+def _loading_code(base: str, kind: str, question: str, pictures: int) -> str:
     """Write the lines that load a saved model from its folder and ask it."""
+    if pictures == 1:
+        opened = 'pictures = [Image.open("picture.png").convert("RGB")]  # yours'
+    else:
+        opened = (
+            f"# yours, {pictures} of them in the order of the training\n"
+            f'files = [f"picture-{{number}}.png" for number in range(1, {pictures + 1})]\n'
+            'pictures = [Image.open(file).convert("RGB") for file in files]'
+        )
     if kind == "adapter":
         names = "load_base, load_processor, load_tuned"
         hint = "" if "/" in base else "  # the folder of the base model, on your machine"
@@ -274,7 +284,7 @@ def _loading_code(base: str, kind: str, question: str) -> str:
     else:
         names = "load_base, load_processor"
         load = 'model = load_base(folder, dtype="auto")\n'
-    return LOADING_CODE.format(names=names, load=load, question=repr(question))
+    return LOADING_CODE.format(names=names, load=load, question=repr(question), pictures=opened)
 
 
 def _versions() -> str:

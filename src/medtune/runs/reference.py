@@ -1,9 +1,11 @@
 """Keep a small executed copy of a finished run, without machine paths and patients' pictures."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from medtune.files import write_whole
 
@@ -11,6 +13,8 @@ from .execute import plan_steps
 from .params import find_root, has_tag
 
 INSTEAD = "(a figure with a patient's pictures: run the notebook to see it)"
+# Lines such as "[2026-11-30 07:31:20,066] [WARNING] [real_accelerator.py:213:get_accelerator] ...".
+DEEPSPEED_LOG = re.compile(r"\[\d{4}-\d\d-\d\d [\d:,]+\] \[(INFO|WARNING)\] \[\w+\.py:")
 
 
 def write_reference(
@@ -85,13 +89,14 @@ def _without_places(file: Path, root: Path) -> str:
 def _without_pictures(notebook: str) -> str:
     """Replace the figures of cells tagged `shows-pictures` in an executed notebook.
 
-    Progress bars lose what lets them move, which is a third of a page; their text stays.
+    Progress bars go, which no longer move, and what DeepSpeed logs as it starts.
     """
     executed = json.loads(notebook)
     executed["metadata"].pop("widgets", None)
     for cell in executed["cells"]:
-        for output in cell.get("outputs", ()):
-            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+        if "outputs" not in cell:
+            continue
+        cell["outputs"] = [output for output in cell["outputs"] if not _is_passing(output)]
         if not has_tag(cell, "shows-pictures"):
             continue
         for output in cell["outputs"]:
@@ -99,3 +104,15 @@ def _without_pictures(notebook: str) -> str:
             if "data" in output:
                 output["data"] = {"text/plain": INSTEAD}
     return json.dumps(executed, indent=1, ensure_ascii=False) + "\n"
+
+
+def _is_passing(output: dict[str, Any]) -> bool:
+    """Say whether an output is of no use once a run is over; takes DeepSpeed's lines out of it."""
+    if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
+        return True
+    if output.get("name") != "stdout":
+        return False
+    lines = "".join(output["text"]).splitlines(keepends=True)
+    kept = [line for line in lines if not DEEPSPEED_LOG.match(line)]
+    output["text"] = "".join(kept)
+    return not kept

@@ -141,6 +141,7 @@ def _save(
             data=script_args.data,
             settings=settings,
             question=_questions(trainer.train_dataset),
+            pictures=_pictures(trainer.train_dataset),
             kind="adapter" if model_args.use_peft else "merged",
         )
         save_model(
@@ -177,6 +178,14 @@ def _questions(data: Any) -> list[str]:
         if question not in questions and len(questions) < MOST_QUESTIONS:
             questions.append(question)
     return questions
+
+
+def _pictures(data: Any) -> int:
+    """Count the pictures of the first record's question; 1 where the record marks none."""
+    for row in data.select_columns(["prompt"]).take(1):
+        parts = row["prompt"][-1]["content"]
+        return max(1, sum(part["type"] == "image" for part in parts))
+    return 1
 
 
 def _is_finished(
