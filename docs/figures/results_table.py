@@ -48,11 +48,12 @@ ENGLISH_NOTE = (
     "(notebook 02)."
 )
 CHINESE_NOTE = (
-    "{runs} 个随机种子的均值（范围），{pairs} 对留出数据，{names} 个名称；{steps} 步共 {views} 个样本。"
-    "原图减去打乱图片：名称 {name_gain}，词级 BLEU-4 {bleu_gain}；括号内为各种子"
-    "自己的 95% 区间的最低端到最高端，均在同一患者内：这是包络，不是跨种子的区间。"
+    "{runs} 个随机种子的均值（范围），{pairs} 个留出的图文对，{names} 个名称；"
+    "{steps} 步共训练 {views} 个样本。"
+    "原图减去打乱的图片：名称 {name_gain}，词级 BLEU-4 {bleu_gain}；括号内的两端是各种子"
+    "自己的 95% 区间的最低端和最高端，均在同一患者内：这是包络，不是跨种子的区间。"
     "总说最常见的名称可得 {floor:.1f}%。不用任何模型，照抄训练层面中最相似的框内区域的描述，"
-    "名称正确率为 {copied_names:.1f}%（见 02）。"
+    "名称正确率为 {copied_names:.1f}%，词级 BLEU-4 为 {copied_bleu:.1f}（见 02）。"
 )
 
 Run = dict[str, Any]
@@ -121,7 +122,9 @@ def build_table(runs: list[Run], language: int) -> str:
         for column in COLUMNS:
             cells.append(_cell([value_of(run, row[0], column[0]) for run in runs], language))
         lines.append(_line(cells))
-    return "\n".join([*lines, "", _note(runs, language)])
+    table = "\n".join([*lines, "", _note(runs, language)])
+    # a range is written with the English word
+    return table if language == 1 else table.replace(" to ", " 到 ")
 
 
 def _line(cells: list[str]) -> str:
