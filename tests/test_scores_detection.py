@@ -93,6 +93,10 @@ def test_a_structure_of_a_slice_counts_once_however_many_pictures_show_it():
     found = scores.score_people({"another": rows}, [liver, spleen])["another"]
     assert found["scores"]["name right"]["value"] == 60
     assert found["names_by_region"] == pytest.approx(100 / 3)
+    assert found["names_lost"] == [
+        {"structure": "spleen", "pairs": 2, "right": 0.0, "training_pairs": 1},
+        {"structure": "liver", "pairs": 3, "right": 100.0, "training_pairs": 1},
+    ]
     unknown = [{"answer": liver, "reference": liver}]
     assert scores.score_people({"x": unknown}, [liver])["x"]["names_by_region"] is None
 

@@ -239,6 +239,24 @@ def _print_people(found: dict[str, dict[str, Any]]) -> None:
             pairs = sum(person["not_taught"].values())
             names = ", ".join(person["not_taught"])
             print(f"{name}: {pairs} pairs about structures that were not taught: {names}")
+    lost = person["names_lost"][:LOST_SHOWN]
+    if lost:
+        print(f"\nmost names of {name} are lost here:")
+        print_table(
+            [
+                {
+                    "structure": row["structure"],
+                    "pairs": row["pairs"],
+                    "named right, %": row["right"],
+                    "training pairs about it": row["training_pairs"],
+                }
+                for row in lost
+            ]
+        )
+
+
+# structures with the most wrong names
+LOST_SHOWN = 5
 
 
 _COUNTED = {

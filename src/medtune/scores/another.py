@@ -1,5 +1,6 @@
 """Score answers about another person, and count in what that data set differs from the training."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -52,8 +53,10 @@ def score_people(
         (pairs about structures of the training), "not_taught" (pairs by name of the others, most
         frequent first), "structures", "slices" (None where they are not known), "names_by_region"
         (names right in percent where each structure of a slice counts once, however many pictures
-        show it; None where the slices are not known), "area" (median share of the picture that a
-        region covers, in percent), "windows" and "densities" (shares of the pairs in percent).
+        show it; None where the slices are not known), "names_lost" (for each structure that was
+        scored: "pairs", "right", the share of right names in percent, and "training_pairs"; those
+        with most wrong names first), "area" (median share of the picture that a region covers, in
+        percent), "windows" and "densities" (shares of the pairs in percent).
 
     Raises
     ------
@@ -72,7 +75,7 @@ def score_people(
     """
     if not people:
         raise ValueError("people is empty: give {name: answers}")
-    taught = {parse_caption(caption).structure for caption in set(train_captions)}
+    taught = _taught(train_captions)
     found = {}
     for name, rows in people.items():
         if not rows:
@@ -83,7 +86,7 @@ def score_people(
 
 def _score_person(
     rows: Sequence[Mapping[str, Any]],
-    taught: set[str | None],
+    taught: Mapping[str | None, int],
     measures: Sequence[Measure],
     seed: int,
 ) -> dict[str, Any]:
@@ -93,7 +96,7 @@ def _score_person(
         # a caption that names no structure asks for no name
         if caption.structure is None or caption.structure in taught:
             scored.append(row)
-    others = [caption.structure for caption in read if caption.structure not in taught | {None}]
+    others = [caption.structure for caption in read if caption.structure not in {*taught, None}]
     slices = _known([row.get("slice") for row in rows])
     return {
         "scores": _scores(scored, measures, seed),
@@ -103,6 +106,7 @@ def _score_person(
         "structures": len({caption.structure for caption in read} - {None}),
         "slices": None if slices is None else len(set(slices)),
         "names_by_region": _names_by_region(scored) if slices else None,
+        "names_lost": _names_lost(scored, taught),
         **_what_differs(read),
     }
 
@@ -137,6 +141,39 @@ def _names_by_region(rows: Sequence[Mapping[str, Any]]) -> float | None:
     if not right:
         return None
     return 100 * float(np.mean([np.mean(views) for views in right.values()]))
+
+
+def _names_lost(
+    rows: Sequence[Mapping[str, Any]], taught: Mapping[str | None, int]
+) -> list[dict[str, Any]]:
+    """List the structures, those with most wrong names first."""
+    right: dict[str, list[bool]] = {}
+    for row in rows:
+        structure = parse_caption(row["reference"]).structure
+        if structure is not None:
+            said = parse_caption(row["answer"]).structure
+            right.setdefault(structure, []).append(said == structure)
+    lost = []
+    for structure in sorted(right, key=lambda name: (sum(right[name]) - len(right[name]), name)):
+        found = right[structure]
+        lost.append(
+            {
+                "structure": structure,
+                "pairs": len(found),
+                "right": round(100 * float(np.mean(found)), 1),
+                "training_pairs": taught[structure],
+            }
+        )
+    return lost
+
+
+def _taught(captions: Iterable[str]) -> Counter[str | None]:
+    """Count how many captions of the training name each structure."""
+    taught: Counter[str | None] = Counter()
+    # many captions are the same, and reading one takes time
+    for caption, times in Counter(captions).items():
+        taught[parse_caption(caption).structure] += times
+    return taught
 
 
 def _known(cells: list[Any]) -> list[Any] | None:
