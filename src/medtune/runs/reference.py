@@ -89,7 +89,7 @@ def _without_places(file: Path, root: Path) -> str:
 def _without_pictures(notebook: str) -> str:
     """Replace the figures of cells tagged `shows-pictures` in an executed notebook.
 
-    Progress bars go, which no longer move, and what DeepSpeed logs as it starts.
+    Progress bars go, which no longer move, and what libraries say on stderr or log as they start.
     """
     executed = json.loads(notebook)
     executed["metadata"].pop("widgets", None)
@@ -109,6 +109,8 @@ def _without_pictures(notebook: str) -> str:
 def _is_passing(output: dict[str, Any]) -> bool:
     """Say whether an output is of no use once a run is over; takes DeepSpeed's lines out of it."""
     if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
+        return True
+    if output.get("name") == "stderr":
         return True
     if output.get("name") != "stdout":
         return False
