@@ -30,6 +30,8 @@ import catalogues  # noqa: E402
 REPO = Path(__file__).parents[1]
 RUN = "tiny-cpu"
 CHINESE_README = "README.zh-CN.md"
+# Of the theme's files in _static, those that would be two megabytes more in a second copy.
+LARGE_FILES = ("scripts/fontawesome.js", "styles/pydata-sphinx-theme.css")
 # A link of the repository's texts: a picture or not, its words, the file, an anchor in it.
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s#]*)(#[^()\s]*)?\)")
 PROGRESS_BAR = "application/vnd.jupyter.widget-view+json"
@@ -487,6 +489,21 @@ def finish(target: Path) -> None:
         page.write_text(text.replace('<summary><span class="toctree-toggle"', named), "utf-8")
 
 
+def share_large_files(site: Path) -> None:
+    """Let the Chinese pages load the large files of the theme from where the English ones do."""
+    chinese = site / "zh"
+    for name in LARGE_FILES:
+        copy = chinese / "_static" / name
+        if copy.read_bytes() != (site / "_static" / name).read_bytes():
+            continue
+        copy.unlink()
+        # one folder further up
+        reference = re.compile(rf'"((?:\.\./)*)_static/{re.escape(name)}')
+        for page in chinese.rglob("*.html"):
+            text = page.read_text("utf-8")
+            page.write_text(reference.sub(rf'"../\1_static/{name}', text), "utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -500,6 +517,7 @@ def main() -> None:
     call_sphinx(out / "source", out / "html", out / "doctrees", "en")
     gather_chinese(out / "source-zh")
     call_sphinx(out / "source-zh", out / "html" / "zh", out / "doctrees-zh", "zh_CN")
+    share_large_files(out / "html")
     print(f"Open {out / 'html' / 'index.html'}")
 
 
