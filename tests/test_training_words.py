@@ -91,7 +91,7 @@ def test_tokens_are_marked_where_they_share_a_character(lengths, data):
     size = int(edges[-1])
     two = st.lists(st.integers(0, size), min_size=2, max_size=2, unique=True)
     spans = [tuple(sorted(pair)) for pair in data.draw(st.lists(two, max_size=3))]
-    marked = training.mark_words(edges[:-1], edges[1:], spans)
+    marked = models.mark_words(edges[:-1], edges[1:], spans)
     for token in range(len(lengths)):
         own = set(range(int(edges[token]), int(edges[token + 1])))
         shared = any(own & set(range(first, behind)) for first, behind in spans)
@@ -104,7 +104,7 @@ def test_an_answer_weighs_as_before(data, stress):
     flags = st.lists(st.booleans(), min_size=9, max_size=9)
     stressed = torch.tensor([data.draw(flags) for _ in range(2)])
     learned = torch.tensor([data.draw(flags) for _ in range(2)])
-    weights = training.weigh_tokens(stressed, learned, stress)
+    weights = models.weigh_tokens(stressed, learned, stress)
     assert not weights[~learned].any()
     for row in range(2):
         count = int(learned[row].sum())

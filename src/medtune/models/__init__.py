@@ -2,7 +2,7 @@
 
 `load.py` loads a processor, a base model (also in 4 bits) and a saved adapter; `adapters.py` says
 which layers get an adapter and counts what is trained; `export.py` compares two models, writes a
-model card and saves.
+model card and saves; `words.py` marks the tokens of words that weigh more in a loss.
 """
 
 from .adapters import (
@@ -30,6 +30,7 @@ from .load import (
     load_tuned,
     nf4_config,
 )
+from .words import mark_words, weigh_tokens
 
 __all__ = [
     "PARTS",
@@ -44,11 +45,13 @@ __all__ = [
     "load_base",
     "load_processor",
     "load_tuned",
+    "mark_words",
     "model_card",
     "nf4_config",
     "parameter_groups",
     "part_of",
     "save_model",
     "text_logits",
+    "weigh_tokens",
     "write_no_stub_cards",
 ]

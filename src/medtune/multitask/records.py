@@ -15,8 +15,7 @@ import torch
 from PIL import Image
 
 from medtune.captions import parse_caption
-from medtune.models import image_token_id
-from medtune.training import mark_words, weigh_tokens
+from medtune.models import image_token_id, mark_words, weigh_tokens
 
 # Kinds of tokens that the heads look at; 0 is all the rest: padding, an answer, the template's own
 # words behind the statement.
@@ -349,7 +348,7 @@ def encode(processor: Any, samples: Sequence[Sample]) -> dict[str, torch.Tensor]
 def _weigh_answers(
     samples: Sequence[Sample], learned: torch.Tensor, begins: torch.Tensor, ends: torch.Tensor
 ) -> torch.Tensor:
-    """Weigh the tokens of answers, see `medtune.training.weigh_tokens`.
+    """Weigh the tokens of answers, see `medtune.models.weigh_tokens`.
 
     `begins` and `ends`, (rows, tokens), say where a token stands in its answer, in characters.
     """

@@ -28,7 +28,7 @@ from .settings import ZERO, ScriptArguments, parse_arguments
 from .speed import pad_lengths, send_bytes, speed_up
 from .trainer import build_trainer
 from .watch import run_watched
-from .words import mark_words, name_spans, weigh_names, weigh_tokens
+from .words import name_spans, weigh_names
 
 __all__ = [
     "ZERO",
@@ -44,7 +44,6 @@ __all__ = [
     "check_reload",
     "complete_checkpoints",
     "main",
-    "mark_words",
     "name_spans",
     "pad_lengths",
     "parse_arguments",
@@ -53,5 +52,4 @@ __all__ = [
     "speed_up",
     "train_model",
     "weigh_names",
-    "weigh_tokens",
 ]

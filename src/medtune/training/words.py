@@ -8,16 +8,13 @@ however the step is cut into batches and ranks.
 
 The collator marks tokens, and the model's forward weighs what TRL's head says of them. Nothing is
 computed twice, and a model that does not train, in an evaluation for example, weighs nothing.
-
-`mark_words` and `weigh_tokens` serve `medtune.multitask` as well, for the words that name a
-disease.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,6 +22,7 @@ from trl import apply_chat_template
 from trl.data_utils import is_conversational, prepare_multimodal_messages
 
 from medtune.captions import structure_spans
+from medtune.models import mark_words, weigh_tokens
 
 from .speed import NOT_COUNTED, without_adapter
 
@@ -87,62 +85,6 @@ def _places_of(name: str, answer: str) -> list[Span]:
     """Find a name in an answer, but not as a part of a longer English word."""
     pattern = rf"(?<![A-Za-z]){re.escape(name)}(?![A-Za-z])"
     return [match.span() for match in re.finditer(pattern, answer, re.IGNORECASE)]
-
-
-# ---- which tokens, and how much
-
-
-def mark_words(begins: torch.Tensor, ends: torch.Tensor, spans: Sequence[Span]) -> torch.Tensor:
-    """Say which tokens have a part in some words.
-
-    Parameters
-    ----------
-    begins, ends : (tokens,), first character of each token in the text, and the one behind it.
-    spans : the words, in characters of the same text.
-
-    Returns
-    -------
-    Tensor : (tokens,), true or false.
-
-    Examples
-    --------
-    >>> begins = torch.tensor([0, 3, 8])
-    >>> mark_words(begins, torch.tensor([3, 8, 14]), [(4, 8)]).tolist()
-    [False, True, False]
-    """
-    marked = torch.zeros(begins.shape, dtype=torch.bool)
-    for first, behind in spans:
-        marked |= (begins < behind) & (ends > first)
-    return marked
-
-
-def weigh_tokens(
-    stressed: torch.Tensor, learned: torch.Tensor, stress: float | torch.Tensor
-) -> torch.Tensor:
-    """Weigh the tokens of answers: more where words are stressed, 1 on average in each row.
-
-    So a row counts as much as before, and the stressed words get a larger share of it.
-
-    Parameters
-    ----------
-    stressed : (rows, tokens), true where a token belongs to such a word.
-    learned : (rows, tokens), true where a token is learned at all.
-    stress : how many times as much they weigh as the others; or of each row, (rows, 1).
-
-    Returns
-    -------
-    Tensor : (rows, tokens), float32; 0 where nothing is learned.
-
-    Examples
-    --------
-    >>> stressed = torch.tensor([[False, True, False]])
-    >>> weigh_tokens(stressed, torch.tensor([[True, True, False]]), 3.0).tolist()
-    [[0.5, 1.5, 0.0]]
-    """
-    weights = torch.where(stressed, stress, 1.0) * learned
-    means = weights.sum(1, keepdim=True) / learned.sum(1, keepdim=True).clamp(min=1)
-    # a row that learns nothing has a mean of 0
-    return weights / means.clamp(min=1e-6)
 
 
 # ---- in a trainer
