@@ -86,6 +86,17 @@ def test_adapter_and_merged_model_say_the_same_after_reloading(tmp_path, options
     assert template == processor.chat_template
 
 
+def test_logits_are_compared_in_full_precision():
+    """On a GPU a convolution in TF32 is a thousandth off; the setting comes back afterwards."""
+    model = models.load_base(tiny_folder())
+    during = []
+    model.register_forward_hook(lambda *_: during.append(torch.backends.cudnn.allow_tf32))
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.enabled
+    models.text_logits(model, one_batch())
+    assert during == [False]
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.enabled) == before
+
+
 def test_experts_are_trained_saved_and_merged(tmp_path):
     torch.manual_seed(0)
     base = AutoModelForImageTextToText.from_config(family("qwen3-vl-moe"))

@@ -233,14 +233,15 @@ def _whose(folder: Path, out: Path, ids: set[str]) -> str:
     for file in sorted(folder.glob("*/generator-*.arrow")):
         for batch in _batches(file):
             columns = set(batch.schema.names)
-            if not (columns >= RECORDS or columns >= PAIRS):
-                return ""
-            found |= {str(one) for one in batch.column("id").to_pylist()}
             if columns >= RECORDS:
                 files = _files_of_pictures(batch)
                 if not all(_lies_in(out, one) for one in files):
                     return ""
                 pictures += len(files)
+            elif not columns >= PAIRS or not ids:
+                # a large cache is not read where there is nothing to compare it with
+                return ""
+            found |= {str(one) for one in batch.column("id").to_pylist()}
     if pictures:
         return "remove"
     if ids and len(found & ids) >= SHARE * len(ids):
