@@ -492,16 +492,19 @@ def finish(target: Path) -> None:
 def share_large_files(site: Path) -> None:
     """Let the Chinese pages load the large files of the theme from where the English ones do."""
     chinese = site / "zh"
+    shared = []
     for name in LARGE_FILES:
         copy = chinese / "_static" / name
-        if copy.read_bytes() != (site / "_static" / name).read_bytes():
-            continue
-        copy.unlink()
-        # one folder further up
-        reference = re.compile(rf'"((?:\.\./)*)_static/{re.escape(name)}')
-        for page in chinese.rglob("*.html"):
-            text = page.read_text("utf-8")
-            page.write_text(reference.sub(rf'"../\1_static/{name}', text), "utf-8")
+        if copy.read_bytes() == (site / "_static" / name).read_bytes():
+            copy.unlink()
+            shared.append(re.escape(name))
+    if not shared:
+        return
+    # one folder further up
+    reference = re.compile(rf'"((?:\.\./)*_static/(?:{"|".join(shared)}))')
+    for page in chinese.rglob("*.html"):
+        text = page.read_text("utf-8")
+        page.write_text(reference.sub(r'"../\1', text), "utf-8")
 
 
 def main() -> None:

@@ -98,6 +98,7 @@ def _score_person(
             scored.append(row)
     others = [caption.structure for caption in read if caption.structure not in {*taught, None}]
     slices = _known([row.get("slice") for row in rows])
+    named = _names_right(scored)
     return {
         "scores": _scores(scored, measures, seed),
         "pairs": len(rows),
@@ -105,8 +106,8 @@ def _score_person(
         "not_taught": _counts(others),
         "structures": len({caption.structure for caption in read} - {None}),
         "slices": None if slices is None else len(set(slices)),
-        "names_by_region": _names_by_region(scored) if slices else None,
-        "names_lost": _names_lost(scored, taught),
+        "names_by_region": _names_by_region(named) if slices else None,
+        "names_lost": _names_lost(named, taught),
         **_what_differs(read),
     }
 
@@ -130,29 +131,34 @@ def _scores(
     return scored["model"].results
 
 
-def _names_by_region(rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """Average the names that are right over structures of slices, in percent."""
-    right: dict[tuple, list[bool]] = {}
+def _names_right(rows: Sequence[Mapping[str, Any]]) -> list[tuple[Any, str, bool]]:
+    """Give slice and structure of each reference with a name, and whether the answer names it."""
+    named = []
     for row in rows:
         structure = parse_caption(row["reference"]).structure
         if structure is not None:
             said = parse_caption(row["answer"]).structure
-            right.setdefault((row["slice"], structure), []).append(said == structure)
+            named.append((row.get("slice"), structure, said == structure))
+    return named
+
+
+def _names_by_region(named: Sequence[tuple[Any, str, bool]]) -> float | None:
+    """Average the names that are right over structures of slices, in percent."""
+    right: dict[tuple, list[bool]] = {}
+    for slice_, structure, is_right in named:
+        right.setdefault((slice_, structure), []).append(is_right)
     if not right:
         return None
     return 100 * float(np.mean([np.mean(views) for views in right.values()]))
 
 
 def _names_lost(
-    rows: Sequence[Mapping[str, Any]], taught: Mapping[str | None, int]
+    named: Sequence[tuple[Any, str, bool]], taught: Mapping[str | None, int]
 ) -> list[dict[str, Any]]:
     """List the structures, those with most wrong names first."""
     right: dict[str, list[bool]] = {}
-    for row in rows:
-        structure = parse_caption(row["reference"]).structure
-        if structure is not None:
-            said = parse_caption(row["answer"]).structure
-            right.setdefault(structure, []).append(said == structure)
+    for _, structure, is_right in named:
+        right.setdefault(structure, []).append(is_right)
     lost = []
     for structure in sorted(right, key=lambda name: (sum(right[name]) - len(right[name]), name)):
         found = right[structure]

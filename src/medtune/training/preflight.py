@@ -20,6 +20,7 @@ from trl import apply_chat_template
 
 from medtune.files import one_line
 
+from .around import AroundCollator, rows_without
 from .checks import check_image_tokens, check_labels, holds_image_tokens
 
 # Pictures stay in their files until a batch is made of them.
@@ -348,7 +349,7 @@ def _text_of(turn: dict[str, Any]) -> str:
     return "".join(part.get("text") or "" for part in turn["content"])
 
 
-class NamedRecords:
+class NamedRecords(AroundCollator):
     """A collator that says which record cannot be prepared.
 
     Parameters
@@ -361,18 +362,8 @@ class NamedRecords:
     def __init__(
         self, collate: Callable[[list[dict]], dict], processor: Any, *, decode: bool = False
     ):
-        self.collate = collate
-        self._checked_by = processor
+        super().__init__(collate, processor)
         self._decode = decode
-
-    @property
-    def processor(self) -> Any:
-        """The processor of TRL's collator, which `send_bytes` and `cache_features` replace."""
-        return self.collate.processor
-
-    @processor.setter
-    def processor(self, processor: Any) -> None:
-        self.collate.processor = processor
 
     def __call__(self, rows: list[dict]) -> dict:
         """Collate rows; a row with an `id` is named when it cannot be."""
@@ -387,17 +378,14 @@ class NamedRecords:
             raise
 
     def _prepare(self, rows: list[dict]) -> dict:
-        plain_rows = []
-        for row in rows:
-            # a copy, because collators may change the rows they get
-            plain = {key: value for key, value in row.items() if key != "id"}
-            if self._decode:
-                plain["images"] = [_decoded(picture) for picture in row["images"]]
-            plain_rows.append(plain)
+        plain_rows = rows_without(rows, ["id"])
+        if self._decode:
+            for row in plain_rows:
+                row["images"] = [_decoded(picture) for picture in row["images"]]
         batch = self.collate(plain_rows)
-        if holds_image_tokens(batch, self._checked_by):
+        if holds_image_tokens(batch, self.own_processor):
             raise ValueError("the mark of a picture stands in its answer")
-        check_image_tokens(batch, self._checked_by)
+        check_image_tokens(batch, self.own_processor)
         return batch
 
     def _refuse_alone(self, row: dict) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from trl.data_utils import is_conversational, prepare_multimodal_messages
 from medtune.captions import structure_spans
 from medtune.models import mark_words, weigh_tokens
 
+from .around import AroundCollator, rows_without
 from .speed import NOT_COUNTED, without_adapter
 
 # In a batch: which tokens belong to words that weigh more, (rows, tokens), true or false. Marks
@@ -146,37 +146,14 @@ def _refuse_other_losses(trainer: Any, name_weight: float) -> None:
         raise ValueError(f"{start} sequences cut over ranks (sp_size, cp_size): set it to 1")
 
 
-class _MarkNames:
-    """A collator that also marks the tokens of words that weigh more.
-
-    Parameters
-    ----------
-    collate : TRL's collator, which makes a batch of rows.
-    processor : of the model.
-    """
-
-    def __init__(self, collate: Callable[[list[dict]], dict], processor: Any):
-        self.collate = collate
-        self._template = processor
-
-    @property
-    def processor(self) -> Any:
-        """The processor of TRL's collator, which `send_bytes` and `cache_features` replace."""
-        return self.collate.processor
-
-    @processor.setter
-    def processor(self, processor: Any) -> None:
-        self.collate.processor = processor
+class _MarkNames(AroundCollator):
+    """A collator that also marks the tokens of words that weigh more."""
 
     def __call__(self, rows: list[dict]) -> dict:
         """Collate rows; the batch has `STRESSED` besides."""
         # before the collator, which may change the rows it gets
         answers = [self._marked_answer(row) for row in rows]
-        plain_rows = []
-        for row in rows:
-            plain = {key: value for key, value in row.items() if key not in NAMING_COLUMNS}
-            plain_rows.append(plain)
-        batch = self.collate(plain_rows)
+        batch = self.collate(rows_without(rows, NAMING_COLUMNS))
         stressed = torch.zeros(batch["input_ids"].shape, dtype=torch.bool)
         for number, (ids, marks) in enumerate(answers):
             learned = batch["labels"][number] != NOT_COUNTED
@@ -203,7 +180,7 @@ class _MarkNames:
             raise ValueError(
                 "name_weight: the chat template changes the words of an answer; set name_weight=1"
             )
-        encoded = self._template.tokenizer(
+        encoded = self.own_processor.tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True, return_tensors="pt"
         )
         begins, ends = encoded["offset_mapping"][0].unbind(-1)
@@ -220,7 +197,7 @@ class _MarkNames:
             "prompt": prepare_multimodal_messages(row["prompt"], images=images),
             "completion": prepare_multimodal_messages(row["completion"]),
         }
-        return apply_chat_template(turns, self._template)["completion"]
+        return apply_chat_template(turns, self.own_processor)["completion"]
 
 
 def _weigh_what_the_head_says(base: Any, name_weight: float) -> None:
