@@ -426,7 +426,8 @@ class _Links:
         packed = _first_of_pairs(pairs << np.uint64(_DISTANCE_BITS) | distance)
         self.new.append(packed)
         self.waiting += len(packed)
-        if self.waiting > _WAITING_LINKS:
+        # as many again as are kept: looking through all of them each time would take far longer
+        if self.waiting > max(_WAITING_LINKS, len(self.kept)):
             self._tidy()
 
     def all(self) -> np.ndarray:
@@ -440,7 +441,7 @@ class _Links:
         self.waiting = 0
         self.too_many = self.too_many or len(self.kept) > _MANY_LINKS
         if self.too_many:
-            self.kept = self.kept[_worth_keeping(self._unpacked())]
+            self.kept = self.kept[_worth_keeping(self._unpacked(), self.pictures)]
 
     def _unpacked(self) -> np.ndarray:
         distance = self.kept & np.uint64((1 << _DISTANCE_BITS) - 1)
@@ -457,37 +458,51 @@ def _first_of_pairs(packed: np.ndarray) -> np.ndarray:
     return packed[first]
 
 
-def _worth_keeping(links: np.ndarray) -> np.ndarray:
+def _worth_keeping(links: np.ndarray, pictures: int) -> np.ndarray:
     """Choose each picture's nearest links, and those without which a chain of them would break.
 
     Thinning again with more links gives what thinning once would have given: a link that is not
     among the nearest of some is not among those of more, and what it connected stays connected.
+
+    Parameters
+    ----------
+    links : (n, 3) number, higher number, distance; ascending, each pair once.
+    pictures : how many there are.
     """
-    keep = _rank_of_links(links, end=0) < _LINKS_OF_PICTURE
-    keep |= _rank_of_links(links, end=1) < _LINKS_OF_PICTURE
-    return keep | _in_forest(links)
+    keep = _in_forest(links, pictures)
+    for end in (0, 1):
+        keep |= _is_near(links, pictures, end)
+    return keep
 
 
-def _rank_of_links(links: np.ndarray, end: int) -> np.ndarray:
-    """Count for each link how many of the picture at this end of it come before: nearer ones."""
-    order = np.lexsort((links[:, 1 - end], links[:, 2], links[:, end]))
-    pictures = links[order, end]
-    place = np.arange(len(links))
-    begins = np.searchsorted(pictures, pictures)  # where each picture's links begin
-    ranks = np.empty(len(links), np.int64)
-    ranks[order] = place - begins
-    return ranks
+def _is_near(links: np.ndarray, pictures: int, end: int) -> np.ndarray:
+    """Say which links are among the nearest of the picture at this end of them."""
+    own = links[:, end].astype(np.uint64)
+    other = links[:, 1 - end].astype(np.uint64)
+    distance = links[:, 2].astype(np.uint64)
+    # one number to sort by, as in `_Links`: the picture, then how near, then the other one
+    key = (own << np.uint64(_DISTANCE_BITS) | distance) * np.uint64(pictures) + other
+    order = np.argsort(key)
+    own = own[order]
+    begins = np.ones(len(own), bool)
+    begins[1:] = own[1:] != own[:-1]
+    place = np.arange(len(own))
+    first = np.maximum.accumulate(np.where(begins, place, 0))  # where each picture's links begin
+    near = np.empty(len(own), bool)
+    near[order] = place - first < _LINKS_OF_PICTURE
+    return near
 
 
-def _in_forest(links: np.ndarray) -> np.ndarray:
+def _in_forest(links: np.ndarray, pictures: int) -> np.ndarray:
     """Say which links are enough to hold together what all of them do."""
-    pictures, ends = np.unique(links[:, :2], return_inverse=True)
-    ends = ends.reshape(-1, 2)
-    size = len(pictures)
     # scipy takes a weight of 0 for no link at all
-    graph = coo_array((links[:, 2] + 1, ends.T), shape=(size, size)).tocsr()
+    weights = (links[:, 2] + 1).astype(np.float64)
+    graph = coo_array((weights, links[:, :2].T), shape=(pictures, pictures)).tocsr()
     forest = minimum_spanning_tree(graph).tocoo()
-    return np.isin(ends[:, 0] * size + ends[:, 1], forest.row.astype(np.int64) * size + forest.col)
+    chosen = forest.row.astype(np.int64) * pictures + forest.col
+    keep = np.zeros(len(links), bool)
+    keep[np.searchsorted(links[:, 0] * pictures + links[:, 1], chosen)] = True
+    return keep
 
 
 # --- candidates: all, by words, by keys -----------------------------------------------------------
