@@ -100,6 +100,9 @@ def _measure(name: str, rung: Rung, conditions: Conditions) -> dict[str, Any]:
     twin = Twin.of(rung.model, conditions)
     if CUDA:
         torch.cuda.reset_peak_memory_stats()
+        if rung.limit_gb:
+            whole = torch.cuda.get_device_properties().total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1, rung.limit_gb * 1e9 / whole))
     if rung.generate:
         return _answer(rung, twin, conditions)
     return _train(name, rung, twin, conditions) | facts

@@ -20,6 +20,7 @@ class Rung:
     speed : keywords of `medtune.training.speed_up`; empty to leave the model as it is.
     send_bytes : pixels travel to the GPU as bytes.
     tie_embeddings : one trained embedding serves as the head, too.
+    limit_gb : memory of the card that may be used, as on a smaller one; 0 for all.
     generate : keywords of `medtune.answers.generate_answers`; then nothing is trained.
     """
 
@@ -28,6 +29,7 @@ class Rung:
     speed: dict[str, bool] = field(default_factory=dict)
     send_bytes: bool = False
     tie_embeddings: bool = False
+    limit_gb: float = 0
     generate: dict[str, Any] = field(default_factory=dict)
 
 
@@ -90,6 +92,20 @@ ONE_KEY_SETTINGS: dict[str, dict[str, Any]] = {
 }
 ONE_KEY = {name: Rung(FAST | settings) for name, settings in ONE_KEY_SETTINGS.items()}
 
+# What a card of 16 or 24 GB holds: short batches, plain and `fast`, and the same card's long ones.
+PLAIN = {"dtype": "bfloat16", "bf16": True, "optim": "adamw_torch_fused", **BY_LENGTH}
+PLAIN["dataloader_num_workers"] = 8
+SAVING = {"activation_checkpointing": True}
+SHORT = {}
+for _size in (4, 8):
+    _batch = {"per_device_train_batch_size": _size, **SAVING}
+    SHORT[f"plain{_size}_16gb"] = Rung(PLAIN | _batch, limit_gb=16)
+    SHORT[f"fast{_size}_16gb"] = Rung(FAST | _batch, limit_gb=16)
+SHORT["fast8_24gb"] = Rung(FAST | {"per_device_train_batch_size": 8}, limit_gb=24)
+for _size, _limit in ((32, 16), (64, 16), (96, 24)):
+    _batch = {"per_device_train_batch_size": _size, **SAVING}
+    SHORT[f"fast{_size}_{_limit}gb"] = Rung(FAST | _batch, limit_gb=_limit)
+
 # A mixture of experts.
 ROUTED = {
     "target": "attention+experts",
@@ -148,4 +164,4 @@ def _ladder() -> Iterator[tuple[str, Rung]]:
         yield name, rung
 
 
-RUNGS = dict(_ladder()) | ONE_KEY | MOE | MEMORY | GENERATE
+RUNGS = dict(_ladder()) | ONE_KEY | SHORT | MOE | MEMORY | GENERATE

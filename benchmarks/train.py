@@ -1,7 +1,7 @@
 """How fast `medtune.training` is, rung by rung, with LLaMA-Factory beside it in the same run.
 
     python benchmarks/train.py OUT [--rungs naive,workers,...] [--peer --peer-path FOLDER]
-    python benchmarks/train.py OUT --moe --gemma --generate
+    python benchmarks/train.py OUT --short --moe --gemma --generate
     python benchmarks/train.py OUT --small     # all of it on a CPU with tiny twins, in minutes
     python benchmarks/train.py OUT --rungs fast96 --profile
 
@@ -26,7 +26,7 @@ import sys
 from pathlib import Path
 
 from _harness import make_parser
-from _train_rungs import GENERATE, LADDER, MEMORY, MOE, ONE_KEY, RUNGS
+from _train_rungs import GENERATE, LADDER, MEMORY, MOE, ONE_KEY, RUNGS, SHORT
 
 
 def parse() -> argparse.Namespace:
@@ -36,6 +36,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--rungs", default="", help=f"of {', '.join(RUNGS)}; default: the ladder and the one key"
     )
+    parser.add_argument("--short", action="store_true", help="what cards of 16 and 24 GB hold")
     parser.add_argument("--moe", action="store_true", help="the mixture of experts")
     parser.add_argument("--gemma", action="store_true", help="Gemma-3-4B by a published recipe")
     parser.add_argument("--generate", action="store_true", help="answers")
@@ -72,6 +73,8 @@ def chosen_rungs(options: argparse.Namespace) -> list[str]:
     if options.rungs:
         return options.rungs.split(",")
     names = []
+    if options.short or options.small:
+        names += SHORT
     if options.moe or options.small:
         names += MOE
     if options.gemma or options.small:
