@@ -1,4 +1,4 @@
-"""The records of benchmarks/train.py, for this project and for its peer, LLaMA-Factory."""
+"""The records of benchmarks/train.py, for this project and for its rivals."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def ensure_data(folder: Path, small: bool) -> dict[str, float]:
             folder / "images", min(len(answers), PICTURES), noise_side=side // 8, side=side
         )
         lengths = _write_records(folder, answers)
-        _write_peer_records(folder, answers)
+        _write_rivals_records(folder, answers)
         # written last: what has facts is complete
         facts_file.write_text(json.dumps({"answer_tokens": sum(lengths) / len(lengths)}))
     return json.loads(facts_file.read_text())
@@ -55,8 +55,8 @@ def _write_records(folder: Path, answers: list[str]) -> list[int]:
     return lengths
 
 
-def _write_peer_records(folder: Path, answers: list[str]) -> None:
-    """Write the same records as LLaMA-Factory reads them."""
+def _write_rivals_records(folder: Path, answers: list[str]) -> None:
+    """Write the same records as LLaMA-Factory and ms-swift read them."""
     rows = []
     for number, answer in enumerate(answers):
         messages = [

@@ -10,7 +10,7 @@ from typing import Any
 from _harness import read_rows, run_for, to_arguments
 from _train_data import ensure_data
 from _train_one import Conditions, measure_rung, note
-from _train_peer import ROWS, Peer, measure_peer
+from _train_rivals import ROWS, Place, measure_rival
 
 COLUMNS = (
     "rung",
@@ -33,12 +33,12 @@ def climb(names: list[str], conditions: Conditions, options: argparse.Namespace)
     out = conditions.out
     ensure_data(out / "data", conditions.small)
     done = {row["rung"] for row in _results(out) if "error" not in row}
-    if options.peer:
-        peer = Peer(options.peer_path, options.peer_python)
-        for name in ROWS:
+    for rival, folder in options.rival:
+        place = Place(folder, options.rival_python)
+        for name, row in ROWS.items():
             left = end - time.perf_counter()
-            if name not in done and left >= LEAST_SECONDS:
-                measure_peer(name, peer, conditions, min(options.each, left))
+            if row.rival == rival and name not in done and left >= LEAST_SECONDS:
+                measure_rival(name, place, conditions, min(options.each, left))
     for name in names:
         left = end - time.perf_counter()
         if left < LEAST_SECONDS:
@@ -90,15 +90,15 @@ def results_table(out: Path) -> str:
             if key in row:
                 shown[key] = f"{row[key]:.4f}"
         lines.append("| " + " | ".join(shown.values()) + " |")
-    return "\n".join([*lines, *_beside_the_peer(newest)])
+    return "\n".join([*lines, *_beside_the_rivals(newest)])
 
 
-def _beside_the_peer(newest: dict[str, dict[str, Any]]) -> list[str]:
+def _beside_the_rivals(newest: dict[str, dict[str, Any]]) -> list[str]:
     """Say how many times as fast we are at equal settings, and best against best; nobody's defaults."""
     lines = []
     for name, wanted in ROWS.items():
-        peer = newest.get(name, {}).get("samples_per_second")
+        theirs = newest.get(name, {}).get("samples_per_second")
         ours = newest.get(wanted.beside, {}).get("samples_per_second")
-        if peer and ours:
-            lines.append(f"{wanted.beside} beside {name}: {ours / peer:.2f} times as fast")
+        if theirs and ours:
+            lines.append(f"{wanted.beside} beside {name}: {ours / theirs:.2f} times as fast")
     return ["", *lines] if lines else []

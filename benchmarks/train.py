@@ -1,6 +1,6 @@
-"""How fast `medtune.training` is, rung by rung, with LLaMA-Factory beside it in the same run.
+"""How fast `medtune.training` is, rung by rung, with its rivals beside it in the same run.
 
-    python benchmarks/train.py OUT [--rungs naive,workers,...] [--peer --peer-path FOLDER]
+    python benchmarks/train.py OUT [--rungs naive,workers,...] [--rival llamafactory=FOLDER ...]
     python benchmarks/train.py OUT --short --moe --gemma --generate
     python benchmarks/train.py OUT --small     # all of it on a CPU with tiny twins, in minutes
     python benchmarks/train.py OUT --rungs fast96 --profile
@@ -10,13 +10,13 @@ tokens a sample, LoRA of rank 8 on the language layers. Each rung trains in a pr
 through `medtune.training` and TRL's SFTTrainer and leaves a line in OUT/results.jsonl as it ends: a
 run that was cut off, or has used up `--seconds`, goes on where it stopped when it is started again.
 Speed is that of the second half of the steps. MFU is the arithmetic that the shape needs, in TFLOP
-a second, by `--peak`, which is 790 for dense bfloat16 on an H200. `--peer` measures LLaMA-Factory
-three times: its defaults, settings equal to our rung fast64, and the best that its options give.
-`--peer-path` is a folder that it and what it asks for are installed in, since it wants other
+a second, by `--peak`, which is 790 for dense bfloat16 on an H200. `--rival` measures LLaMA-Factory or
+ms-swift three times: its defaults, settings equal to our rung fast64, and the best that its options
+give. FOLDER is one that the rival and what it asks for are installed in, since it wants other
 versions than this project.
 
 The rungs stand in `_train_rungs.py`; `_train_ladder.py` goes from one to the next, `_train_one.py`
-measures one, `_train_peer.py` measures LLaMA-Factory, and `_train_watch.py` says what a GPU waited
+measures one, `_train_rivals.py` measures rivals, and `_train_watch.py` says what a GPU waited
 for.
 """
 
@@ -27,6 +27,9 @@ from pathlib import Path
 
 from _harness import make_parser
 from _train_rungs import GENERATE, LADDER, MEMORY, MOE, ONE_KEY, RUNGS, SHORT
+
+# what `_train_rivals.py` can start
+RIVALS = ("llamafactory", "swift")
 
 
 def parse() -> argparse.Namespace:
@@ -40,9 +43,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--moe", action="store_true", help="the mixture of experts")
     parser.add_argument("--gemma", action="store_true", help="Gemma-3-4B by a published recipe")
     parser.add_argument("--generate", action="store_true", help="answers")
-    parser.add_argument("--peer", action="store_true", help="LLaMA-Factory's three rows")
-    parser.add_argument("--peer-path", type=Path, default=Path("peer"))
-    parser.add_argument("--peer-python", default=sys.executable)
+    parser.add_argument(
+        "--rival",
+        action="append",
+        default=[],
+        type=rival_in,
+        metavar="NAME=FOLDER",
+        help="three rows of llamafactory or swift, installed in a folder",
+    )
+    parser.add_argument("--rival-python", default=sys.executable)
     parser.add_argument(
         "--small", action="store_true", help="tiny twins, also on a CPU, all groups"
     )
@@ -66,6 +75,14 @@ def parse() -> argparse.Namespace:
     if unknown:
         parser.error(f"unknown rungs: {', '.join(sorted(unknown))}")
     return options
+
+
+def rival_in(text: str) -> tuple[str, Path]:
+    """Read a rival and the folder that it is in."""
+    name, _, folder = text.partition("=")
+    if name not in RIVALS or not Path(folder).is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: write {' or '.join(RIVALS)}, =, and its folder")
+    return name, Path(folder).resolve()
 
 
 def chosen_rungs(options: argparse.Namespace) -> list[str]:
