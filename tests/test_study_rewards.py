@@ -1,4 +1,4 @@
-"""The study of notebook 12: its file is nine runs, and its results are summed up as they are."""
+"""The studies of notebook 12: what runs their files ask for, and that results are summed up."""
 
 import importlib.util
 import json
@@ -26,7 +26,8 @@ def study_rewards():
     return module
 
 
-def test_the_study_is_three_seeds_times_three_weights(tmp_path):
+@pytest.mark.parametrize("name, runs", [("rewards", 9), ("rewards-early", 3)])
+def test_the_study_is_three_seeds_times_its_weights(tmp_path, name, runs):
     (tmp_path / "notebooks").symlink_to(REPO / "notebooks")
     shutil.copytree(
         REPO / "papermill_runs" / "rewards-base",
@@ -36,12 +37,13 @@ def test_the_study_is_three_seeds_times_three_weights(tmp_path):
     done = tmp_path / "papermill_runs" / "rewards-base" / "out" / "02_convert_data"
     done.mkdir(parents=True)
     (done / "summary.json").write_text("{}")
-    says, points = read_study(REPO / "papermill_runs" / "rewards.yaml", root=tmp_path)
+    says, points = read_study(REPO / "papermill_runs" / f"{name}.yaml", root=tmp_path)
     assert says["before"] == ["02_convert_data"]
     of_12 = [values[NOTEBOOK] for values in points.values()]
-    assert len({(values["seed"], values["missed"]) for values in of_12}) == len(of_12) == 9
+    assert len({(values["seed"], values["missed"]) for values in of_12}) == len(of_12) == runs
     for values in points.values():
         assert values["03_finetune_lora"]["seed"] == values[NOTEBOOK]["seed"]
+        assert (values["03_finetune_lora"]["max_steps"] == 150) == (name == "rewards-early")
         assert values[NOTEBOOK]["methods"] == ["DPO", "GRPO"]
         assert values[NOTEBOOK]["minutes"] > 0, "the rivals have equal minutes"
 
