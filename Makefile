@@ -117,4 +117,4 @@ clean: ## remove caches and build leftovers, keep data and results
 	find . -path './.venv*' -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
 
 clean-all: clean ## remove the environments, the built data and all results too
-	rm -rf $(VENV) .venv-latest .venv-constraints data/sample data/volumes data/downloads papermill_runs/*/out
+	rm -rf $(VENV) .venv-latest .venv-constraints data/sample data/volumes data/phantom data/downloads papermill_runs/*/out
