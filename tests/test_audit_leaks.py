@@ -26,6 +26,21 @@ def test_audit_passes_a_clean_split_and_shows_what_a_random_one_leaks():
     assert audit.assign_groups(dataset) == [f"cluster-{i // 4 * 4:05d}" for i in range(48)]
 
 
+def test_look_alikes_that_are_known_are_not_looked_for_again():
+    dataset = patients(4, 2)
+    groups = audit.assign_groups(dataset, column="patient")
+    splits = ["train", "test"] * 4
+    marks = audit.fingerprint(dataset)
+    near = audit.near_duplicates(dataset, fingerprints=marks)
+    options = {"fingerprints": marks, "raise_on_leak": False}
+    searched = audit.audit_split(dataset, groups, splits, **options)
+    assert searched["near_duplicates_crossing"] > 0
+    assert audit.audit_split(dataset, groups, splits, near=near, **options) == searched
+    # what is given counts
+    none = audit.audit_split(dataset, groups, splits, near=[], **options)
+    assert none["near_duplicates"] == none["near_duplicates_crossing"] == 0
+
+
 def test_audit_fails_closed():
     dataset = patients(4, 2)
     names = [str(i) for i in range(8)]

@@ -62,13 +62,14 @@ class _Crossings:
         }
 
 
-def audit_split(  # noqa: PLR0913 - three columns of the data, and four choices with a default
+def audit_split(  # noqa: PLR0913 - three columns of the data, and five choices with a default
     dataset: Any,
     groups: Sequence[str],
     splits: Sequence[str | None],
     *,
     max_distance: int = MAX_DISTANCE,
     fingerprints: Fingerprints | None = None,
+    near: list[Pair] | None = None,
     raise_on_leak: bool = True,
     seed: int = 0,
 ) -> dict:
@@ -82,6 +83,8 @@ def audit_split(  # noqa: PLR0913 - three columns of the data, and four choices 
         blocks of slices.
     max_distance : bits, of 256, in which near-duplicates may differ.
     fingerprints : of the data set, where they are known.
+    near : what `near_duplicates` found within `max_distance`, where it is known: in a large set the
+        search takes most of the time.
     raise_on_leak : False gives the report whatever it says, for display.
     seed : of the random split with the same sizes that the report puts beside this one.
 
@@ -119,11 +122,13 @@ def audit_split(  # noqa: PLR0913 - three columns of the data, and four choices 
             "one a row is needed"
         )
     marks = fingerprint(dataset) if fingerprints is None else fingerprints
+    if near is None:
+        near = near_duplicates(dataset, max_distance=max_distance, fingerprints=marks)
     likeness = _Likeness(
         groups=groups,
         digests=marks.digests,
         captions=plain_captions(dataset),
-        near=near_duplicates(dataset, max_distance=max_distance, fingerprints=marks),
+        near=near,
     )
     crossings = _find_crossings(splits, likeness)
     if raise_on_leak:

@@ -366,14 +366,15 @@ def audit(
     if write is not None and all_unknown and not keeps_split:
         _refuse_unknown_groups(unknown, len(pairs), accept_unknown_groups)
     marks = fingerprint(pairs, keep=keep) if marked is None else marked.fingerprints
+    near = near_duplicates(pairs, fingerprints=marks)
     # a new split keeps together what looks alike; of a given one, that is for the report to say
-    alike = None if keeps_split else near_duplicates(pairs, fingerprints=marks)
+    alike = None if keeps_split else near
     if all_unknown and not keeps_split:
         clues = group_clues(pairs, fingerprints=marks)
         alike = [pair for found in clues.values() for pair in found]
     groups = assign_groups(pairs, id_pattern=id_pattern, pairs=alike, fingerprints=marks)
     splits = pairs["split"] if keeps_split else split_by_group(groups, seed=seed)
-    report = audit_split(pairs, groups, splits, fingerprints=marks, raise_on_leak=False)
+    report = audit_split(pairs, groups, splits, fingerprints=marks, near=near, raise_on_leak=False)
     if not id_pattern:
         splits = _without_unnamed_patients(pairs, list(splits))
     if write is not None:
