@@ -206,6 +206,19 @@ def _tower_flop(vision: Any, parts: dict[str, float], patches: int) -> float:
 # ---- training
 
 
+def late_speed(times: list[float], batch: int, until: int | None = None) -> float:
+    """Give the samples a second of the second half of the steps, from when each of them ended.
+
+    Parameters
+    ----------
+    times : seconds.
+    batch : samples of a step.
+    until : the first step that does not count; None for none.
+    """
+    late = times[len(times) // 2 - 1 : until]
+    return batch * (len(late) - 1) / (late[-1] - late[0])
+
+
 class Measure(TrainerCallback):
     """Note when each step ends, and profile the last two if asked to."""
 
@@ -223,8 +236,7 @@ class Measure(TrainerCallback):
 
     def samples_per_second(self, batch: int) -> float:
         """Give the speed of the second half of the steps, without those under the profiler."""
-        late = self.times[len(self.times) // 2 - 1 : self._profile_after]
-        return batch * (len(late) - 1) / (late[-1] - late[0])
+        return late_speed(self.times, batch, until=self._profile_after)
 
 
 def _settings(name: str, rung: Rung, twin: Twin, conditions: Conditions) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from _harness import TINY_MODEL, to_arguments
-from _train_one import CUDA, Conditions, device_name, note
+from _harness import TINY_MODEL, run_for, to_arguments
+from _train_one import CUDA, Conditions, device_name, late_speed, note
 from _train_rungs import DENSE
 
 from medtune.models import load_processor
@@ -217,12 +217,11 @@ def measure_rival(name: str, place: Place, conditions: Conditions, seconds: floa
         started = RIVALS[wanted.rival](name, wanted, conditions, by_length)
         command = [place.python, str(CLOCK), str(notes), started.module, *started.words]
         environment = place.environment() | started.environment
-        with open(out / f"{name}.log", "w") as log:
-            subprocess.run(
-                command, env=environment, stdout=log, stderr=log, timeout=seconds, check=True
-            )
+        ended = run_for(command, seconds, out / f"{name}.log", environment)
+        if ended.code:
+            raise RuntimeError("its time was up" if ended.timed_out else f"exit code {ended.code}")
         row |= read_notes(notes)
-    except (subprocess.SubprocessError, OSError, ValueError, KeyError, IndexError) as error:
+    except (RuntimeError, OSError, ValueError, KeyError, IndexError) as error:
         row["error"] = f"{type(error).__name__}: see {name}.log: {str(error)[-200:]}"
     note(out, row)
 
@@ -231,9 +230,8 @@ def read_notes(notes: Path) -> dict[str, Any]:
     """Compute the speed of the second half of the steps from what the clock noted."""
     noted = json.loads(notes.read_text())
     times = noted["times"]
-    late = times[len(times) // 2 - 1 :]
     return {
-        "samples_per_second": round(noted["batch"] * (len(late) - 1) / (late[-1] - late[0]), 2),
+        "samples_per_second": round(late_speed(times, noted["batch"]), 2),
         "batch": noted["batch"],
         "first_loss": noted["losses"][0],
         "last_loss": noted["losses"][-1],

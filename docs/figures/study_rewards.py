@@ -141,23 +141,33 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     return figure
 
 
+def read_command(about: str, parquet: Path, out: Path) -> argparse.Namespace:
+    """Read the command line of a script that sums up a study; also for the other studies."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("parquet", nargs="?", type=Path, default=parquet)
+    parser.add_argument("--out", type=Path, default=out)
+    return parser.parse_args()
+
+
+def write_sums(out: Path, table: pd.DataFrame, sums: dict[str, Any]) -> None:
+    """Write how many runs there are, in which state, and the sums, to results.json."""
+    out.mkdir(parents=True, exist_ok=True)
+    found = {"runs": len(table), "states": table["state"].value_counts().to_dict(), **sums}
+    (out / "results.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+
+
 def main() -> None:
     """Write results and figure."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parquet", nargs="?", type=Path, default=RESULTS)
-    parser.add_argument("--out", type=Path, default=FOLDER)
-    given = parser.parse_args()
+    given = read_command(__doc__, RESULTS, FOLDER)
     table = pd.read_parquet(given.parquet)
     rows = rows_of(table)
     if not rows:
         raise SystemExit(f"{given.parquet} has no finished run: `medtune list rewards` says why")
-    given.out.mkdir(parents=True, exist_ok=True)
-    found = {"runs": len(table), "states": table["state"].value_counts().to_dict()}
-    found |= {"verdicts": verdicts_of(rows), "rows": rows}
-    (given.out / "results.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    verdicts = verdicts_of(rows)
+    write_sums(given.out, table, {"verdicts": verdicts, "rows": rows})
     draw(rows).savefig(given.out / "effects.png", dpi=110)
     print(pd.DataFrame(rows).round(2).to_string(index=False))
-    print(pd.DataFrame(found["verdicts"]).to_string(index=False))
+    print(pd.DataFrame(verdicts).to_string(index=False))
 
 
 if __name__ == "__main__":

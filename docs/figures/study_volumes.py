@@ -8,15 +8,13 @@ of each score minus the one with a control, with the 95% t-interval of this mean
 control is passed if this interval lies above 0.
 """
 
-import argparse
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
-from study_rewards import interval_of
+from study_rewards import interval_of, read_command, write_sums
 
 REPO = Path(__file__).parents[2]
 FOLDER = REPO / "papermill_runs" / "reference" / "study-volumes"
@@ -105,10 +103,7 @@ def draw(settings: dict[str, dict[str, Any]]) -> Figure:
 
 def main() -> None:
     """Write results and figure."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parquet", nargs="?", type=Path, default=RESULTS)
-    parser.add_argument("--out", type=Path, default=FOLDER)
-    given = parser.parse_args()
+    given = read_command(__doc__, RESULTS, FOLDER)
     table = pd.read_parquet(given.parquet)
     finished = table[table["state"] == "COMPLETE"]
     if finished.empty:
@@ -116,10 +111,7 @@ def main() -> None:
     settings = {}
     for name, runs in finished.groupby(settings_of(finished), sort=False):
         settings[name] = {"scores": scores_of(runs), "controls": controls_of(runs)}
-    given.out.mkdir(parents=True, exist_ok=True)
-    found = {"runs": len(table), "states": table["state"].value_counts().to_dict()}
-    found["settings"] = settings
-    (given.out / "results.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    write_sums(given.out, table, {"settings": settings})
     draw(settings).savefig(given.out / "controls.png", dpi=110)
     for name, sums in settings.items():
         scores = pd.DataFrame(sums["scores"]).pivot(index="part", columns="who", values="mean")
