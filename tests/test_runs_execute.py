@@ -108,6 +108,14 @@ def test_the_package_that_runs_is_fingerprinted_with_its_rooms():
     assert {"__init__.py", "cli/__init__.py", "runs/execute.py"} <= names
 
 
+def test_of_a_long_failure_both_ends_are_told(root):
+    """A launcher says at the end what its ranks died of."""
+    bad = "raise RuntimeError('the command failed: ' + 'traceback ' * 300 + 'rank 1: SIGABRT')"
+    write_notebook(root, "02_train", body=bad)
+    with pytest.raises(ValueError, match=r"the command failed: trace.* \[…\] .*rank 1: SIGABRT; exec"):
+        runs.run("small", root=root)
+
+
 def test_a_failure_is_one_line_and_the_next_start_continues(root):
     bad = "raise KeyError(f'no such\\nthing')"
     write_notebook(root, "02_train", body=bad)

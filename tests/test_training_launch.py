@@ -469,3 +469,36 @@ def test_two_machines_and_a_cut_cable(uninterrupted, two_machines):
         assert first.end() == 0, logs[0].read_text()[-3000:]
         assert second.end() == 0, logs[0].read_text()[-3000:]
     assert agree(uninterrupted / "uninterrupted", out)
+
+
+# ---- how a rank leaves
+
+LEAVING = """
+import atexit, os, sys
+from torch import distributed
+from medtune import training
+
+class Left:
+    def __del__(self, abort=os.abort):
+        abort()
+
+# as a thread of gloo does that still holds a tensor when the interpreter ends
+left = Left()
+atexit.register(print, "the logs are closed")
+if "alone" not in sys.argv:
+    distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
+print("trained")
+training.leave_ranks()
+print("still here")
+"""
+
+
+def test_a_rank_that_has_finished_cannot_abort_while_the_interpreter_ends(tmp_path):
+    command = [sys.executable, "-c", LEAVING, tmp_path / "meet"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["trained", "the logs are closed"]
+
+    # alone, a process goes on, and this one aborts
+    done = subprocess.run([*command, "alone"], capture_output=True, text=True)
+    assert "still here" in done.stdout and done.returncode == -signal.SIGABRT

@@ -71,5 +71,4 @@ if __name__ == "__main__":
             training.main(run[2:], trainer_class=partial(failing, int(run[1])))
         else:
             training.main(run)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    training.leave_ranks()

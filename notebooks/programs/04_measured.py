@@ -74,5 +74,4 @@ trainer = training.build_trainer(
     script_args, training_args, model_args, callbacks=[Measure()]
 )
 training.train_model(trainer, script_args, model_args)
-if torch.distributed.is_initialized():
-    torch.distributed.destroy_process_group()
+training.leave_ranks()

@@ -11,8 +11,6 @@ import json
 import sys
 from pathlib import Path
 
-from torch import distributed
-
 from medtune import training
 from medtune.multitask import MultiTaskCollator, MultiTaskModel, MultiTaskTrainer
 
@@ -36,5 +34,4 @@ def make_trainer(*, model, args, train_dataset, processing_class, **options):
 
 
 training.main(sys.argv[2:], trainer_class=make_trainer)
-if distributed.is_initialized():
-    distributed.destroy_process_group()
+training.leave_ranks()

@@ -312,7 +312,7 @@ def execute_in_kernel(step: Step, label: str, notebooks: Path, out: Path) -> Non
         # a notebook that wrote no results has not finished, even if no cell failed
         json.loads((out / step.notebook / "summary.json").read_text("utf-8"))
     except PapermillExecutionError as error:
-        reason = one_line(f"{error.ename}: {error.evalue}", limit=500)
+        reason = _both_ends(one_line(f"{error.ename}: {error.evalue}", limit=10_000))
         problem = f"failed in cell [{error.exec_count}]: {reason}"
     except RuntimeError:
         # the kernel died
@@ -327,6 +327,13 @@ def execute_in_kernel(step: Step, label: str, notebooks: Path, out: Path) -> Non
         os.replace(part, failed)
     so_far = os.path.relpath(failed, notebooks.parent)
     raise ValueError(f"{step.notebook} {problem}; executed so far: {so_far}")
+
+
+def _both_ends(text: str, most: int = 250) -> str:
+    """Leave the middle out of a long error: what a launcher's ranks died of is said at its end."""
+    if len(text) <= 2 * most:
+        return text
+    return f"{text[:most]} […] {text[-most:]}"
 
 
 def _papermill(step: Step, label: str, notebooks: Path, part: Path) -> Any:

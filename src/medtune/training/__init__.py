@@ -21,7 +21,7 @@ from .checks import (
     check_labels,
 )
 from .features import cache_features
-from .launch import main, train_model
+from .launch import leave_ranks, main, train_model
 from .messages import bytes_sent
 from .reload import check_reload
 from .settings import ZERO, ScriptArguments, parse_arguments
@@ -43,6 +43,7 @@ __all__ = [
     "check_labels",
     "check_reload",
     "complete_checkpoints",
+    "leave_ranks",
     "main",
     "name_spans",
     "pad_lengths",

@@ -10,6 +10,7 @@ complete.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
+from torch import distributed
 from trl import ModelConfig, SFTConfig
 
 from medtune.models import model_card, save_model, write_no_stub_cards
@@ -200,6 +202,27 @@ def _is_finished(
     if finished and training_args.process_index == 0:
         print(f"medtune train: {finished}", flush=True)
     return bool(finished)
+
+
+def leave_ranks() -> None:
+    """End this process if it is a rank of several: the last line of a program that a launcher starts.
+
+    DeepSpeed keeps the groups of ranks after they are destroyed, and gloo's threads with them. One
+    that still holds a tensor when the interpreter ends aborts the process, and the launcher calls a
+    finished training failed (pytorch/pytorch, pull request 179291). So what was registered to run at
+    the end is run, and the interpreter's own end is left out. Alone, a process goes on as usual.
+
+    Examples
+    --------
+    >>> leave_ranks()
+    """
+    if not distributed.is_initialized():
+        return
+    distributed.destroy_process_group()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def main(argv: list[str] | None = None, trainer_class: Callable[..., Any] | None = None) -> None:

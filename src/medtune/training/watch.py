@@ -34,7 +34,8 @@ def run_watched(
 
     Raises
     ------
-    RuntimeError : the command failed or was stopped; ends with the last it printed.
+    RuntimeError : the command failed or was stopped; ends with the last it printed, enough for a
+        launcher's own traceback and what its ranks said before.
 
     Examples
     --------
@@ -62,7 +63,10 @@ def run_watched(
             timer.cancel()
             # After Ctrl-C the ranks would go on without this.
             process.terminate()
+    seconds = time.perf_counter() - started
     if process.returncode != 0:
-        ending = "".join(printed)[-1500:]
-        raise RuntimeError(f"the command failed or took over {minutes_at_most} minutes: {ending}")
-    return time.perf_counter() - started
+        problem = f"the command ended with exit code {process.returncode}"
+        if seconds >= 60 * minutes_at_most:
+            problem = f"the command took over {minutes_at_most} minutes and was stopped"
+        raise RuntimeError(f"{problem}; the last it printed: {''.join(printed)[-4000:]}")
+    return seconds
