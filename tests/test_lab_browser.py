@@ -21,6 +21,9 @@ from medtune.pairs import load_pairs
 from medtune.records import convert_pairs
 
 REPO = Path(__file__).parents[1]
+sys.path.insert(0, str(REPO / "docs"))
+import catalogues  # noqa: E402
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 # Read from JupyterLab itself: cells out of sight are not in the page.
 CELLS = "jupyterapp.shell.currentWidget.content.widgets.filter(cell => cell.model.type === 'code')"
@@ -35,7 +38,11 @@ DONE = f"""() => {{
 def clone(tmp_path_factory, sample_path) -> Path:
     """A clone in which notebook 02 has run on a tenth of the pairs."""
     root = tmp_path_factory.mktemp("clone")
-    shutil.copytree(REPO / "notebooks", root / "notebooks", ignore=shutil.ignore_patterns(".*"))
+    left_out = shutil.ignore_patterns(".*", "zh")
+    shutil.copytree(REPO / "notebooks", root / "notebooks", ignore=left_out)
+    # the Chinese notebooks, as `make lab LANGUAGE=zh` writes them
+    shutil.copytree(REPO / "docs" / "locale", root / "docs" / "locale")
+    catalogues.write_notebooks(root)
     (root / "papermill_runs" / "tiny-cpu").mkdir(parents=True)
     (root / "data").symlink_to(REPO / "data")
     pairs = load_pairs(sample_path)
@@ -132,9 +139,11 @@ def failures(cells: list) -> list[str]:
     ]
 
 
-def test_run_all_of_01_shows_the_data(chromium, lab, clone):
-    page = open_notebook(chromium, lab, "01_explore_data")
-    cells = run_all(page, clone / "notebooks" / "01_explore_data.ipynb")
+def test_run_all_of_01_in_chinese_shows_the_data(chromium, lab, clone):
+    page = open_notebook(chromium, lab, "zh/01_explore_data")
+    chinese = re.compile("[\u4e00-\u9fff]{6,}")
+    page.locator(".jp-RenderedMarkdown", has_text=chinese).first.wait_for(timeout=20_000)
+    cells = run_all(page, clone / "notebooks" / "zh" / "01_explore_data.ipynb")
     assert not failures(cells) and all(cell.execution_count for cell in cells)
     widths = pictures_seen(page)
     assert len(widths) >= 8 and min(widths) > 200
@@ -144,17 +153,19 @@ def test_run_all_of_01_shows_the_data(chromium, lab, clone):
     page.close()
 
 
-def test_run_all_of_03_trains_with_a_changed_parameter(chromium, lab, clone):
-    page = open_notebook(chromium, lab, "03_finetune_lora")
+@pytest.mark.parametrize("folder", ["", "zh/"], ids=["in English", "in Chinese"])
+def test_run_all_of_03_trains_with_a_changed_parameter(chromium, lab, clone, folder):
+    out = clone / "papermill_runs" / "tiny-cpu" / "out" / "03_finetune_lora"
+    shutil.rmtree(out, ignore_errors=True)
+    page = open_notebook(chromium, lab, f"{folder}03_finetune_lora")
     line = page.locator(".cm-line", has_text=re.compile(r"^max_steps: int = 500"))
     line.get_by_text("500", exact=True).dblclick()
     page.keyboard.type("4")
-    cells = run_all(page, clone / "notebooks" / "03_finetune_lora.ipynb")
+    cells = run_all(page, clone / "notebooks" / f"{folder}03_finetune_lora.ipynb")
     assert not failures(cells) and all(cell.execution_count for cell in cells)
     (parameters,) = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     assert re.search(r"^max_steps: int = 4  #", parameters.source, re.M)
     widths = pictures_seen(page)
     assert len(widths) >= 3 and min(widths) > 200
-    summary = clone / "papermill_runs" / "tiny-cpu" / "out" / "03_finetune_lora" / "summary.json"
-    assert json.loads(summary.read_text("utf-8"))["results"]["steps"] == 4
+    assert json.loads((out / "summary.json").read_text("utf-8"))["results"]["steps"] == 4
     page.close()
