@@ -429,7 +429,8 @@ def make_natural(body: Body, seed: int = 0) -> None:
     """Bend everything a little, mottle the organs, and add the noise of a scanner."""
     rng = np.random.default_rng(seed)
     shape = (SLICES, SIDE, SIDE)
-    bends = [smooth_noise(rng, (7, 8, 8), shape) * 5 for _ in range(2)]
+    # over some slices the body has moved so far that they are no twins, as in a real one
+    bends = [smooth_noise(rng, (SLICES // 7, 8, 8), shape) * 6 for _ in range(2)]
     mottle = smooth_noise(rng, (45, 60, 60), shape) * 7
     columns, rows = np.meshgrid(
         np.arange(SIDE, dtype=np.float32), np.arange(SIDE, dtype=np.float32)

@@ -242,11 +242,12 @@ def note_on_top(name: str, page: str, language: str = "en") -> dict:
     run = page.split("/")[1] if page.startswith("runs/") else RUN
     text = (
         f"This is the notebook as the reference run `{run}` executed it, without progress bars and pictures of "
-        f"the patient. To run it yourself: `make lab`, then open `notebooks/{name}`."
+        "the patient; in some figures a drawn body stands for them, and a line above says so. "
+        f"To run it yourself: `make lab`, then open `notebooks/{name}`."
     )
     if language == catalogues.LANGUAGE:
         text = (
-            f"这是参考运行 `{run}` 执行过的笔记本，不含进度条和患者的图片。"
+            f"这是参考运行 `{run}` 执行过的笔记本，不含进度条和患者的图片；有些图用画出来的人体代替，图上方有一行说明。"
             f"想自己运行：`make lab LANGUAGE=zh`，然后打开 `notebooks/zh/{name}`。"
         )
     text = f":::{{note}}\n{text}\n:::"

@@ -112,7 +112,9 @@ def test_of_a_long_failure_both_ends_are_told(root):
     """A launcher says at the end what its ranks died of."""
     bad = "raise RuntimeError('the command failed: ' + 'traceback ' * 300 + 'rank 1: SIGABRT')"
     write_notebook(root, "02_train", body=bad)
-    with pytest.raises(ValueError, match=r"the command failed: trace.* \[…\] .*rank 1: SIGABRT; exec"):
+    with pytest.raises(
+        ValueError, match=r"the command failed: trace.* \[…\] .*rank 1: SIGABRT; exec"
+    ):
         runs.run("small", root=root)
 
 

@@ -2,11 +2,14 @@
 
 # ruff: noqa: F811 (the fixture root comes from small_runs)
 
+import base64
+import io
 import os
 import sys
 
 import nbformat
 import pytest
+from PIL import Image
 from small_runs import root, write_notebook  # noqa: F401
 
 from medtune import runs
@@ -76,3 +79,70 @@ list(bar(range(2)))"""
     said = [output.get("text", "") for output in cell.outputs]
     assert "[2026-11-30] a line of our own\n" in said
     assert not any("real_accelerator" in text or "2/2" in text or "warns" in text for text in said)
+
+
+DRAW = """import base64, io
+from IPython.display import display
+from PIL import Image
+file = io.BytesIO()
+Image.new("RGB", (1600, 400), color).save(file, "PNG")
+print("drawn in", color)
+display({"image/" + "png": base64.b64encode(file.getvalue()).decode(), "text/plain": "f"}, raw=True)"""
+
+
+def draw_in_first(root, color: str) -> None:
+    """Let notebook 01 draw a figure of a patient in the colour that the run's data are called."""
+    path = write_notebook(root, "01_look", body=f"color = {color}\n" + DRAW)
+    notebook = nbformat.read(path, 4)
+    cell = next(cell for cell in notebook.cells if cell.source.endswith(DRAW))
+    cell.metadata["tags"] = ["shows-pictures"]
+    nbformat.write(notebook, path)
+
+
+def figures_of(notebook) -> list[tuple]:
+    """The types, sizes and colours of the figures of an executed notebook."""
+    found = []
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            for kind, content in output.get("data", {}).items():
+                if kind.startswith("image/"):
+                    picture = Image.open(io.BytesIO(base64.b64decode(content)))
+                    found.append((kind, picture.size, picture.convert("RGB").getpixel((0, 0))))
+    return found
+
+
+def test_figures_of_a_run_that_may_be_shown_take_the_place_of_a_patients(root):
+    draw_in_first(root, '"red" if data == "sample" else "blue"')
+    runs.run("small", root=root)
+    runs.write_reference("small", root=root)
+    drawn = {"data": str(root / "drawn.csv")}
+    (root / "drawn.csv").write_text("image,caption")
+    runs.run("small", overrides=drawn, new_name="drawn", root=root)
+
+    for _ in range(2):  # a second time changes nothing
+        (lent,) = runs.lend_pictures("small", "drawn", root=root)
+        assert lent.startswith("01_look: ")
+        kept = nbformat.read(root / "papermill_runs" / "reference" / "small" / "01_look.ipynb", 4)
+        nbformat.validate(kept)
+        ((kind, size, (red, _, blue)),) = figures_of(kept)
+        assert (kind, size) == ("image/jpeg", (1000, 250)) and blue > 250 and red < 5
+        text = nbformat.writes(kept)
+        # what the reference's own run printed stays, and a line says whose the figure is
+        assert "drawn in red" in text and "drawn in blue" not in text
+        assert text.count("on a drawn body") == 1 and "run the notebook to see it)" not in text
+
+
+def test_a_figure_is_lent_by_the_same_code_and_by_no_patient(root):
+    draw_in_first(root, '"red"')
+    runs.run("small", root=root)
+    with pytest.raises(ValueError, match="there is no reference 'small'"):
+        runs.lend_pictures("small", "small", root=root)
+    runs.write_reference("small", root=root)
+    with pytest.raises(ValueError, match="is on the sample, whose pictures show a patient"):
+        runs.lend_pictures("small", "small", root=root)
+    (root / "drawn.csv").write_text("image,caption")
+    drawn = {"data": str(root / "drawn.csv")}
+    runs.run("small", overrides=drawn, new_name="drawn", root=root)
+    draw_in_first(root, '"green"')
+    runs.run("drawn", root=root)
+    assert runs.lend_pictures("small", "drawn", root=root) == []

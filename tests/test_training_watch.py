@@ -36,7 +36,9 @@ def test_a_command_that_fails_tells_the_end_of_what_it_said():
 
 def test_a_command_that_takes_too_long_is_stopped():
     started = time.monotonic()
-    with pytest.raises(RuntimeError, match="took over 0.01 minutes and was stopped; the last it printed: begun"):
+    with pytest.raises(
+        RuntimeError, match="took over 0.01 minutes and was stopped; the last it printed: begun"
+    ):
         run_watched(python("import time; print('begun'); time.sleep(60)"), minutes_at_most=0.01)
     assert time.monotonic() - started < 20
 

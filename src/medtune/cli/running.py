@@ -153,12 +153,24 @@ def reference(
             help="Also of a run on data of your own, whose captions and ids it then shows.",
         ),
     ] = False,
+    pictures: Annotated[
+        str,
+        typer.Option(
+            metavar="RUN",
+            help="Only put the figures of another run, on pictures that anybody may see, into the "
+            "copy that stands: 'phantom' is on a drawn body.",
+        ),
+    ] = "",
     root: Root = None,
 ) -> None:
     """Keep a small executed copy of a finished run in papermill_runs/reference/."""
     from medtune import runs
 
-    print(runs.write_reference(name, root=root, own_data=own_data))
+    if not pictures:
+        print(runs.write_reference(name, root=root, own_data=own_data))
+        return
+    lent = runs.lend_pictures(name, pictures, root=root)
+    print("\n".join(lent) or f"none of the figures that are missing in {name} are in {pictures}")
 
 
 @app.command()

@@ -14,7 +14,7 @@ from .clean import clean
 from .execute import list_runs, results_of, run
 from .logs import TrainingLog, read_log
 from .params import Parameter, declared_parameters, find_root, read_params
-from .reference import write_reference
+from .reference import lend_pictures, write_reference
 
 __all__ = [
     "Parameter",
@@ -22,6 +22,7 @@ __all__ = [
     "clean",
     "declared_parameters",
     "find_root",
+    "lend_pictures",
     "list_runs",
     "read_log",
     "read_params",

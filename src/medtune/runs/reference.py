@@ -1,5 +1,7 @@
 """Keep a small executed copy of a finished run, without machine paths and patients' pictures."""
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -13,6 +15,15 @@ from .execute import plan_steps
 from .params import find_root, has_tag
 
 INSTEAD = "(a figure with a patient's pictures: run the notebook to see it)"
+LENT = (
+    "(the figure as a run on a drawn body shows it, whose pictures may be handed on, with that run's "
+    "texts and numbers: run the notebook to see your own)\n"
+)
+# of one reference, 10^6 bytes
+MOST_MB = 5.0
+# lent figures are there to be looked at, and a page should stay light
+JPEG_QUALITY = 70
+MOST_PIXELS_ACROSS = 1000
 # Lines such as "[2026-11-30 07:31:20,066] [WARNING] [real_accelerator.py:213:get_accelerator] ...".
 DEEPSPEED_LOG = re.compile(r"\[\d{4}-\d\d-\d\d [\d:,]+\] \[(INFO|WARNING)\] \[\w+\.py:")
 
@@ -21,7 +32,7 @@ def write_reference(
     name: str,
     *,
     root: str | Path | None = None,
-    max_mb: float = 4.0,
+    max_mb: float = MOST_MB,
     own_data: bool = False,
 ) -> Path:
     """Copy a finished run's notebooks and summary to `papermill_runs/reference/<name>/`.
@@ -65,16 +76,117 @@ def write_reference(
         file = f"{step.notebook}.ipynb"
         texts[file] = _without_pictures(_without_places(out / file, root))
     texts["summary.json"] = _without_places(out / "summary.json", root)
-    size = sum(len(text.encode()) for text in texts.values()) / 1e6
-    if size > max_mb:
-        allowed = f"a reference may have {max_mb:g}: use smaller figures"
-        raise ValueError(f"run {name!r} has {size:.1f} MB, {allowed}")
+    _check_size(name, texts, max_mb)
     target = root / "papermill_runs" / "reference" / name
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     for file, text in texts.items():
         write_whole(target / file, text)
     return target
+
+
+def lend_pictures(name: str, run: str, *, root: str | Path | None = None) -> list[str]:
+    """Put the figures of a run on pictures that may be shown into a reference that has none there.
+
+    A cell of the reference gets the figures of the same cell of the run: the same notebook, the same
+    id, the same code. They become JPEGs, and a line above says whose they are. `write_reference`
+    writes the reference anew, without them.
+
+    Parameters
+    ----------
+    name : folder in `papermill_runs/reference/`.
+    run : a run of the same notebooks on pictures that anybody may see, such as `phantom`, which is
+        on a drawn body. Nothing tells them from patients' pictures: look at what was lent.
+    root : the repository; see `find_root`.
+
+    Returns
+    -------
+    list of str : the cells that now have figures, as `notebook: cell id`.
+
+    Raises
+    ------
+    ValueError : there is no such reference, the run is on the sample (a patient's pictures), it has
+        executed none of the notebooks, or the reference would grow beyond 5 MB.
+    """
+    root = find_root(root)
+    folder = root / "papermill_runs" / "reference" / name
+    texts = {file.name: file.read_text("utf-8") for file in sorted(folder.glob("*.ipynb"))}
+    if not texts:
+        raise ValueError(f"there is no reference {name!r} in papermill_runs/reference")
+    filled = _with_lent(texts, run, root)
+    _check_size(name, texts | filled, MOST_MB)
+    lent = []
+    for file, text in filled.items():
+        write_whole(folder / file, text)
+        cells = [cell for cell in json.loads(text)["cells"] if _has_lent(cell)]
+        lent += [f"{Path(file).stem}: {cell['id']}" for cell in cells]
+    return lent
+
+
+def _check_size(name: str, texts: dict[str, str], max_mb: float) -> None:
+    size = sum(len(text.encode()) for text in texts.values()) / 1e6
+    if size > max_mb:
+        allowed = f"a reference may have {max_mb:g}: use smaller figures"
+        raise ValueError(f"run {name!r} has {size:.1f} MB, {allowed}")
+
+
+def _with_lent(texts: dict[str, str], run: str, root: Path) -> dict[str, str]:
+    """Give the notebooks among some references that a run has figures for, with these in them."""
+    steps = [step for step in plan_steps(run, root) if step.finished]
+    if any(step.values.get("data", "") == "sample" for step in steps):
+        raise ValueError(f"run {run!r} is on the sample, whose pictures show a patient")
+    filled = {}
+    for step in steps:
+        file = f"{step.notebook}.ipynb"
+        if file not in texts:
+            continue
+        executed = json.loads((root / "papermill_runs" / run / "out" / file).read_text("utf-8"))
+        own = {cell["id"]: cell for cell in executed["cells"]}
+        notebook = json.loads(texts[file])
+        for cell in notebook["cells"]:
+            other = own.get(cell["id"], {})
+            if has_tag(cell, "shows-pictures") and other.get("source") == cell["source"]:
+                _lend(cell, other)
+        filled[file] = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+    if not filled:
+        raise ValueError(f"run {run!r} has executed none of these notebooks: 'medtune run {run}'")
+    return filled
+
+
+def _lend(cell: dict[str, Any], other: dict[str, Any]) -> None:
+    """Give a cell the figures of another in place of its own; what it printed stays."""
+    figures = [output for output in other["outputs"] if "image/png" in output.get("data", {})]
+    if not figures:
+        return
+    printed = [
+        output for output in cell["outputs"] if "data" not in output and not _is_lent(output)
+    ]
+    note = {"output_type": "stream", "name": "stdout", "text": LENT}
+    shown = []
+    for figure in figures:
+        data = {"image/jpeg": _jpeg(figure["data"]["image/png"]), "text/plain": "a figure"}
+        shown.append({"output_type": "display_data", "data": data, "metadata": {}})
+    cell["outputs"] = [*printed, note, *shown]
+
+
+def _jpeg(png: str) -> str:
+    """Make a light JPEG of a PNG; both as base64."""
+    # imported here: listing runs needs none of it
+    from PIL import Image
+
+    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    picture.thumbnail((MOST_PIXELS_ACROSS, 10 * MOST_PIXELS_ACROSS))
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=JPEG_QUALITY, optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _is_lent(output: dict[str, Any]) -> bool:
+    return "".join(output.get("text", "")) == LENT
+
+
+def _has_lent(cell: dict[str, Any]) -> bool:
+    return any(_is_lent(output) for output in cell.get("outputs", []))
 
 
 def _without_places(file: Path, root: Path) -> str:
