@@ -481,6 +481,13 @@ def finish(target: Path) -> None:
     # A copy of each notebook, which myst-nb would offer for download where a page asks for it. It
     # stands beside the site, so that of the Chinese one is in the English one.
     shutil.rmtree(target.parent / "jupyter_execute", ignore_errors=True)
+    # who downloads a notebook wants to run it, and the page has its figures
+    for notebook in (target / "_sources").rglob("*.ipynb"):
+        content = json.loads(notebook.read_text("utf-8"))
+        for cell in content["cells"]:
+            if "outputs" in cell:
+                cell |= {"outputs": [], "execution_count": None}
+        notebook.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", "utf-8")
     # the theme's own words; Sphinx has put them into the pages
     shutil.rmtree(target / "_static" / "locales", ignore_errors=True)
     for page in target.rglob("*.html"):

@@ -90,12 +90,12 @@ print("drawn in", color)
 display({"image/" + "png": base64.b64encode(file.getvalue()).decode(), "text/plain": "f"}, raw=True)"""
 
 
-def draw_in_first(root, color: str) -> None:
+def draw_in_first(root, color: str, tags: tuple = ("shows-pictures",)) -> None:
     """Let notebook 01 draw a figure of a patient in the colour that the run's data are called."""
     path = write_notebook(root, "01_look", body=f"color = {color}\n" + DRAW)
     notebook = nbformat.read(path, 4)
     cell = next(cell for cell in notebook.cells if cell.source.endswith(DRAW))
-    cell.metadata["tags"] = ["shows-pictures"]
+    cell.metadata["tags"] = list(tags)
     nbformat.write(notebook, path)
 
 
@@ -114,7 +114,9 @@ def figures_of(notebook) -> list[tuple]:
 def test_figures_of_a_run_that_may_be_shown_take_the_place_of_a_patients(root):
     draw_in_first(root, '"red" if data == "sample" else "blue"')
     runs.run("small", root=root)
-    runs.write_reference("small", root=root)
+    kept = runs.write_reference("small", root=root) / "01_look.ipynb"
+    # as other programs save it, in lines
+    nbformat.write(nbformat.read(kept, 4), kept)
     drawn = {"data": str(root / "drawn.csv")}
     (root / "drawn.csv").write_text("image,caption")
     runs.run("small", overrides=drawn, new_name="drawn", root=root)
@@ -145,4 +147,13 @@ def test_a_figure_is_lent_by_the_same_code_and_by_no_patient(root):
     runs.run("small", overrides=drawn, new_name="drawn", root=root)
     draw_in_first(root, '"green"')
     runs.run("drawn", root=root)
+    assert runs.lend_pictures("small", "drawn", root=root) == []
+
+
+def test_pictures_of_a_file_of_its_own_are_not_lent(root):
+    draw_in_first(root, '"red"', tags=("shows-pictures", "own-pictures"))
+    runs.run("small", root=root)
+    runs.write_reference("small", root=root)
+    (root / "drawn.csv").write_text("image,caption")
+    runs.run("small", overrides={"data": str(root / "drawn.csv")}, new_name="drawn", root=root)
     assert runs.lend_pictures("small", "drawn", root=root) == []

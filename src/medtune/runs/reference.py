@@ -89,7 +89,8 @@ def lend_pictures(name: str, run: str, *, root: str | Path | None = None) -> lis
     """Put the figures of a run on pictures that may be shown into a reference that has none there.
 
     A cell of the reference gets the figures of the same cell of the run: the same notebook, the same
-    id, the same code. They become JPEGs, and a line above says whose they are. `write_reference`
+    id, the same code. Cells tagged `own-pictures` show other pictures than the run's data and get
+    none. They become JPEGs, and a line above says whose they are. `write_reference`
     writes the reference anew, without them.
 
     Parameters
@@ -132,25 +133,36 @@ def _check_size(name: str, texts: dict[str, str], max_mb: float) -> None:
 
 def _with_lent(texts: dict[str, str], run: str, root: Path) -> dict[str, str]:
     """Give the notebooks among some references that a run has figures for, with these in them."""
-    steps = [step for step in plan_steps(run, root) if step.finished]
+    steps = plan_steps(run, root)
     if any(step.values.get("data", "") == "sample" for step in steps):
         raise ValueError(f"run {run!r} is on the sample, whose pictures show a patient")
     filled = {}
     for step in steps:
         file = f"{step.notebook}.ipynb"
-        if file not in texts:
+        # only a notebook that has finished is called so; the code of its cells is compared below
+        executed = root / "papermill_runs" / run / "out" / file
+        if file not in texts or not executed.exists():
             continue
-        executed = json.loads((root / "papermill_runs" / run / "out" / file).read_text("utf-8"))
-        own = {cell["id"]: cell for cell in executed["cells"]}
+        own = {cell["id"]: cell for cell in json.loads(executed.read_text("utf-8"))["cells"]}
         notebook = json.loads(texts[file])
         for cell in notebook["cells"]:
-            other = own.get(cell["id"], {})
-            if has_tag(cell, "shows-pictures") and other.get("source") == cell["source"]:
+            other = own.get(cell["id"])
+            if other and _takes_figures(cell) and _code(other) == _code(cell):
                 _lend(cell, other)
         filled[file] = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
     if not filled:
         raise ValueError(f"run {run!r} has executed none of these notebooks: 'medtune run {run}'")
     return filled
+
+
+def _takes_figures(cell: dict[str, Any]) -> bool:
+    """Say whether a cell shows pictures of the run's data, and not of a file of its own."""
+    return has_tag(cell, "shows-pictures") and not has_tag(cell, "own-pictures")
+
+
+def _code(cell: dict[str, Any]) -> str:
+    """Join the code of a cell: some programs write it as one text, others as lines."""
+    return "".join(cell["source"])
 
 
 def _lend(cell: dict[str, Any], other: dict[str, Any]) -> None:
