@@ -210,6 +210,7 @@ def test_params_shows_values_types_and_meaning(medtune, root):
     ("arguments", "message"),
     [
         (["run", "large"], "there is no papermill_runs/large/params.yaml; the runs here: small"),
+        (["run", "smal"], "smal/params.yaml; did you mean small? the runs here: small"),
         (["run", "small", "--set", "steps=7"], "--name"),
         (["run", "small", "--set", "steps", "--name", "x"], "KEY=VALUE"),
         (["run", "small", "--set", "rank=7", "--name", "x"], "no parameter 'rank'"),
@@ -221,6 +222,15 @@ def test_a_mistake_is_one_line(medtune, root, arguments, message):
     code, out, err = medtune(*arguments, "--root", root)
     assert (code, out) == (1, "") and message in err and err.count("\n") == 1
     assert [path.name for path in (root / "papermill_runs").iterdir()] == ["small"]
+
+
+def test_a_run_says_which_clone_it_is_in(medtune, root, tmp_path_factory, monkeypatch):
+    """Outside of a clone it is the one that medtune was installed from; inside nobody need be told."""
+    for folder, told in ((tmp_path_factory.mktemp("elsewhere"), True), (root / "notebooks", False)):
+        monkeypatch.chdir(folder)
+        # a mistake, so that nothing is run
+        code, _, err = medtune("run", "no-such-run")
+        assert code == 1 and ("the clone that medtune was installed from" in err) == told
 
 
 def test_a_failing_notebook_is_one_line_and_debug_shows_more(medtune, root):

@@ -231,6 +231,15 @@ def test_the_command_plans(capsys):
     assert rows["fits"].strip() == str(found["fits"])
 
 
+@pytest.mark.parametrize(
+    "option", [("--gpus", "0"), ("--gpu-gb", "-5"), ("--zero-stage", "7"), ("--batch-size", "0")]
+)
+def test_the_command_refuses_what_cannot_be(capsys, option):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["plan", "Qwen/Qwen3-VL-2B-Instruct", *option])
+    assert end.value.code == 2 and option[0] in capsys.readouterr().err
+
+
 def test_the_command_without_a_model_lists_all_with_the_smallest_card(capsys):
     with pytest.raises(SystemExit) as end:
         cli.main(["plan"])

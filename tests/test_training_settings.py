@@ -91,3 +91,14 @@ def test_the_decision_on_adapters_rests_on_its_runs():
         least.append(min(row["relative_difference"]))
     assert max(least) > 0.02
     assert training.ScriptArguments(data="x").autocast_adapter_dtype
+
+
+def test_a_file_of_settings_that_is_missing_or_no_yaml_is_told_in_one_line(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"there is no file of settings .*none.yaml: docs/your-data"
+    ):
+        training.parse_arguments(["--config", str(tmp_path / "none.yaml")])
+    (tmp_path / "broken.yaml").write_text("data: [records")
+    with pytest.raises(ValueError, match=r"is no YAML: .* line 1, column 7") as error:
+        training.parse_arguments(["--config", str(tmp_path / "broken.yaml")])
+    assert "\n" not in str(error.value)

@@ -11,7 +11,7 @@ Root = Annotated[
     Path | None,
     typer.Option(
         help="The clone with notebooks/ and papermill_runs/; by default the current folder or "
-        "one above it."
+        "one above it, else the clone that medtune was installed from."
     ),
 ]
 TlsCert = Annotated[Path | None, typer.Option(help="PEM file of the certificate, with its chain.")]

@@ -86,6 +86,9 @@ def run(
         if not equals:
             raise ValueError(f"--set takes KEY=VALUE, not {change!r}")
         overrides[key] = value
+    clone = runs.find_root(root)
+    if root is None and clone not in (Path.cwd(), *Path.cwd().parents):
+        print(f"the run is in {clone}, the clone that medtune was installed from", file=sys.stderr)
     try:
         summary = runs.run(name, overrides=overrides, new_name=new_name, until=until, root=root)
     except KeyboardInterrupt:
@@ -248,8 +251,9 @@ def plan(
     batch_size: Annotated[
         int | None,
         typer.Option(
+            min=1,
             help="Samples of each GPU in one forward pass; left out, the largest that fits is "
-            "recommended, with checkpointing and the ZeRO stage to go with it."
+            "recommended, with checkpointing and the ZeRO stage to go with it.",
         ),
     ] = None,
     checkpointing: Annotated[
@@ -262,20 +266,24 @@ def plan(
     zero_stage: Annotated[
         int,
         typer.Option(
+            min=0,
+            max=3,
             help="What DeepSpeed splits over the GPUs: 0 nothing, 1 optimizer states, 2 "
-            "gradients too, 3 weights too; counts with --batch-size only."
+            "gradients too, 3 weights too; counts with --batch-size only.",
         ),
     ] = 0,
-    gpus: Annotated[int, typer.Option(help="Number of GPUs.")] = 1,
-    gpu_gb: Annotated[float, typer.Option(help="Memory of each GPU in GB (10^9 bytes).")] = 80.0,
+    gpus: Annotated[int, typer.Option(min=1, help="Number of GPUs.")] = 1,
+    gpu_gb: Annotated[
+        float, typer.Option(min=1, help="Memory of each GPU in GB (10^9 bytes).")
+    ] = 80.0,
     image_size: Annotated[
-        int, typer.Option(help="Side of the square picture in a sample, in pixels.")
+        int, typer.Option(min=1, help="Side of the square picture in a sample, in pixels.")
     ] = 512,
     pictures_per_sample: Annotated[
-        int, typer.Option(help="Pictures in a sample, such as the slices of a slab.")
+        int, typer.Option(min=1, help="Pictures in a sample, such as the slices of a slab.")
     ] = 1,
     text_tokens: Annotated[
-        int, typer.Option(help="Tokens of a sample besides those of the pictures.")
+        int, typer.Option(min=0, help="Tokens of a sample besides those of the pictures.")
     ] = 150,
     accumulation: Annotated[
         bool,

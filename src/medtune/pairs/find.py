@@ -268,7 +268,8 @@ def _columns_of(entry: dict[str, Any]) -> dict[str, str]:
 def _without_captions(name: str, what: str) -> ValueError:
     return ValueError(
         f"{name} holds {what} and no table of captions: give captions=FILE.csv "
-        "(columns image, caption) or allow_empty_captions=True"
+        "(columns image, caption) or, only to look at pictures, "
+        "allow_empty_captions=True"
     )
 
 

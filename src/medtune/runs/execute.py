@@ -141,8 +141,9 @@ def _last_notebook(until: str | None, notebooks: list[str]) -> str | None:
     if until in found:
         return until
     if len(found) != 1:
-        names = ", ".join(notebooks)
-        raise ValueError(f"until={until!r} begins {len(found)} of the notebooks {names}")
+        names = ", ".join(found or notebooks)
+        many = "several notebooks begin" if found else "no notebook of the run begins"
+        raise ValueError(f"until={until!r}: {many} with it; take one of {names}")
     return found[0]
 
 

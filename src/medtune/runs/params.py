@@ -210,8 +210,11 @@ def load_run(name: str, root: Path) -> RunFile:
     where = f"papermill_runs/{name}/params.yaml"
     if not (root / where).is_file():
         others = (root / "papermill_runs").glob("*/params.yaml")
-        known = ", ".join(sorted(path.parent.name for path in others))
-        raise FileNotFoundError(f"there is no {where}; the runs here: {known or 'none'}")
+        known = sorted(path.parent.name for path in others)
+        near = difflib.get_close_matches(str(name), known, n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        here = f"{meant}the runs here: {', '.join(known) or 'none'}"
+        raise FileNotFoundError(f"there is no {where}; {here}")
     sections = read_yaml(root / where, where)
     _check_sections(sections, where)
     declared = {}

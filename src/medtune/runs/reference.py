@@ -22,7 +22,7 @@ LENT = (
 # of one reference, 10^6 bytes
 MOST_MB = 5.0
 # lent figures are there to be looked at, and a page should stay light
-JPEG_QUALITY = 70
+JPEG_QUALITY = 60
 MOST_PIXELS_ACROSS = 1000
 # Lines such as "[2026-11-30 07:31:20,066] [WARNING] [real_accelerator.py:213:get_accelerator] ...".
 DEEPSPEED_LOG = re.compile(r"\[\d{4}-\d\d-\d\d [\d:,]+\] \[(INFO|WARNING)\] \[\w+\.py:")

@@ -20,6 +20,7 @@ import torch
 import yaml
 from trl import DPOConfig, GRPOConfig, ModelConfig, SFTConfig, TrlParser
 
+from medtune.files import one_line
 from medtune.records import names_shards
 
 # Files of settings for DeepSpeed by their short name: zero1, zero2 and zero3, and each with
@@ -262,10 +263,7 @@ def parse_arguments(
         # DeepSpeed's launcher adds a local rank, which is in the environment, too
         if not word.startswith("--local_rank="):
             words.append(ZERO.get(word, word))
-    try:
-        script_args, training_args, model_args = parser.parse_args_and_config(words)
-    except ValueError as error:
-        raise ValueError(f"{error}{_did_you_mean(str(error), known)}") from None
+    script_args, training_args, model_args = _parse(parser, words, known)
     _refuse_what_cannot_train(training_args, model_args)
     if not script_args.name_weight > 0:
         raise ValueError(f"name_weight={script_args.name_weight}: must be above 0")
@@ -280,6 +278,19 @@ def parse_arguments(
         if not training_args.dataloader_num_workers:
             training_args.dataloader_num_workers = min(8, os.cpu_count() or 1)
     return script_args, training_args, model_args
+
+
+def _parse(parser: TrlParser, words: list[str], known: tuple[type, ...]) -> tuple:
+    """Read the words and the file of settings; what is wrong with them is a `ValueError`."""
+    try:
+        return parser.parse_args_and_config(words)
+    except ValueError as error:
+        raise ValueError(f"{error}{_did_you_mean(str(error), known)}") from None
+    except FileNotFoundError as error:
+        advice = "docs/your-data.md has one to begin with"
+        raise ValueError(f"there is no file of settings {error.filename}: {advice}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"the file of settings is no YAML: {one_line(error)}") from None
 
 
 def _stage_of(argv: list[str]) -> str:
