@@ -311,6 +311,8 @@ def _answer(
     from medtune.answers import Tuned, answer_on_cluster, generate_answers
 
     base = model or _base_of(adapter)
+    if model is None:
+        print(f"answered by {base}, as no --model is given", file=sys.stderr)
     if ray:
         return answer_on_cluster(Tuned(base, adapter), pairs, ray=ray, **options)
     loaded = models.load_base(base, **_where_to_load())

@@ -242,7 +242,7 @@ def _complain_of_rejected(
 ) -> None:
     """Raise ValueError if too few rows became records."""
     reasons = ", ".join(f"{count} {kind}" for kind, count in report["reasons"].items())
-    where = out / "rejected.jsonl"
+    where = f"{out / 'rejected.jsonl'} ('medtune ids' with the same source: which file an id is)"
     if not sum(report["records"].values()):
         raise ValueError(
             f"nothing of {source} became a record ({reasons or 'it has no rows'}): read the "
@@ -447,8 +447,8 @@ def _complain_of_unreadable(pairs: Any, unreadable: list[int], source: str) -> N
     first = pairs["id"][unreadable[0]]  # the row itself would be decoded
     raise ValueError(
         f"{len(unreadable)} pictures of {source} cannot be read, so nothing can be said "
-        f"of them (first: id {first}); 'medtune convert {source} OUT' lists them with the "
-        "reasons in OUT/rejected.jsonl"
+        f"of them (first: id {first}; 'medtune ids' with the same source and options says which "
+        "file that is); 'medtune convert' with these options lists them all, with the reasons"
     )
 
 
