@@ -88,7 +88,12 @@ def lab(clone, tmp_path_factory) -> Iterator[str]:
             time.sleep(1)
     yield address
     server.terminate()
-    server.wait(30)
+    try:
+        server.wait(60)
+    except subprocess.TimeoutExpired:
+        # a kernel that still computes keeps it waiting
+        server.kill()
+        server.wait(30)
 
 
 def open_notebook(chromium, lab: str, name: str):
@@ -125,7 +130,9 @@ def pictures_seen(page) -> list[int]:
         page.evaluate(
             f"() => jupyterapp.shell.currentWidget.content.scrollToItem({index}, 'start')"
         )
+        # Lab opens again, in a hidden tab, the notebook that was open before
         picture = page.locator(
+            ".jp-NotebookPanel:not(.lm-mod-hidden) "
             f".jp-Cell[data-windowed-list-index='{index}'] .jp-RenderedImage img"
         ).first
         picture.wait_for(timeout=20_000)
