@@ -1,9 +1,10 @@
 """Cut what a JPEG or PNG file tells besides its pixels: names, dates, places, comments.
 
+Needs the standard library only. This file stands alone and can be copied into another project.
+
 Cameras, scanners and archives write EXIF, XMP, IPTC, comments and texts into picture files, and a
 patient's name may stand in any of them. They are cut out of the bytes; the pixels are not decoded
-and stay what they are. This file needs the standard library only, and can be copied into another
-project.
+and stay what they are.
 """
 
 import struct
