@@ -19,8 +19,8 @@ LENT = (
     "(the figure as a run on a drawn body shows it, whose pictures may be handed on, with that run's "
     "texts and numbers: run the notebook to see your own)\n"
 )
-# of one reference, 10^6 bytes
-MOST_MB = 5.0
+# 10^6 bytes of a reference with the figures that it was lent
+MOST_MB_LENT = 5.0
 # lent figures are there to be looked at, and a page should stay light
 JPEG_QUALITY = 60
 MOST_PIXELS_ACROSS = 1000
@@ -32,7 +32,7 @@ def write_reference(
     name: str,
     *,
     root: str | Path | None = None,
-    max_mb: float = MOST_MB,
+    max_mb: float = 4.0,
     own_data: bool = False,
 ) -> Path:
     """Copy a finished run's notebooks and summary to `papermill_runs/reference/<name>/`.
@@ -115,11 +115,12 @@ def lend_pictures(name: str, run: str, *, root: str | Path | None = None) -> lis
     if not texts:
         raise ValueError(f"there is no reference {name!r} in papermill_runs/reference")
     filled = _with_lent(texts, run, root)
-    _check_size(name, texts | filled, MOST_MB)
+    written = {file: _as_text(notebook) for file, notebook in filled.items()}
+    _check_size(name, texts | written, MOST_MB_LENT)
     lent = []
-    for file, text in filled.items():
-        write_whole(folder / file, text)
-        cells = [cell for cell in json.loads(text)["cells"] if _has_lent(cell)]
+    for file, notebook in filled.items():
+        write_whole(folder / file, written[file])
+        cells = [cell for cell in notebook["cells"] if _has_lent(cell)]
         lent += [f"{Path(file).stem}: {cell['id']}" for cell in cells]
     return lent
 
@@ -131,7 +132,7 @@ def _check_size(name: str, texts: dict[str, str], max_mb: float) -> None:
         raise ValueError(f"run {name!r} has {size:.1f} MB, {allowed}")
 
 
-def _with_lent(texts: dict[str, str], run: str, root: Path) -> dict[str, str]:
+def _with_lent(texts: dict[str, str], run: str, root: Path) -> dict[str, Any]:
     """Give the notebooks among some references that a run has figures for, with these in them."""
     steps = plan_steps(run, root)
     if any(step.values.get("data", "") == "sample" for step in steps):
@@ -149,7 +150,7 @@ def _with_lent(texts: dict[str, str], run: str, root: Path) -> dict[str, str]:
             other = own.get(cell["id"])
             if other and _takes_figures(cell) and _code(other) == _code(cell):
                 _lend(cell, other)
-        filled[file] = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+        filled[file] = notebook
     if not filled:
         raise ValueError(f"run {run!r} has executed none of these notebooks: 'medtune run {run}'")
     return filled
@@ -158,6 +159,10 @@ def _with_lent(texts: dict[str, str], run: str, root: Path) -> dict[str, str]:
 def _takes_figures(cell: dict[str, Any]) -> bool:
     """Say whether a cell shows pictures of the run's data, and not of a file of its own."""
     return has_tag(cell, "shows-pictures") and not has_tag(cell, "own-pictures")
+
+
+def _as_text(notebook: dict[str, Any]) -> str:
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
 
 
 def _code(cell: dict[str, Any]) -> str:
@@ -227,7 +232,7 @@ def _without_pictures(notebook: str) -> str:
             # printed text has no data
             if "data" in output:
                 output["data"] = {"text/plain": INSTEAD}
-    return json.dumps(executed, indent=1, ensure_ascii=False) + "\n"
+    return _as_text(executed)
 
 
 def _is_passing(output: dict[str, Any]) -> bool:
